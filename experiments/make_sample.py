@@ -1,0 +1,43 @@
+"""Make the bundled sample: 6,000 training and 2,000 test images of Fashion-MNIST, stratified.
+
+    python experiments/make_sample.py DATA_DIR [FILE]
+
+DATA_DIR holds Fashion-MNIST in torchvision's layout. The same input gives the same arrays.
+`train_index` and `t10k_index` say where in the published files each image comes from.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from vgg_search.data import SAMPLE, find_split, read_split, stratified_order
+
+SEED = 1708
+SIZES = {"train": 6_000, "t10k": 2_000}
+
+
+def make_sample(data_dir: Path) -> dict[str, np.ndarray]:
+    arrays = {}
+    for split, size in SIZES.items():
+        folder = find_split(data_dir, split)
+        if folder is None:
+            raise SystemExit(f"DATA_DIR must hold the {split} files of Fashion-MNIST: {data_dir}")
+        images, labels = read_split(folder, split)
+        index = np.sort(stratified_order(labels, SEED)[:size])
+        arrays[f"{split}_images"] = images[index]
+        arrays[f"{split}_labels"] = labels[index]
+        arrays[f"{split}_index"] = index.astype(np.uint16)
+    return arrays
+
+
+def main() -> None:
+    if len(sys.argv) not in (2, 3):
+        raise SystemExit("usage: python experiments/make_sample.py DATA_DIR [FILE]")
+    file = Path(sys.argv[2]) if len(sys.argv) == 3 else SAMPLE
+    np.savez_compressed(file, **make_sample(Path(sys.argv[1])))
+    print(f"{file}: {file.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

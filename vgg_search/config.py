@@ -1,0 +1,370 @@
+"""The experiment: one flat schema, read from flags, environment, file and defaults, in that order.
+
+Only `space` is nested. The defaults below are the default experiment; `experiments/quick.yaml`
+spells them out. Nothing heavy is imported here, so that `--help` and errors answer at once.
+"""
+
+import argparse
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    EnvSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from vgg_search.arch import Arch, check_arch
+from vgg_search.search_space import Space
+
+ENV_PREFIX = "VGG_SEARCH_"
+# What a resumed study may be given anew: budgets, cluster, tracking, and where the data lies.
+RESUMABLE = frozenset(
+    [
+        "num_trials",
+        "time_budget",
+        "gpu_hours",
+        "address",
+        "cpus_per_trial",
+        "gpus_per_trial",
+        "max_concurrent",
+        "storage_path",
+        "tracking_uri",
+        "experiment",
+        "data_dir",
+    ]
+)
+DEFAULT_SPACE: dict[str, Any] = {
+    "num_blocks": [1, 3],
+    "num_convs": [1, 2],
+    "out_channels": [16, 32, 64],
+    "hidden_features": {"choices": [64, 128, 256]},
+    "num_hidden": 1,
+    "batch_norm": [True, False],
+    "dropout": [0.0, 0.5],
+    "lr": [0.02, 0.5],
+    "weight_decay": [1e-5, 2e-3],
+    "max_flops": 25_000_000,
+}
+
+
+class ConfigError(ValueError):
+    """Bad input: one line, rule and received value."""
+
+
+def _duration(value: Any) -> Any:
+    """Seconds of "90s", "6m", "1h30m" or a number."""
+    if isinstance(value, str) and not re.fullmatch(r"[\d.]+", value):
+        parts = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", value.strip())
+        if not value.strip() or not parts:
+            raise ValueError("be a time such as 90s, 6m or 1h30m")
+        return sum(float(n or 0) * unit for n, unit in zip(parts.groups(), (3600, 60, 1)))
+    return value
+
+
+def _name(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+        raise ValueError("be letters, digits, '.', '_' or '-', at most 100")
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Baseline = Annotated[
+    Arch | None,
+    # A flag's null arrives as a list of one
+    BeforeValidator(lambda value: None if value in ("null", [None], ["null"]) else value),
+    PlainSerializer(lambda arch: arch and [list(block) for block in arch]),
+]
+
+
+class Config(BaseSettings):
+    """One experiment. Frozen; every field has its unit in its name or its text."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+    )
+
+    name: Annotated[str | None, AfterValidator(_name)] = None
+    """Name of the study and its run folder; without it, the file's stem and the time."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of proposals, initial weights, shuffling and augmentation."""
+
+    dataset: Literal["auto", "fashion-mnist", "sample"] = "auto"
+    """auto: the real set where it can be had, else the bundled sample, loudly."""
+    data_dir: Path | None = None
+    """Folder with Fashion-MNIST in torchvision's layout, packed or unpacked."""
+    resolution: Annotated[int, Field(ge=2, le=1024)] = 28
+    """Side of the images, px; other than 28 they are resized on the device."""
+    val_images: Positive = 10_000
+    """Images held out of the training split; what search and early stopping see."""
+    train_images: Positive | None = None
+    """Training images of a trial; without it, all that are not held out."""
+
+    num_trials: Positive = 24
+    """Trials to train; proposals that need no training are not counted."""
+    max_epochs: Positive = 6
+    """Epochs of a trial that is never stopped."""
+    grace_epochs: Positive = 1
+    """Epochs that each trial gets before it can be stopped (the first rung)."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """One in so many trials goes on from a rung to the next."""
+    scheduler: Literal["asha", "asha-promote", "none"] = "asha"
+    """asha: go on or end at a rung; asha-promote: wait there for promotion; none: no stopping."""
+    sampler: Literal["tpe", "random", "gp", "cmaes"] = "tpe"
+    """Who proposes: Optuna's TPE, random search, Gaussian process or CMA-ES."""
+    baseline: Baseline = ((1, 16), (1, 32), (2, 64))
+    """An arch trained as trial 0, beside which the best is shown; null: none."""
+    enqueue: list[dict[str, Any]] = []
+    """Trials to start with: each a map of an `arch` and of sampled dimensions."""
+    time_budget: Seconds | None = 360.0
+    """Time of the search (90s, 6m, 1h30m); then nothing new starts. The champion has half as much again."""
+    gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    """Device hours that trials may use together; then nothing new starts."""
+
+    batch_size: Positive = 128
+    """Images a step, where the space does not sample it."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Nesterov momentum of SGD; 0 is plain SGD."""
+    schedule: Literal["one-cycle", "constant"] = "one-cycle"
+    """Learning rate over a trial: up to `lr` and down to nothing, or `lr` throughout."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a label that is spread over all classes."""
+    flip: bool = True
+    """Flip half of the training images left to right."""
+    crop: Annotated[int, Field(ge=0, le=16)] = 0
+    """Shift training images by up to so many px (of 28) each way."""
+    erase: Annotated[int, Field(ge=0, le=27)] = 0
+    """Side of a random square blanked in training images, px (of 28)."""
+    ema: bool = True
+    """Validate on an exponential moving average of the weights."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the device has it natively."""
+    needs_gpu: bool = False
+    """Refuse to train without a GPU."""
+
+    address: str | None = None
+    """Ray cluster to join (auto, host:port); without it RAY_ADDRESS, else a local one."""
+    cpus_per_trial: Annotated[float, Field(gt=0)] = 1
+    """CPU cores of a trial."""
+    gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """GPUs of a trial, a fraction packs several on one; auto: one where there are any."""
+    max_concurrent: Positive | None = None
+    """Trials at a time; without it, as many as the cluster has room for."""
+
+    storage_path: str = "runs"
+    """Where run folders go."""
+    tracking_uri: str | None = None
+    """MLflow; without it MLFLOW_TRACKING_URI, else sqlite:///mlflow.db where the command runs."""
+    experiment: Annotated[str, Field(min_length=1)] = "vgg-search"
+    """MLflow experiment."""
+    top_k: Annotated[int, Field(ge=0)] = 10
+    """Trials that keep their best checkpoint."""
+    checkpoint_every: Positive = 1
+    """Epochs between checkpoints; there is one at each rung in any case."""
+    champion_epochs: Annotated[int, Field(ge=0)] = 12
+    """Epochs of the champion, fewer if half the time budget forbids so many; 0: no champion."""
+    champion_seeds: Positive = 1
+    """Fresh seeds with which the champion is trained; the first is registered."""
+
+    space: dict[str, Any] = DEFAULT_SPACE
+    """The search space, as in the README."""
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls, init_settings, **_):  # type: ignore[no-untyped-def]
+        # Layers are laid by `load_config`, so that Python's Config(...) means what it says.
+        return (init_settings,)
+
+    @cached_property
+    def search_space(self) -> Space:
+        return Space(self.space, self.resolution, self.batch_size)
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Config":
+        if self.grace_epochs > self.max_epochs:
+            raise ValueError(
+                f"grace_epochs must be <= max_epochs ({self.max_epochs}), got {self.grace_epochs}"
+            )
+        if self.baseline is not None:
+            try:
+                check_arch(self.baseline, self.resolution)
+            except ValueError as error:
+                raise ValueError(f"baseline: {error}") from None
+        for trial in self.trials_by_hand:
+            self.search_space.enqueued(trial)
+        return self
+
+    @property
+    def trials_by_hand(self) -> list[dict[str, Any]]:
+        """The baseline, then what the file enqueues; each may hold an `arch`."""
+        rows = [{"arch": self.baseline}] if self.baseline is not None else []
+        for row in self.enqueue:
+            arch = row.get("arch")
+            rows.append(row | {"arch": tuple(map(tuple, arch))} if arch is not None else row)
+        return rows
+
+    def dump(self) -> str:
+        """The resolved experiment as YAML, which reads back as an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that reports in one line, with the nearest flag, instead of printing its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        flag = re.search(r"unrecognized arguments: (\S+)", message)
+        if flag:
+            given = flag[1].split("=")[0]
+            near = get_close_matches(given, self._option_string_actions, 1)
+            what = "unknown flag" if given.startswith("-") else "unexpected argument"
+            message = f"{what} {given}" + (f"; did you mean {near[0]}?" if near else "")
+        raise ConfigError(message)
+
+
+def _plain(value: Any) -> str:
+    return repr(value) if isinstance(value, str) or value is None else str(value)
+
+
+def _explain(error: ValidationError, names: Iterable[str]) -> str:
+    """Pydantic's first complaint as "field must be RULE, got VALUE"."""
+    first = error.errors()[0]
+    context = first.get("ctx", {})
+    loc = [str(part) for part in first["loc"]]
+    kind, value = first["type"], first["input"]
+    if kind == "extra_forbidden":
+        near = get_close_matches(loc[0], names, 1)
+        return f"unknown field {loc[0]!r}" + (f"; did you mean {near[0]}?" if near else "")
+    if not loc:  # a check across fields, worded where it is made
+        return str(context["error"])
+    field = loc[0]
+    rules = {
+        "greater_than_equal": "be >= {ge}",
+        "greater_than": "be > {gt}",
+        "less_than_equal": "be <= {le}",
+        "less_than": "be < {lt}",
+        "literal_error": "be one of {expected}",
+        "string_too_short": "not be empty",
+        "value_error": "{error}",
+    }
+    if kind in rules:
+        rule = rules[kind].format(**context)
+    elif kind.startswith(("int_", "float_", "bool_")):
+        names_of_kinds = {"int": "an integer", "float": "a number", "bool": "true or false"}
+        rule = "be " + names_of_kinds[kind.split("_")[0]]
+    elif field == "baseline":
+        rule = "be a list of [num_convs, out_channels] pairs"
+    else:
+        rule = "be " + re.sub("^Input should be ", "", first["msg"])
+    return f"{field} must {rule}, got {_plain(value)}"
+
+
+def parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """An argument parser whose complaints are ConfigErrors of one line."""
+    return _Parser(prog=prog, description=description, allow_abbrev=False)
+
+
+RUN_OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("--config", {"metavar": "FILE", "help": "experiment file (YAML); its fields as below"}),
+    ("--resume", {"metavar": "NAME", "help": "go on with a study after any end"}),
+    ("--dry-run", {"action": "store_true", "help": "show config, sampled networks and forecast"}),
+    ("--json", {"action": "store_true", "help": "print the result as one JSON line, last"}),
+    ("--quiet", {"action": "store_true", "help": "print warnings and the result only"}),
+    ("--debug", {"action": "store_true", "help": "show tracebacks"}),
+]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in an experiment file. Raises ConfigError if there is none."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigError(f"cannot read experiment file {path}: {reason}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"experiment file {path}{where} is not valid YAML") from None
+    if not isinstance(content or {}, dict):
+        raise ConfigError(f"experiment file {path} must be a map of fields, got {content!r:.60}")
+    return content or {}
+
+
+def _build(given: Mapping[str, Any]) -> Config:
+    try:
+        return Config(**given)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, Config.model_fields)) from None
+
+
+def _layered(file: Path | None, flags: CliSettingsSource[Any]) -> dict[str, Any]:
+    """What was asked for: flags over environment over the file."""
+    given = read_yaml(file) if file else {}
+    try:
+        return given | EnvSettingsSource(Config)() | flags()
+    except SettingsError as error:
+        field = re.search(r'field "(\w+)"', str(error))
+        raise ConfigError(f"{field[1] if field else 'a field'} must be valid JSON") from None
+
+
+def load_config(
+    argv: Sequence[str], prog: str = "python -m vgg_search.run"
+) -> tuple[Config, argparse.Namespace]:
+    """(experiment, options of RUN_OPTIONS) of a command line. Raises ConfigError."""
+    made = parser(prog, "Search depth, width and learning rate of a VGG-style network.")
+    for option in RUN_OPTIONS:
+        made.add_argument(option[0], **option[1])
+    source: CliSettingsSource[Any] = CliSettingsSource(Config, root_parser=made)
+    options = made.parse_args(argv)
+    try:
+        flags = source(parsed_args=options)
+    except SettingsError as error:
+        reason = str(error).removeprefix("Parsing error encountered for ")
+        raise ConfigError(f"cannot read --{reason}") from None
+    file = Path(options.config) if options.config else None
+    given = _layered(file, flags)
+    if options.resume is not None:
+        return _resumed(options.resume, given), options
+    config = _build(given)
+    if config.name is None:
+        stem = re.sub(r"[^A-Za-z0-9._-]", "-", file.stem) if file else "quick"
+        config = _build(given | {"name": stem + time.strftime("-%Y%m%d-%H%M%S")})
+    return config, options
+
+
+def _resumed(name: str, given: dict[str, Any]) -> Config:
+    """The stored experiment of a study with what is given anew laid over it."""
+    storage_path = _build(given | {"name": name}).storage_path
+    stored_file = Path(storage_path, name, "config.yaml")
+    if not stored_file.is_file():
+        raise ConfigError(f"no study named {name} in {storage_path}")
+    before = _build(read_yaml(stored_file))
+    config = _build(before.model_dump() | given | {"name": name})
+    for field in sorted(Config.model_fields.keys() - RESUMABLE):
+        old, new = getattr(before, field), getattr(config, field)
+        if old != new:
+            raise ConfigError(
+                f"{field} must stay {_plain(old)} when a study is resumed, got {_plain(new)}"
+            )
+    return config

@@ -1,0 +1,137 @@
+"""The record of a study: an Optuna journal in the run folder, and what can be read out of it."""
+
+import fcntl
+import warnings
+from collections.abc import Container
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from vgg_search.arch import as_arch
+from vgg_search.search_space import Candidate
+
+METRIC = "val_accuracy"
+EPOCH_KEY = "epoch_"  # user attribute of one epoch's row: epoch_1, epoch_2, ...
+UNTRAINED = ("infeasible", "duplicate")  # states of proposals that no worker was asked to train
+TRAINING, PROPOSING = 0, 1  # independent streams of a trial's seed
+
+
+class StudyError(ValueError):
+    """A study that cannot be opened: one line."""
+
+
+class FolderLock:
+    """Held while a driver works in a run folder; the kernel releases it however the driver ends."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises StudyError if another process holds the folder."""
+        self._file: IO[str] = (folder / ".driver.lock").open("a")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise StudyError(f"study {folder.name} is in use by a running search") from None
+
+    def release(self) -> None:
+        self._file.close()
+
+
+class Journal(JournalStorage):
+    """Optuna's journal storage, which shows waiting trials as pruned to whoever lists all trials.
+
+    A waiting trial is RUNNING in the record, for a told trial cannot be opened again. But a sampler
+    takes RUNNING for "bad so far" and not for an observation. It is shown a trial pruned at its
+    rung, which is what this one will be if it is never promoted.
+    """
+
+    waiting: Container[int] = ()
+
+    def get_all_trials(self, study_id, deepcopy=True, states=None):  # type: ignore[no-untyped-def]
+        if not self.waiting:
+            return super().get_all_trials(study_id, deepcopy, states)
+        trials = [
+            _as_pruned(trial) if trial.number in self.waiting else trial
+            for trial in super().get_all_trials(study_id, deepcopy)
+        ]
+        return [trial for trial in trials if states is None or trial.state in states]
+
+
+def _as_pruned(trial: FrozenTrial) -> FrozenTrial:
+    shown = optuna.trial.create_trial(
+        state=TrialState.PRUNED,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs=trial.user_attrs,
+        system_attrs=trial.system_attrs,
+        intermediate_values=trial.intermediate_values,
+    )
+    shown.number, shown._trial_id = trial.number, trial._trial_id
+    return shown
+
+
+def open_journal(folder: Path) -> tuple[optuna.Study, Journal]:
+    """The study in `folder` for its driver, who holds the folder's lock; made if there is none.
+
+    A line torn by a crash is cut off first: the next write would make the file unreadable. So is
+    the journal's own lock, which a crash leaves behind to be waited for.
+    """
+    path = folder / "study.journal"
+    if path.exists():
+        content = path.read_bytes()
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+    Path(f"{path}.lock").unlink(missing_ok=True)
+    storage = Journal(JournalFileBackend(str(path)))
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.create_study(
+        storage=storage, study_name=folder.name, direction="maximize", load_if_exists=True
+    ), storage
+
+
+def read_trials(folder: Path) -> list[FrozenTrial]:
+    """A study's trials, read only, running or not. Raises StudyError if there is no study."""
+    path = folder / "study.journal"
+    if not path.is_file():
+        raise StudyError(f"no study in {folder}: study.journal is missing")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    return optuna.load_study(study_name=folder.name, storage=storage).get_trials(deepcopy=False)
+
+
+def rows_of(trial: FrozenTrial) -> list[dict[str, Any]]:
+    """A trial's rows, one an epoch, in order."""
+    rows = [row for key, row in trial.user_attrs.items() if key.startswith(EPOCH_KEY)]
+    return sorted(rows, key=lambda row: row["epoch"])
+
+
+def candidate_of(attrs: dict[str, Any]) -> Candidate:
+    """The resolved proposal in a trial's user attributes."""
+    stored = attrs["candidate"]
+    return Candidate(**stored | {"arch": as_arch(stored["arch"])})
+
+
+def trial_seed(seed: int, number: int, purpose: int = TRAINING) -> int:
+    """Seed of trial `number` of a study with that seed."""
+    return int(np.random.SeedSequence((seed, number, purpose)).generate_state(1)[0])
+
+
+def make_sampler(kind: str, seed: int) -> optuna.samplers.BaseSampler:
+    """Optuna's sampler of that name. Made anew for each proposal, so that a proposal depends on
+    the record and its own seed alone: a resumed study goes on as if never stopped."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if kind == "tpe":
+            # group: num_convs_3 exists in some trials only
+            return optuna.samplers.TPESampler(
+                seed=seed, multivariate=True, group=True, constant_liar=True
+            )
+        if kind == "gp":
+            return optuna.samplers.GPSampler(seed=seed)
+        if kind == "cmaes":
+            return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+        return optuna.samplers.RandomSampler(seed=seed)

@@ -1,0 +1,135 @@
+"""What the terminal shows while a search runs: a live table, or a line an event where it is piped."""
+
+import time
+from collections import Counter
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from vgg_search.arch import as_arch, describe
+from vgg_search.journal import METRIC
+from vgg_search.study import Event, Study
+
+REFRESH_SECONDS = 0.25
+
+
+def duration(seconds: float) -> str:
+    """90 -> "1m30s"."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def accuracy(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+class Progress:
+    """Listens to a study and draws it. Owns the terminal while it is entered."""
+
+    def __init__(self, study: Study, quiet: bool = False) -> None:
+        self.study, self.quiet = study, quiet
+        self.console = Console(stderr=True, highlight=False)
+        self.ended: Counter[str] = Counter()
+        self.rows: dict[int, dict[str, Any]] = {}  # live trial -> what its line shows
+        self.live: Live | None = None
+        self._drawn = 0.0
+
+    def __enter__(self) -> "Progress":
+        if self.console.is_terminal and not self.quiet:
+            self.live = Live(console=self.console, auto_refresh=False, transient=True)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+            self.live = None
+
+    def say(self, line: str) -> None:
+        """Print one line above the table."""
+        if not self.quiet:
+            self.console.print(line, markup=False, soft_wrap=True)
+
+    def __call__(self, event: Event) -> None:
+        name = describe(as_arch(event.attrs["arch"]))
+        shown = self.rows.setdefault(event.number, {"arch": name})
+        shown |= {"state": event.kind, "lr": event.attrs["candidate"]["lr"]}
+        line = f"trial {event.number} {name}"
+        if event.row:
+            value = event.row[METRIC]
+            best = max(shown.get("best", 0.0), value) if value == value else shown.get("best", 0.0)
+            shown |= {"epoch": event.row["epoch"], "value": value, "best": best}
+            line += f": epoch {event.row['epoch']} {METRIC} {accuracy(value)}"
+        elif event.kind in ("ended", "skipped"):
+            state = event.attrs["state"]
+            self.ended[state] += 1
+            del self.rows[event.number]
+            line += f": {state}" + (f" at {accuracy(shown['value'])}" if "value" in shown else "")
+            if event.attrs.get("error"):
+                line += f" ({event.attrs['error'].strip().splitlines()[-1]})"
+        else:
+            line += f": {event.kind}"
+        if not self.live:
+            self.say(line)
+        elif event.attrs.get("error"):
+            self.say(line)
+
+    def champion(self, seed: int, epochs: int, row: dict[str, Any]) -> None:
+        """One epoch of the champion's training."""
+        line = f"champion, seed {seed}: epoch {row['epoch']}/{epochs}"
+        line += f" train_accuracy {accuracy(row['train_accuracy'])}"
+        if self.live:
+            self.live.update(Text(line, style="bold"), refresh=True)
+        else:
+            self.say(line)
+
+    def draw(self) -> None:
+        """Refresh the table, at most four times a second."""
+        if self.live and time.monotonic() - self._drawn >= REFRESH_SECONDS:
+            self._drawn = time.monotonic()
+            self.live.update(Group(self._headline(), self._table()), refresh=True)
+
+    def _headline(self) -> Text:
+        study, config = self.study, self.study.config
+        parts = [f"{sum(self.ended.values())} of {config.num_trials} trials"]
+        parts += [f"{count} {state}" for state, count in sorted(self.ended.items())]
+        if study.incumbent:
+            value, number = study.incumbent
+            parts.append(f"best {accuracy(value)} (trial {number})")
+        parts.append(f"{duration(study.clock)} gone")
+        parts += [f"{self.left()} left"] if self.left() else []
+        return Text(f"{study.folder.name}: " + " · ".join(parts), style="bold")
+
+    def left(self) -> str:
+        """Time left, by the budget or by the pace so far, whichever is less."""
+        study, done = self.study, sum(self.ended.values())
+        guesses = []
+        if study.config.time_budget is not None:
+            guesses.append(study.config.time_budget - study.clock)
+        if done:
+            guesses.append(study.clock / done * (study.config.num_trials - done))
+        return duration(max(0.0, min(guesses))) if guesses else ""
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False)
+        for column, justify in (
+            ("trial", "right"),
+            ("arch", "left"),
+            ("lr", "right"),
+            ("epoch", "right"),
+            (METRIC, "right"),
+            ("state", "left"),
+        ):
+            table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        for number, row in sorted(self.rows.items()):
+            epochs = f"{row.get('epoch', 0)}/{self.study.config.max_epochs}"
+            value = accuracy(row.get("value"))
+            state = "running" if row["state"] in ("epoch", "started") else row["state"]
+            table.add_row(str(number), row["arch"], f"{row['lr']:.4f}", epochs, value, state)
+        return table

@@ -1,0 +1,161 @@
+"""What a study's events become in MLflow, and which checkpoints are kept. Only puts, never waits."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from vgg_search.arch import as_arch, depth, describe, width
+from vgg_search.config import Config
+from vgg_search.data import Splits
+from vgg_search.journal import METRIC
+from vgg_search.study import Event, Study
+from vgg_search.tracking import Status, Tracker
+
+PARENT, CHAMPION = "study", "champion"
+REGISTERED = "vgg-search"
+FILES = ("report.html", "trials.csv", "epochs.csv", "summary.json", "study.journal")
+EPOCH_METRICS = (
+    "train_loss train_accuracy val_loss val_accuracy lr epoch_seconds images_per_second"
+).split()
+STATUS: dict[str, Status] = {"failed": "FAILED", "interrupted": "KILLED"}
+
+
+def run_key(number: int) -> str:
+    return f"trial/{number}"
+
+
+class Recorder:
+    """A listener of the study that writes to the tracker's outbox."""
+
+    def __init__(
+        self, tracker: Tracker, study: Study, splits: Splits, facts: dict[str, Any]
+    ) -> None:
+        self.tracker, self.study, self.config = tracker, study, study.config
+        self.dataset, self.digest = splits.name, splits.digest
+        self.facts = facts  # versions, commit, host: tags of the parent
+        self.untrained = {"infeasible": 0, "duplicate": 0}
+        self.kept = set(study.top())
+
+    def start(self) -> None:
+        config = self.config.model_dump(mode="json")
+        tags = {"kind": "study", "dataset": self.dataset, "state": "running", **self.facts}
+        self.tracker.run(PARENT, self.study.folder.name, tags, config)
+        self._describe_data(PARENT)
+        self.tracker.artifact(PARENT, self.study.folder / "config.yaml")
+
+    def _describe_data(self, key: str) -> None:
+        self.tracker.dataset(
+            key,
+            self.dataset,
+            self.digest,
+            source={"dataset": self.dataset},
+            context="training",
+            profile={
+                "val_images": self.config.val_images,
+                "train_images": self.config.train_images,
+            },
+        )
+
+    def __call__(self, event: Event) -> None:
+        number, key = event.number, run_key(event.number)
+        if event.kind == "started":
+            self._start(number, event.attrs)
+        elif event.row:
+            self._log(number, event.row)
+        elif event.kind == "waiting":
+            self.tracker.tag(key, state="waiting")
+        elif event.kind == "retried":
+            self.tracker.tag(key, state="retried")
+        elif event.kind == "skipped":
+            self.untrained[event.attrs["state"]] += 1
+            self.tracker.tag(PARENT, **{f"{k}_proposals": n for k, n in self.untrained.items()})
+        elif event.kind == "ended":
+            self._end(number, event.attrs["state"], event.attrs.get("error"))
+
+    def _start(self, number: int, attrs: dict[str, Any]) -> None:
+        arch, candidate = as_arch(attrs["arch"]), dict(attrs["candidate"])
+        params = {"arch": describe(arch), "depth": depth(arch), "width": width(arch)}
+        params |= {"num_blocks": len(arch)} | {k: v for k, v in candidate.items() if k != "arch"}
+        for i, (num_convs, out_channels) in enumerate(arch, 1):
+            params |= {f"num_convs_{i}": num_convs, f"out_channels_{i}": out_channels}
+        params |= {name: attrs[name] for name in ("num_params", "flops_per_image")}
+        tags = {
+            "kind": "trial",
+            "trial_number": number,
+            "state": "running",
+            "dataset": self.dataset,
+            "seed": attrs["seed"],
+            "baseline": bool(attrs.get("baseline")),
+        }
+        self.tracker.run(run_key(number), f"{number} {describe(arch)}", tags, params, parent=PARENT)
+
+    def _log(self, number: int, row: dict[str, Any]) -> None:
+        self.tracker.log(run_key(number), {k: row[k] for k in EPOCH_METRICS}, row["epoch"])
+
+    def _end(self, number: int, state: str, error: str | None) -> None:
+        key, rows = run_key(number), self.study.rows(number)
+        if rows:
+            best = max(rows, key=lambda row: row[METRIC] if row[METRIC] == row[METRIC] else -1.0)
+            last = {"peak_memory_mib": max(row["peak_memory_mib"] for row in rows)}
+            last |= {f"best_{METRIC}": best[METRIC], "best_epoch": best["epoch"]}
+            self.tracker.log(key, last, rows[-1]["epoch"])
+        tags = {"state": state} | ({"error": error[-4000:]} if error else {})
+        self.tracker.tag(key, **tags)
+        self._keep(number)
+        self.tracker.end(key, STATUS.get(state, "FINISHED"))
+        if self.study.incumbent:
+            self.tracker.log(
+                PARENT, {f"best_{METRIC}": self.study.incumbent[0]}, len(self.study.best)
+            )
+
+    def _keep(self, number: int) -> None:
+        """Best checkpoints for the top K over the whole study, none for the rest."""
+        top = set(self.study.top())
+        for loser in (self.kept | {number}) - top:
+            if loser in self.kept:
+                self.tracker.delete_artifact(run_key(loser), "best")
+            shutil.rmtree(trial_folder(self.study.folder, loser), ignore_errors=True)
+        for winner in top - self.kept:
+            folder = trial_folder(self.study.folder, winner)
+            (folder / "last.pt").unlink(missing_ok=True)
+            self.tracker.artifact(run_key(winner), folder / "best", "best")
+        self.kept = top
+
+    def interrupt(self) -> None:
+        """Close the runs of trials that a later `--resume` goes on with."""
+        for number in self.study.interrupted:
+            self.tracker.tag(run_key(number), state="interrupted")
+            self.tracker.end(run_key(number), "KILLED")
+
+    def champion_started(self, best: FrozenTrial) -> None:
+        """The champion's own run; its epochs are logged like a trial's."""
+        arch = as_arch(best.user_attrs["arch"])
+        tags = {"kind": "champion", "dataset": self.dataset, "trial_number": best.number}
+        params = {"arch": describe(arch), "depth": depth(arch), "width": width(arch)}
+        params |= {k: v for k, v in best.user_attrs["candidate"].items() if k != "arch"}
+        self.tracker.run(CHAMPION, f"champion {describe(arch)}", tags, params, parent=PARENT)
+        self._describe_data(CHAMPION)
+
+    def champion_row(self, row: dict[str, Any]) -> None:
+        self.tracker.log(CHAMPION, {k: row[k] for k in EPOCH_METRICS if k in row}, row["epoch"])
+
+    def champion_ended(self, card: dict[str, Any], folder: Path) -> None:
+        metrics = card["metrics"]
+        names = ("val_accuracy", "test_accuracy", "test_loss", "test_accuracy_mean")
+        self.tracker.log(CHAMPION, {name: metrics[name] for name in names}, card["epochs"])
+        self.tracker.register(CHAMPION, REGISTERED, folder)
+        self.tracker.end(CHAMPION, "FINISHED")
+
+    def finish(self, state: str) -> None:
+        """Send the run folder's files and close the parent."""
+        for name in FILES:
+            if (self.study.folder / name).exists():
+                self.tracker.artifact(PARENT, self.study.folder / name)
+        self.tracker.tag(PARENT, state=state)
+        self.tracker.end(PARENT, STATUS.get(state, "FINISHED"))
+
+
+def trial_folder(folder: Path, number: int) -> Path:
+    return folder / "trials" / str(number)

@@ -1,0 +1,222 @@
+"""Search depth, width and learning rate of a VGG-style network, then train and test the best.
+
+python -m vgg_search.run                                    # the default experiment, minutes
+python -m vgg_search.run --dataset sample --num-trials 4    # a smoke run, about a minute
+python -m vgg_search.run --resume NAME                      # go on after any end
+"""
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vgg_search.config import Config, ConfigError, load_config
+
+if TYPE_CHECKING:
+    from vgg_search.data import Splits
+    from vgg_search.progress import Progress
+    from vgg_search.recorder import Recorder
+    from vgg_search.study import Study
+
+# Set before Ray is imported. The record, the terminal and the signals are ours, so Ray keeps its own
+# out of the way; and under `uv run` it is not to build an environment for each worker.
+RAY_ENVIRONMENT = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+}
+SEND_SECONDS = 60.0  # to wait at the end for a tracker that answers
+PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
+log = logging.getLogger("vgg_search")
+
+
+def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
+    """Read the experiment, search, crown, report. Returns (exit code, summary)."""
+    config, options = load_config(argv)
+    if options.dry_run:
+        from vgg_search.forecast import forecast
+
+        return 0, forecast(config)
+    return search_and_crown(config, resume=options.resume is not None, quiet=options.quiet)
+
+
+def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, dict[str, Any]]:
+    """The main job, in order."""
+    began, folder = time.monotonic(), run_folder(config, resume)
+    # Late: these import torch, Ray and Optuna, and a mistake in a flag is to be answered at once.
+    os.environ.update(RAY_ENVIRONMENT)
+    from vgg_search.data import load_splits
+    from vgg_search.progress import Progress
+    from vgg_search.recorder import Recorder
+    from vgg_search.reuse import servable
+    from vgg_search.search import ray_cluster, resources, run_search, stop_on_signals
+    from vgg_search.study import Study
+    from vgg_search.tracking import Tracker, default_uri
+
+    splits = load_splits(config.dataset, config.data_dir, config.val_images, config.train_images)
+    with ray_cluster(config):
+        wanted, slots = resources(config)
+        folder.mkdir(parents=True, exist_ok=True)
+        study = Study(folder, config)
+        (folder / "config.yaml").write_text(config.dump())
+        uri = config.tracking_uri or default_uri()
+        tracker = Tracker(folder, uri, config.experiment, folder.name, servable)
+        recorder = Recorder(tracker, study, splits, provenance())
+        progress = Progress(study, quiet)
+        study.listeners += [recorder, progress]
+        tracker.start()
+        recorder.start()
+        study.open()
+        with stop_on_signals(study) as signals, progress:
+            run_search(study, splits, wanted, slots, progress.draw)
+            recorder.interrupt()
+            champion = crown_best(study, splits, wanted, recorder, progress)
+    summary = conclude(study, splits, recorder, champion, slots, bool(signals), began)
+    study.release()
+    return exit_code(summary, signals), summary
+
+
+def run_folder(config: Config, resume: bool) -> Path:
+    """The study's folder. Raises ConfigError if a new study would take an old one's place."""
+    folder = Path(config.storage_path, str(config.name))
+    if folder.exists() and not resume:
+        raise ConfigError(
+            f"name must be a new study's, got {config.name!r}: {folder} exists; "
+            f"go on with --resume {config.name}"
+        )
+    return folder
+
+
+def provenance() -> dict[str, Any]:
+    """What made the numbers: versions, commit (of this code, where it is a checkout) and host."""
+    import torch
+
+    asked = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "commit": asked.stdout.strip() or None,
+        "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+    }
+
+
+def crown_best(
+    study: "Study",
+    splits: "Splits",
+    wanted: dict[str, float],
+    recorder: "Recorder",
+    progress: "Progress",
+) -> dict[str, Any] | None:
+    """The champion's card; None where none is asked for, nothing was completed, or we are stopped.
+
+    A resumed study whose best trial is still the same keeps the champion it has: the test split is
+    not read again.
+    """
+    from vgg_search.champion import crown
+
+    config, folder = study.config, study.folder / "champion"
+    if study.stopping or study.incumbent is None or config.champion_epochs == 0:
+        return None
+    best = study.optuna.get_trials(deepcopy=False)[study.incumbent[1]]
+    card_file = folder / "model.json"
+    if card_file.exists() and json.loads(card_file.read_text())["trial"] == best.number:
+        return dict(json.loads(card_file.read_text()))
+    recorder.champion_started(best)
+
+    def listen(seed: int, epochs: int, row: dict[str, Any]) -> None:
+        progress.champion(seed, epochs, row)
+        if seed == 0:
+            recorder.champion_row(row)
+
+    card = crown(study, best, splits, wanted, recorder.facts, listen)
+    if card:
+        recorder.champion_ended(card, folder)
+    return card
+
+
+def conclude(
+    study: "Study",
+    splits: "Splits",
+    recorder: "Recorder",
+    champion: dict[str, Any] | None,
+    slots: int,
+    stopped: bool,
+    began: float,
+) -> dict[str, Any]:
+    """Write summary, tables and report, send what is left, and return the summary."""
+    from vgg_search.report import make_report
+    from vgg_search.tables import summarise, write_tables
+
+    folder, tracker = study.folder, recorder.tracker
+    trials = study.optuna.get_trials(deepcopy=False)
+    summary = summarise(trials, slots, study.clock)
+    failed = study.incumbent is None and not stopped
+    state = "interrupted" if stopped else "failed" if failed else "completed"
+    wait = SEND_SECONDS if tracker.results("study") else SEND_SECONDS / 4
+    tracker.flush(wait)
+    if champion:
+        champion = {
+            "val_accuracy": champion["metrics"]["val_accuracy"],
+            "test_accuracy": champion["metrics"]["test_accuracy"],
+            "num_params": champion["num_params"],
+            **{key: tracker.results("champion").get(key) for key in ("model_uri", "run_id")},
+        }
+    summary = {
+        "study": folder.name,
+        "state": state,
+        "dataset": splits.name,
+        **summary,
+        "champion": champion,
+        "wall_seconds": round(time.monotonic() - began, 3),
+        **recorder.facts,
+        "seed": study.config.seed,
+    }
+    write_tables(folder, trials)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    make_report(folder)
+    recorder.finish(state)
+    unsent = tracker.close(wait)
+    if unsent:
+        log.warning(
+            "%d rows have not reached MLflow (%s); they are kept: vgg-search sync %s",
+            unsent,
+            tracker.error,
+            folder.name,
+        )
+    return summary | {"unsent": unsent}
+
+
+def exit_code(summary: dict[str, Any], signals: list[int]) -> int:
+    """0 done, 1 the work failed or the tracker was not reached, 128 + the signal that stopped us."""
+    if signals:
+        return 128 + signals[0]
+    return int(summary["state"] != "completed" or summary["unsent"] > 0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from vgg_search.__main__ import main as command
+
+    return command(["run", *(sys.argv[1:] if argv is None else argv)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""The search on Ray: a study's segments become Ray Tune trials on reused workers.
+
+Ray schedules and moves numbers; it decides nothing. Its searcher interface is how the study hands
+out segments and hears of rows, its stopper is how the study ends, and its own table of trials, its
+checkpoints and its restore are not used.
+"""
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
+
+import vgg_search
+from vgg_search.config import Config
+from vgg_search.data import Splits
+from vgg_search.study import FINISHED, Study
+from vgg_search.trial import TrialWorker
+
+
+class NoDevice(ValueError):
+    """The cluster lacks what a trial asks for."""
+
+
+@contextmanager
+def ray_cluster(config: Config) -> Iterator[None]:
+    """A connection to the cluster of `config.address` or RAY_ADDRESS, else a Ray of our own."""
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    package = str(Path(vgg_search.__file__).parent)
+    ray.init(
+        address=address,
+        include_dashboard=False if address == "local" else None,
+        log_to_driver=False,
+        logging_level=logging.CRITICAL,
+        runtime_env=None if address == "local" else {"py_modules": [package]},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def resources(config: Config) -> tuple[dict[str, float], int]:
+    """(what a trial asks for, trials at a time). Raises NoDevice if the cluster has no room."""
+    total = ray.cluster_resources()
+    gpus = config.gpus_per_trial
+    if gpus == "auto":
+        gpus = 1.0 if total.get("GPU") else 0.0
+    if config.needs_gpu and not total.get("GPU"):
+        raise NoDevice(
+            "this experiment needs a GPU, none found; add --needs-gpu false to train on the CPU"
+        )
+    wanted = {"cpu": config.cpus_per_trial, "gpu": float(gpus)}
+    slots = []
+    for name, amount in wanted.items():
+        there = total.get(name.upper(), 0.0)
+        if amount > there:
+            raise NoDevice(
+                f"{name}s_per_trial must be <= {there:g}, what the cluster has, got {amount:g}"
+            )
+        if amount:
+            slots.append(int(there / amount))
+    return wanted, min([*slots, config.max_concurrent or slots[0]])
+
+
+@contextmanager
+def stop_on_signals(study: Study) -> Iterator[list[int]]:
+    """The first Ctrl-C or SIGTERM tells the study to stop, a second ends the process at once.
+
+    Yields the signals received. Entered after `ray.init`, which sets handlers of its own.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        if received:
+            os._exit(128 + number)
+        received.append(number)
+        study.stopping = True
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Unsaved:
+    """Ray pickles what it is given, for a restore that is never asked for: it gets a stand-in."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return object, ()
+
+
+class StudySearcher(_Unsaved, Searcher):
+    """Lets Ray ask the study. A Ray trial is a segment; its id is known here only."""
+
+    def __init__(self, study: Study) -> None:
+        super().__init__()
+        self.study = study
+        self.numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        segment = self.study.propose()
+        if segment is None:
+            return None
+        if segment == FINISHED:
+            return Searcher.FINISHED
+        self.numbers[trial_id] = segment.number
+        return {"segment": segment}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._report(self.numbers[trial_id], result)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        number = self.numbers.pop(trial_id)
+        if error or result is None:
+            self.study.segment_ended(number, "died", "the worker or its node died")
+            return
+        self._report(number, result)  # a trial's last result comes here only
+        self.study.segment_ended(number, result["end"], result.get("error"))
+
+    def _report(self, number: int, result: dict[str, Any]) -> None:
+        # Ray flattens what a worker returns: {"row": {"epoch": 1}} comes as {"row/epoch": 1}.
+        row = {key[4:]: value for key, value in result.items() if key.startswith("row/")}
+        if row:
+            self.study.report(number, row)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the journal is the state."""
+
+
+class StudyStopper(_Unsaved, Stopper):
+    """Ends everything when the study is told to stop or has used up its budget."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.study.stopping or self.study.out_of_budget
+
+
+class _EachStep(_Unsaved, tune.Callback):
+    """Calls `draw` at each turn of Ray's loop, eight or nine times a second."""
+
+    def __init__(self, draw: Callable[[], None]) -> None:
+        self.draw = draw
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.draw()
+
+
+def run_search(
+    study: Study, splits: Splits, wanted: dict[str, float], slots: int, draw: Callable[[], None]
+) -> None:
+    """Train until the study has finished, is told to stop, or is out of budget."""
+    scratch = tempfile.mkdtemp(prefix="vgg_search-")
+    trainable = tune.with_parameters(
+        TrialWorker, splits=splits, experiment=study.config, folder=study.folder.absolute()
+    )
+    try:
+        study.start_clock()
+        tune.Tuner(
+            tune.with_resources(trainable, wanted),
+            tune_config=tune.TuneConfig(
+                search_alg=StudySearcher(study),
+                num_samples=-1,
+                max_concurrent_trials=slots,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                storage_path=scratch,
+                name=study.folder.name,
+                stop=StudyStopper(study),
+                callbacks=[_EachStep(draw)],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            ),
+        ).fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if study.finished:
+        study.close()

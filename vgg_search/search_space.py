@@ -1,0 +1,310 @@
+"""The search space: what the experiment file's `space` means, sampled define-by-run.
+
+A single value (or a list of one) is fixed; a list of two numbers is an inclusive range; any other
+list is a choice; `{low, high, log, step}` and `{choices: [...]}` say it explicitly. `num_convs` and
+`out_channels` hold for every block unless `num_convs_2` or `out_channels_2` says otherwise for one.
+Impossible networks cannot be sampled: `num_blocks` is bounded by the resolution when the space is
+read, and with `non_decreasing` (the default) a block is never narrower than the one before it.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from vgg_search.arch import Arch, check_arch, count_flops, count_params
+
+Value = bool | int | float | str
+BLOCK_DIMS = ("num_convs", "out_channels")
+# Dimension -> (value where the space is silent, its type, rule text, rule, on a log scale when a range)
+_RULES: dict[str, tuple[Value | None, type, str, Callable[[Any], bool], bool]] = {
+    "num_blocks": (None, int, ">= 1", lambda v: v >= 1, False),
+    "num_convs": (1, int, ">= 1", lambda v: v >= 1, False),
+    "out_channels": (None, int, ">= 1", lambda v: v >= 1, True),
+    "hidden_features": (4096, int, ">= 1", lambda v: v >= 1, True),
+    "num_hidden": (2, int, ">= 0", lambda v: v >= 0, False),
+    "batch_norm": (False, bool, "true or false", lambda v: isinstance(v, bool), False),
+    "dropout": (0.5, float, "in [0, 1)", lambda v: 0 <= v < 1, False),
+    "lr": (None, float, "> 0", lambda v: v > 0, True),
+    "weight_decay": (0.0, float, ">= 0", lambda v: v >= 0, True),
+    "batch_size": (None, int, ">= 1", lambda v: v >= 1, True),
+}
+_LIMITS = ("max_params", "max_flops")
+
+
+class Suggester(Protocol):
+    """The part of an Optuna trial that sampling needs."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int: ...
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None, log: bool
+    ) -> float: ...
+    def suggest_categorical(self, name: str, choices: list[Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Dim:
+    """One dimension: fixed (one choice), a choice (several), or an inclusive range."""
+
+    kind: type
+    choices: tuple[Value, ...] = ()
+    low: float = 0
+    high: float = 0
+    log: bool = False
+    step: float | None = None
+
+    @property
+    def fixed(self) -> bool:
+        return len(self.choices) == 1
+
+    def suggest(self, trial: Suggester, name: str) -> Any:
+        if self.fixed:
+            return self.choices[0]
+        if self.choices:
+            return trial.suggest_categorical(name, list(self.choices))
+        if self.kind is int:
+            low, high, step = int(self.low), int(self.high), int(self.step or 1)
+            return trial.suggest_int(name, low, high, step=step, log=self.log)
+        return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+
+    def centre(self) -> Value:
+        """The value for a trial that does not search here: the (log) middle, or the first choice."""
+        if self.choices:
+            return self.choices[0]
+        middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+        if not self.step and self.kind is float:
+            return middle
+        step = self.step or 1
+        return self.kind(self.low + round((middle - self.low) / step) * step)
+
+    def __contains__(self, value: Value) -> bool:
+        if self.choices:
+            return value in self.choices
+        return self.low <= float(value) <= self.high
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _parse_dim(name: str, spec: Any) -> Dim:
+    _, kind, rule, holds, log = _RULES[name.rstrip("0123456789").rstrip("_")]
+
+    def value(raw: Any) -> Any:
+        try:
+            # YAML reads 1e-4 (no dot) as text: a number is meant
+            number = float(raw) if kind is not bool and not isinstance(raw, bool) else raw
+            if kind is int and number != int(number):
+                raise ValueError
+            typed = kind(number)
+            ok = type(raw) is bool if kind is bool else holds(typed)
+        except (TypeError, ValueError, OverflowError):
+            ok = False
+        if not ok:
+            what = "an integer " if kind is int else ""
+            raise ValueError(f"space.{name} must be {what}{rule}, got {raw!r}")
+        return typed
+
+    step = None
+    if isinstance(spec, Mapping):
+        unknown = set(spec) - {"low", "high", "log", "step", "choices"}
+        if unknown or ("choices" in spec) == ("low" in spec and "high" in spec):
+            raise ValueError(
+                f"space.{name} must be {{low, high, log, step}} or {{choices}}, got {dict(spec)}"
+            )
+        log, step = bool(spec.get("log", log and not spec.get("step"))), spec.get("step")
+        bounds = [spec["low"], spec["high"]] if "low" in spec else None
+        choices = spec.get("choices", [])
+    else:
+        choices = spec if isinstance(spec, list) else [spec]
+        is_range = len(choices) == 2 and all(map(_number, map(_as_number, choices)))
+        bounds = choices if is_range else None
+    if bounds is None:
+        if not isinstance(choices, list) or not choices:
+            raise ValueError(f"space.{name} must name at least one value, got {choices!r}")
+        return Dim(kind, tuple(dict.fromkeys(map(value, choices))))
+    low, high = map(value, bounds)
+    if low > high:
+        raise ValueError(f"space.{name} must have low <= high, got [{low}, {high}]")
+    if low == high:
+        return Dim(kind, (low,))
+    if log and low <= 0:
+        if isinstance(spec, Mapping) and spec.get("log"):
+            raise ValueError(f"space.{name} on a log scale must have low > 0, got {low}")
+        log = False
+    if step is not None and not (_number(step) and step > 0 and not log):
+        raise ValueError(f"space.{name} step must be > 0 and not on a log scale, got {step!r}")
+    return Dim(kind, (), low, high, log, step)
+
+
+def _as_number(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A resolved proposal: the network and the recipe's sampled part."""
+
+    arch: Arch
+    lr: float
+    weight_decay: float
+    batch_size: int
+    dropout: float
+    hidden_features: int
+    num_hidden: int
+    batch_norm: bool
+
+    def network(self, resolution: int) -> dict[str, Any]:
+        """Keyword arguments of `model.VGG`."""
+        return {
+            "arch": self.arch,
+            "resolution": resolution,
+            "hidden_features": self.hidden_features,
+            "num_hidden": self.num_hidden,
+            "dropout": self.dropout,
+            "batch_norm": self.batch_norm,
+        }
+
+    def recipe(self) -> dict[str, Any]:
+        """The sampled part of `train.Recipe`."""
+        return {
+            "lr": self.lr,
+            "weight_decay": self.weight_decay,
+            "batch_size": self.batch_size,
+        }
+
+
+@dataclass(frozen=True)
+class Space:
+    """A parsed `space`. Raises ValueError (rule and received value) where it makes no sense."""
+
+    spec: Mapping[str, Any]
+    resolution: int
+    batch_size: int
+    dims: dict[str, Dim] = field(init=False)
+    non_decreasing: bool = field(init=False)
+    limits: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        spec = dict(self.spec)
+        non_decreasing = spec.pop("non_decreasing", True)
+        if not isinstance(non_decreasing, bool):
+            raise ValueError(f"space.non_decreasing must be true or false, got {non_decreasing!r}")
+        limits = {}
+        for name in _LIMITS:
+            limit = _as_number(spec.pop(name, None))
+            if limit is not None and not (_number(limit) and limit > 0):
+                raise ValueError(f"space.{name} must be > 0, got {limit!r}")
+            if limit is not None:
+                limits[name] = int(limit)
+        known = self._known(spec)
+        missing = [n for n in ("num_blocks", "lr") if n not in spec]
+        missing += ["out_channels"] if not any(n.startswith("out_channels") for n in spec) else []
+        if missing:
+            raise ValueError(
+                f"space must say {missing[0]}, got only {', '.join(spec) or 'nothing'}"
+            )
+        dims = {name: _parse_dim(name, spec[name]) for name in known if name in spec}
+        for name, (default, kind, *_) in _RULES.items():
+            if name not in dims and name not in BLOCK_DIMS:
+                default = self.batch_size if name == "batch_size" else default
+                dims[name] = Dim(kind, (default,))  # type: ignore[arg-type]
+        for i in range(1, self._most_blocks(dims["num_blocks"]) + 1):
+            for name in BLOCK_DIMS:
+                shared = dims.get(name) or (Dim(int, (1,)) if name == "num_convs" else None)
+                dim = dims.get(f"{name}_{i}", shared)
+                if dim is None:
+                    raise ValueError(f"space must say {name} or {name}_{i}, got neither")
+                dims[f"{name}_{i}"] = dim
+        for attribute, value in (
+            ("dims", dims),
+            ("non_decreasing", non_decreasing),
+            ("limits", limits),
+        ):
+            object.__setattr__(self, attribute, value)
+
+    def _most_blocks(self, num_blocks: Dim) -> int:
+        most = int(max(num_blocks.choices) if num_blocks.choices else num_blocks.high)
+        check_arch(((1, 1),) * most, self.resolution)
+        return most
+
+    def _known(self, spec: dict[str, Any]) -> list[str]:
+        blocks = range(1, self.resolution.bit_length())
+        known = [*_RULES, *(f"{name}_{i}" for name in BLOCK_DIMS for i in blocks)]
+        for name in spec:
+            if name not in known:
+                from difflib import get_close_matches
+
+                near = get_close_matches(name, [*known, *_LIMITS, "non_decreasing"], 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"space has no dimension {name!r}{hint}")
+        return known
+
+    def sampled(self) -> dict[str, Dim]:
+        """The dimensions that a sampler decides, by the names it sees."""
+        return {n: d for n, d in self.dims.items() if n not in BLOCK_DIMS and not d.fixed}
+
+    def sample(self, trial: Suggester, arch: Arch | None = None) -> Candidate:
+        """Ask `trial` for every dimension that exists; a given `arch` is taken as it is."""
+        values: dict[str, Any] = {}
+        if arch is None:
+            blocks: list[tuple[int, int]] = []
+            for i in range(1, self.dims["num_blocks"].suggest(trial, "num_blocks") + 1):
+                num_convs, out_channels = (
+                    self.dims[f"{name}_{i}"].suggest(trial, f"{name}_{i}") for name in BLOCK_DIMS
+                )
+                if self.non_decreasing and blocks:
+                    # A sampler cannot be told of a bound that moves within a trial: the value
+                    # stands for "at least", so no proposal is wasted.
+                    out_channels = max(out_channels, blocks[-1][1])
+                blocks.append((num_convs, out_channels))
+            arch = tuple(blocks)
+        for name in _RULES:
+            if name != "num_blocks" and name not in BLOCK_DIMS:
+                values[name] = self.dims[name].suggest(trial, name)
+        return Candidate(arch=arch, **values)
+
+    def enqueued(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], Arch | None]:
+        """Sampler's names and values for a trial asked for by hand, and its arch if outside the space.
+
+        `given` may hold an `arch` and any sampled dimension; what it leaves out is at its centre.
+        """
+        given = dict(given)
+        params: dict[str, Any] = {}
+        arch: Arch | None = given.pop("arch", None)
+        if arch is not None:
+            inside = {"num_blocks": len(arch)}
+            for i, (num_convs, out_channels) in enumerate(arch, 1):
+                inside |= {f"num_convs_{i}": num_convs, f"out_channels_{i}": out_channels}
+            if all(
+                name in self.dims and value in self.dims[name] for name, value in inside.items()
+            ):
+                given, arch = inside | given, None
+        for name, dim in self.sampled().items():
+            params[name] = given.pop(name, dim.centre())
+            if params[name] not in dim:
+                raise ValueError(f"an enqueued {name} must lie in the space, got {params[name]!r}")
+        wrong = [n for n, v in given.items() if n not in self.dims or v not in self.dims[n]]
+        if wrong:
+            raise ValueError(
+                f"an enqueued {wrong[0]} must lie in the space, got {given[wrong[0]]!r}"
+            )
+        return params, arch
+
+    def costs(self, candidate: Candidate) -> tuple[int, int]:
+        """(parameters, FLOPs a forward image) of a candidate's network, without building it."""
+        options = candidate.network(self.resolution)
+        batch_norm = options.pop("batch_norm")
+        del options["dropout"]
+        return count_params(batch_norm=batch_norm, **options), count_flops(**options)
+
+    def excess(self, candidate: Candidate) -> dict[str, float]:
+        """Constraint values by name, relative; a value <= 0 is feasible."""
+        params, flops = self.costs(candidate)
+        cost = {"max_params": params, "max_flops": flops}
+        return {name: cost[name] / limit - 1 for name, limit in self.limits.items()}

@@ -1,0 +1,370 @@
+"""One search: which trial to train next and how far, and what became of each.
+
+The journal is the only truth; rungs, queues and counts are rebuilt from it. A trial is trained in
+segments, "number N until epoch E": a new, a promoted, a retried and a resumed trial are the same
+thing. No Ray and no MLflow here: a worker is whoever asks `propose`, tells `report` for each epoch
+and `segment_ended`; listeners hear what happened.
+"""
+
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from vgg_search.arch import as_arch
+from vgg_search.config import Config
+from vgg_search.journal import (
+    EPOCH_KEY,
+    METRIC,
+    PROPOSING,
+    UNTRAINED,
+    FolderLock,
+    candidate_of,
+    make_sampler,
+    open_journal,
+    rows_of,
+    trial_seed,
+)
+from vgg_search.scheduler import STOP, WAIT, Scheduler, rung_epochs
+from vgg_search.search_space import Candidate
+
+FINISHED: Literal["finished"] = "finished"
+RETRIES = 2  # of a segment whose worker died
+UNTRAINED_IN_A_ROW = 200  # proposals that need no training, before the space counts as exhausted
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Work for one worker: train trial `number` until epoch `until`, from its checkpoint if any."""
+
+    number: int
+    candidate: Candidate
+    seed: int
+    until: int
+    known: int  # last epoch in the record; rows after it are to be reported
+    keep_above: float  # a best checkpoint is worth keeping from this val_accuracy on
+    alone: bool = False
+
+
+EventKind = Literal["started", "epoch", "waiting", "ended", "retried", "skipped"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a trial; `attrs` are its user attributes in the record."""
+
+    kind: EventKind
+    number: int
+    attrs: dict[str, Any]
+    row: dict[str, Any] | None = None
+
+
+Listener = Callable[[Event], None]
+
+
+class Study:
+    """The one writer of a study's journal.
+
+    Raises StudyError if another process holds the run folder.
+    """
+
+    def __init__(self, folder: Path, config: Config, listeners: Iterable[Listener] = ()) -> None:
+        self.folder, self.config, self.listeners = folder, config, list(listeners)
+        self.space = config.search_space
+        self._lock = FolderLock(folder)
+        self.optuna, storage = open_journal(folder)
+        epochs = (
+            (config.max_epochs,)
+            if config.scheduler == "none"
+            else rung_epochs(config.grace_epochs, config.max_epochs, config.reduction_factor)
+        )
+        promote = config.scheduler == "asha-promote"
+        self.scheduler = Scheduler(epochs, config.reduction_factor, promote)
+        storage.waiting = self.scheduler.waiting
+        self.running: dict[int, Segment] = {}
+        self.best: dict[int, float] = {}  # finished trial -> its best val_accuracy of any epoch
+        self.incumbent: tuple[float, int] | None = None  # (val_accuracy at the last epoch, number)
+        self.trained = 0  # trials that count against num_trials, live ones too
+        self.device_seconds = 0.0
+        self.stopping = False  # set from outside: propose nothing more
+        self.finished = False  # nothing is left to propose
+        self._exhausted = False
+        self._untrained_in_a_row = 0
+        self._live: dict[int, optuna.Trial] = {}  # not told yet: queued, running or waiting
+        self._queue: deque[Segment] = deque()
+        self._deaths: Counter[int] = Counter()
+        self._rows: dict[int, dict[int, dict[str, Any]]] = {}
+        self._done: dict[Candidate, int] = {}
+        self._clock_offset = 0.0
+        self._clock_start: float | None = None
+
+    # ---- opening and closing ------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Enqueue a new study's first trials, or take up an old one where its record ends."""
+        trials = self.optuna.get_trials(deepcopy=False)
+        if not trials:
+            for i, given in enumerate(self.config.trials_by_hand):
+                params, arch = self.space.enqueued(given)
+                attrs: dict[str, Any] = {"given_arch": arch} if arch else {}
+                attrs |= {"baseline": True} if i == 0 and self.config.baseline else {}
+                self.optuna.enqueue_trial(params, user_attrs=attrs)
+        for trial in trials:
+            if trial.state is not TrialState.WAITING:
+                self._restore(trial)
+        for number in list(self._live):
+            self._reattach(number)
+
+    def _restore(self, trial: FrozenTrial) -> None:
+        number, rows = trial.number, {row["epoch"]: row for row in rows_of(trial)}
+        self._rows[number] = rows
+        for row in rows.values():
+            self.device_seconds += row["epoch_seconds"]
+            self._clock_offset = max(self._clock_offset, row["time"])
+        self.scheduler.restore(number, trial.intermediate_values.items())
+        if trial.state is TrialState.RUNNING:
+            self._set_sampler(number)
+            self._live[number] = optuna.Trial(self.optuna, trial._trial_id)
+            self.trained += 1
+        elif trial.user_attrs["state"] not in UNTRAINED:
+            self.trained += 1
+            self._finished(number, trial.user_attrs, trial.value)
+
+    def _reattach(self, number: int) -> None:
+        trial = self._live[number]
+        attrs = trial.user_attrs
+        if "state" in attrs:  # stopped between saying how it ended and telling so
+            self._tell(number, attrs["state"], attrs.get("error"))
+        elif "until" not in attrs:  # stopped while it was proposed
+            segment = self._prepare(trial)
+            if segment:
+                self._queue.append(segment)
+        elif attrs["until"] in self._rows[number]:
+            self._announce("started", number)
+            self._arrived(number, attrs["until"])
+        else:
+            self._queue.append(self._segment(number, attrs["until"]))
+
+    def close(self) -> None:
+        """End a search that has run its course: who waits at a rung now was never promoted."""
+        for number in list(self.scheduler.waiting):
+            del self.scheduler.waiting[number]
+            self._tell(number, "pruned")
+
+    def release(self) -> None:
+        """Let another driver have the run folder."""
+        self._lock.release()
+
+    @property
+    def interrupted(self) -> list[int]:
+        """Trials that are neither finished nor given up: `--resume` goes on with them."""
+        return sorted(self._live)
+
+    def start_clock(self) -> None:
+        """The search's time runs from here; after a resume it goes on where the record ends."""
+        self._clock_start = time.monotonic()
+
+    @property
+    def clock(self) -> float:
+        """Seconds of search so far, over all sessions."""
+        now = 0.0 if self._clock_start is None else time.monotonic() - self._clock_start
+        return self._clock_offset + now
+
+    @property
+    def out_of_budget(self) -> bool:
+        config = self.config
+        return (config.time_budget is not None and self.clock >= config.time_budget) or (
+            config.gpu_hours is not None and self.device_seconds >= 3600 * config.gpu_hours
+        )
+
+    # ---- proposing ----------------------------------------------------------------------------
+
+    def propose(self) -> Segment | None | Literal["finished"]:
+        """The next segment; None while only a running trial can bring one; FINISHED at the end."""
+        blocked = self.stopping or any(segment.alone for segment in self.running.values())
+        segment = None if blocked else self._next()
+        if segment:
+            self.running[segment.number] = segment
+            return segment
+        self.finished = not (self.running or self.stopping)
+        return None if self.running else FINISHED
+
+    def _next(self) -> Segment | None:
+        if self._queue:
+            wait = self._queue[0].alone and self.running
+            return None if wait else self._queue.popleft()
+        promoted = self.scheduler.promotable()
+        if promoted is None:
+            while self.trained < self.config.num_trials and not self._exhausted:
+                segment = self._ask()
+                if segment:
+                    return segment
+            if not self.running:
+                promoted = self.scheduler.promotable(closing=True)
+        return self._segment(*promoted) if promoted else None
+
+    def _set_sampler(self, number: int) -> None:
+        seed = trial_seed(self.config.seed, number, PROPOSING)
+        self.optuna.sampler = make_sampler(self.config.sampler, seed)
+
+    def _ask(self) -> Segment | None:
+        number = sum(
+            trial.state is not TrialState.WAITING
+            for trial in self.optuna.get_trials(deepcopy=False)
+        )
+        self._set_sampler(number)
+        trial = self.optuna.ask()
+        self._live[trial.number] = trial
+        self._rows[trial.number] = {}
+        self.trained += 1
+        return self._prepare(trial)
+
+    def _prepare(self, trial: optuna.Trial) -> Segment | None:
+        """Let a trial be sampled; None if there is nothing to train, which is then told."""
+        arch = trial.user_attrs.get("given_arch")
+        candidate = self.space.sample(trial, arch and as_arch(arch))
+        num_params, flops = self.space.costs(candidate)
+        attrs = {"candidate": asdict(candidate), "arch": candidate.arch, "num_params": num_params}
+        attrs |= {"flops_per_image": flops, "seed": trial_seed(self.config.seed, trial.number)}
+        for key, value in attrs.items():
+            trial.set_user_attr(key, value)
+        # What was asked for by hand is trained whatever it costs
+        excess = {} if arch else self.space.excess(candidate)
+        twin = self._done.get(candidate)
+        if twin is None and all(value <= 0 for value in excess.values()):
+            self._untrained_in_a_row = 0
+            self._announce("started", trial.number)
+            return self._segment(trial.number, self.scheduler.first)
+        self.trained -= 1
+        self._untrained_in_a_row += 1
+        self._exhausted = self._untrained_in_a_row >= UNTRAINED_IN_A_ROW
+        if twin is None:
+            for name, value in excess.items():
+                trial.set_constraint(name, value)
+            self._tell(trial.number, "infeasible")
+        else:
+            trial.set_user_attr("duplicate_of", twin)
+            known = self.optuna.get_trials(deepcopy=False)[twin]
+            for epoch, value in known.intermediate_values.items():
+                trial.report(value, epoch)
+            self._tell(trial.number, "duplicate", twin=known)
+        return None
+
+    def _segment(self, number: int, until: int) -> Segment:
+        trial = self._live[number]
+        if trial.user_attrs.get("until") != until:
+            trial.set_user_attr("until", until)
+        attrs = trial.user_attrs
+        return Segment(
+            number=number,
+            candidate=candidate_of(attrs),
+            seed=attrs["seed"],
+            until=until,
+            known=max(self._rows[number], default=0),
+            keep_above=self._worth_keeping(),
+        )
+
+    def _worth_keeping(self) -> float:
+        top = self.top()
+        if len(top) < self.config.top_k:
+            return 0.0
+        return self.best[top[-1]] if top else math.inf
+
+    def top(self) -> list[int]:
+        """The top_k finished trials by their best val_accuracy, best first."""
+        return sorted(self.best, key=lambda n: (-self.best[n], n))[: self.config.top_k]
+
+    # ---- hearing from workers -----------------------------------------------------------------
+
+    def report(self, number: int, row: dict[str, Any]) -> None:
+        """Record one epoch's row; one that is known already (told again after a resume) is not."""
+        epoch, rows, trial = row["epoch"], self._rows[number], self._live[number]
+        if epoch in rows:
+            return
+        rows[epoch] = row = row | {"time": self.clock}
+        self.device_seconds += row["epoch_seconds"]
+        if math.isfinite(row[METRIC]) and epoch not in self._frozen(number).intermediate_values:
+            trial.report(row[METRIC], epoch)
+        # JSON readers other than Python's know no NaN
+        plain = {k: None if v != v or v in (math.inf, -math.inf) else v for k, v in row.items()}
+        trial.set_user_attr(f"{EPOCH_KEY}{epoch}", plain)
+        self._announce("epoch", number, row)
+
+    def segment_ended(self, number: int, state: str = "reached", error: str | None = None) -> None:
+        """A worker is done with a segment: it reached its end, diverged, failed, oom or died."""
+        segment = self.running.pop(number)
+        if state == "reached":
+            self._arrived(number, segment.until)
+        elif state == "died" and self._deaths[number] < RETRIES:
+            self._deaths[number] += 1
+            self._queue.appendleft(self._segment(number, segment.until))
+            self._announce("retried", number)
+        elif state == "oom" and not segment.alone:
+            self._queue.append(replace(self._segment(number, segment.until), alone=True))
+            self._announce("retried", number)
+        else:
+            self._tell(number, state if state == "diverged" else "failed", error)
+
+    def _arrived(self, number: int, epoch: int) -> None:
+        value = self._rows[number][epoch][METRIC]
+        verdict = self.scheduler.arrived(number, epoch, value)
+        if verdict == WAIT:
+            self._announce("waiting", number)
+        elif verdict == STOP:
+            self._tell(number, "completed" if epoch == self.config.max_epochs else "pruned")
+        else:
+            self._queue.appendleft(self._segment(number, int(verdict)))
+
+    def _tell(
+        self, number: int, state: str, error: str | None = None, twin: FrozenTrial | None = None
+    ) -> None:
+        trial = self._live.pop(number)
+        if error:
+            trial.set_user_attr("error", error)
+        trial.set_user_attr("state", state)
+        if state in ("failed", "diverged"):
+            trial.set_constraint("infeasible", 1.0)
+        if state == "completed" or (twin and twin.state is TrialState.COMPLETE):
+            value = twin.value if twin else self._rows[number][self.config.max_epochs][METRIC]
+            self.optuna.tell(trial, value)
+        else:
+            value = None
+            self.optuna.tell(trial, state=TrialState.PRUNED)
+        if state not in UNTRAINED:
+            self._finished(number, trial.user_attrs, value)
+        self._announce("skipped" if state in UNTRAINED else "ended", number, attrs=trial.user_attrs)
+
+    def _finished(self, number: int, attrs: dict[str, Any], value: float | None) -> None:
+        self._done[candidate_of(attrs)] = number
+        values = [row[METRIC] for row in self._rows[number].values() if row[METRIC] is not None]
+        finite = [v for v in values if math.isfinite(v)]
+        if finite and attrs["state"] in ("completed", "pruned"):
+            self.best[number] = max(finite)
+        if attrs["state"] == "completed" and value is not None:
+            self.incumbent = max(self.incumbent or (-1.0, 0), (value, number), key=lambda x: x[0])
+
+    def rows(self, number: int) -> list[dict[str, Any]]:
+        """A trial's rows so far, in order."""
+        return [row for _, row in sorted(self._rows[number].items())]
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self.optuna.get_trials(deepcopy=False)[number]
+
+    def _announce(
+        self,
+        kind: EventKind,
+        number: int,
+        row: dict[str, Any] | None = None,
+        attrs: dict[str, Any] | None = None,
+    ) -> None:
+        if attrs is None:
+            attrs = self._live[number].user_attrs
+        event = Event(kind, number, attrs, row)
+        for listener in self.listeners:
+            listener(event)

@@ -1,0 +1,140 @@
+"""A worker: trains segments of trials, one after another, on data that stays where it is.
+
+Glue only: segment -> network -> `train` -> rows. Ray keeps the process (and its import of torch, the
+data, and the last network) for the next segment. Errors that training would meet again are a result,
+not an exception: Ray then retries nothing, and only a dead worker looks like one.
+"""
+
+import os
+import platform
+import resource
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from vgg_search.config import Config
+from vgg_search.data import Splits
+from vgg_search.journal import METRIC
+from vgg_search.model import build
+from vgg_search.reuse import save_model
+from vgg_search.search_space import Candidate
+from vgg_search.study import Segment
+from vgg_search.train import Recipe, Resident, Training
+
+CHECKPOINT = "last.pt"
+BEST = "best"
+
+
+# Fields of the experiment that are the recipe's too
+RECIPE_FIELDS = (
+    "momentum schedule label_smoothing flip crop erase ema precision resolution"
+).split()
+
+
+def recipe_of(config: Config, candidate: Candidate, max_epochs: int) -> Recipe:
+    """The experiment's recipe with what was sampled."""
+    fields = {name: getattr(config, name) for name in RECIPE_FIELDS}
+    return Recipe(max_epochs=max_epochs, **fields, **candidate.recipe())
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory this process has held: of the GPU where it trains there, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+class TrialWorker(tune.Trainable):
+    """One slot of the search. `setup` gets `splits`, `experiment` and `folder` with the config."""
+
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], splits: Splits, experiment: Config, folder: Path
+    ) -> None:
+        self.experiment, self.folder = experiment, folder
+        self.device = pick_device()
+        torch.set_num_threads(max(1, int(experiment.cpus_per_trial)))
+        self.data = Resident.load(splits, self.device)
+        self.worker = f"{platform.node()}:{os.getpid()}"
+        self.training: Training | None = None
+        self.number = -1  # of the trial that `training` is of
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.segment: Segment = new_config["segment"]
+        self.rows = self._rows(self.segment)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One epoch: {"row", "end", "error", "done"}; `end` says how the segment ended."""
+        result: dict[str, Any] = {"number": self.segment.number}
+        try:
+            row = next(self.rows)
+        except torch.OutOfMemoryError as error:
+            self._forget()
+            return result | {"end": "oom", "error": str(error).splitlines()[0], "done": True}
+        except Exception as error:  # the trial's own: it would happen again
+            self._forget()
+            text = "".join(traceback.format_exception(error))
+            return result | {"end": "failed", "error": text, "done": True}
+        memory = peak_memory_mib(self.device)
+        row = row | {"worker": self.worker, "peak_memory_mib": memory, "ended": time.time()}
+        result |= {"row": row, METRIC: row[METRIC]}
+        if self.training and self.training.diverged:
+            return result | {"end": "diverged", "done": True}
+        if row["epoch"] >= self.segment.until:
+            return result | {"end": "reached", "done": True}
+        return result
+
+    def _rows(self, segment: Segment) -> Iterator[dict[str, Any]]:
+        folder = self.folder / "trials" / str(segment.number)
+        training = self._training(segment, folder)
+        # What a crash kept from the record is told from the checkpoint, not trained again.
+        yield from [row for row in training.rows if row["epoch"] > segment.known] or (
+            training.rows[-1:] if training.epoch >= segment.until else []
+        )
+        for row in training.run(segment.until):
+            epoch = row["epoch"]
+            if epoch == training.best_epoch and row[METRIC] >= segment.keep_above:
+                card = {"trial": segment.number, "epoch": epoch, METRIC: row[METRIC]}
+                save_model(folder / BEST, training.measured, card)
+            if epoch == segment.until or epoch % self.experiment.checkpoint_every == 0:
+                save_checkpoint(folder / CHECKPOINT, training.state_dict())
+            yield row
+
+    def _training(self, segment: Segment, folder: Path) -> Training:
+        held = self.training
+        if held and self.number == segment.number and held.epoch == segment.known:
+            return held
+        self._forget()
+        candidate = segment.candidate
+        network = build(candidate.network(self.experiment.resolution), segment.seed)
+        recipe = recipe_of(self.experiment, candidate, self.experiment.max_epochs)
+        training = Training(network, self.data, recipe, segment.seed)
+        if (folder / CHECKPOINT).exists():
+            state = torch.load(folder / CHECKPOINT, map_location=self.device, weights_only=True)
+            training.load_state_dict(state)
+        self.training, self.number = training, segment.number
+        return training
+
+    def _forget(self) -> None:
+        """Free the last network before the next is built, or both are in memory at once."""
+        self.training = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
