@@ -4,18 +4,25 @@ import csv
 import json
 import math
 import random
+import re
+import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import optuna
+import pandas as pd
 import pytest
 import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from plotly.offline import get_plotlyjs
 
 from vgg_search.arch import count_flops, count_params, depth, describe, width
 from vgg_search.health import EPOCH_COLUMNS, TRIAL_COLUMNS, load
-from vgg_search.report import ReportError, health, make_report, plots
+from vgg_search.landscape import importances
+from vgg_search.plots import LOOKS
+from vgg_search.report import FIGURES, ReportError, health, make_report, plots
 from vgg_search.search_space import Space
 
 CLASSES = [
@@ -147,3 +154,325 @@ def simulate(folder: Path, num_trials: int, seed: int = 0, workers: int = 2) -> 
 def write_table(path: Path, columns: tuple[str, ...], rows: list[list[Any]]) -> None:
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([columns, *rows])
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of 80 trials, read-only by agreement; tests that edit take `study`."""
+    folder = tmp_path_factory.mktemp("runs") / "full"
+    simulate(folder, 80)
+    return folder
+
+
+@pytest.fixture
+def study(full: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(full, tmp_path / "full"))
+
+
+def edit(folder: Path, file: str, **values: Any) -> None:
+    """Set columns of a table, or keys of a map."""
+    path = folder / file
+    if file.endswith(".csv"):
+        pd.read_csv(path).assign(**values).to_csv(path, index=False)
+    else:
+        content = yaml.safe_load(path.read_text())
+        path.write_text(json.dumps(content | values))
+
+
+def told(folder: Path) -> str:
+    """The report's text, without plotly's own."""
+    return re.sub(r"<script>.*?</script>", "", make_report(folder).read_text(), flags=re.DOTALL)
+
+
+def test_the_answer_holds_the_files_numbers(full: Path) -> None:
+    summary, text = json.loads((full / "summary.json").read_text()), told(full)
+    best, base = summary["best_val_accuracy"], summary["baseline_val_accuracy"]
+    test = summary["champion"]["test_accuracy"]
+    for number in (best, base, test):
+        assert f"{number:.4f}" in text
+    for gap in (best - base, best - test):
+        assert f"<b>{gap:+.4f}</b>" in text
+    assert f"{summary['champion']['num_params']:,}" in text
+    assert text.index("The champion reaches") < text.index("Before you trust it")
+    assert text.index("Before you trust it") < text.index("Evidence") < text.index("Do it again")
+    for fact in (
+        "abc1234",
+        "2.15.0",
+        "0123456789abcdef",
+        "num_blocks: [1, 3]",
+        "--name full-again",
+    ):
+        assert fact in text
+
+
+def test_one_file_without_network_or_secret(full: Path) -> None:
+    page = make_report(full).read_text()
+    assert page.count(get_plotlyjs()) == 1
+    text = page.replace(get_plotlyjs(), "")
+    assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//|@import|url\(", text)
+    assert "default-src 'none'" in text
+    assert "width=device-width" in text
+    assert "secret" not in text
+
+
+def test_only_the_report_is_written(study: Path) -> None:
+    def content() -> dict[Path, bytes]:
+        return {p: p.read_bytes() for p in study.rglob("*") if p.is_file()}
+
+    before = content()
+    before.pop(study / "report.html", None)
+    path = make_report(study)
+    after = content()
+    assert path == study / "report.html"
+    del after[path]
+    assert after == before
+
+
+def test_text_from_files_is_escaped(study: Path) -> None:
+    edit(study, "trials.csv", error="<script>alert(1)</script>")
+    assert "<script>alert" not in make_report(study).read_text()
+
+
+def test_every_figure_is_drawn_from_a_full_study(full: Path) -> None:
+    drawn = plots(full)
+    assert list(drawn) == [draw.__name__ for draw in FIGURES]
+    for name, figure in drawn.items():
+        assert len(figure.data), name
+        for trace in figure.data:
+            values = trace.z if trace.type == "heatmap" else trace.y
+            assert len(values), name
+        assert figure.layout.title.text, name
+        assert figure.layout.meta.endswith("."), name
+        json.loads(figure.to_json())
+
+
+def test_states_have_one_colour(full: Path) -> None:
+    for name, figure in plots(full).items():
+        for trace in figure.data:
+            if trace.name in LOOKS:
+                assert trace.marker.color == LOOKS[trace.name][0], name
+
+
+def test_best_so_far_steps_up_to_the_best(full: Path) -> None:
+    run = load(full)
+    for name in ("incumbent_by_time", "incumbent_by_epochs"):
+        figure = plots(run)[name]
+        (line,) = [trace for trace in figure.data if trace.name == "best"]
+        assert line.line.shape == "hv"
+        assert all(a >= b for a, b in pairwise(line.y))  # an error falls
+        assert 1 - line.y[-1] == pytest.approx(run.summary["best_val_accuracy"])
+        (base,) = figure.layout.shapes
+        assert base.line.dash == "dot"
+        assert 1 - base.y0 == pytest.approx(run.summary["baseline_val_accuracy"])
+    assert line.x[-1] == len(run.epochs)
+
+
+def test_pareto_front_is_what_nothing_beats(full: Path) -> None:
+    run = load(full)
+    rows = run.completed
+    (front,) = [t for t in plots(run)["accuracy_by_params"].data if t.name == "Pareto front"]
+    unbeaten = {
+        (row.num_params, row.val_accuracy)
+        for row in rows.itertuples()
+        if not (
+            (rows["num_params"] <= row.num_params) & (rows["val_accuracy"] > row.val_accuracy)
+            | (rows["num_params"] < row.num_params) & (rows["val_accuracy"] == row.val_accuracy)
+        ).any()
+    }
+    assert len(front.x) == len(unbeaten)
+    for params, accuracy in unbeaten:
+        assert (params, pytest.approx(accuracy)) in zip(front.x, 1 - front.y, strict=True)
+
+
+@pytest.mark.parametrize("name", ["lr", "num_blocks", "dropout"])
+def test_importance_finds_what_the_score_is_made_of(full: Path, name: str) -> None:
+    run = load(full)
+    shares = importances(run, run.values[name].astype(float))
+    assert max(shares, key=shares.__getitem__) == name
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_a_large_study_draws_some_curves(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vgg_search.plots.MOST_LINES", 10)
+    figure = plots(full)["learning_curves"]
+    assert figure.layout.meta.endswith("Drawn: one trial in 8, from best to worst.")
+    best = load(full).epochs["val_accuracy"].max()
+    assert min(y for t in figure.data for y in t.y if y) == pytest.approx(1 - best)
+    assert {trace.name for trace in figure.data} == {"completed", "pruned"}
+
+
+def test_a_pause_parts_a_bar_of_the_timeline(study: Path) -> None:
+    epochs = pd.read_csv(study / "epochs.csv")
+    bars = sum(len(trace.y) for trace in plots(study)["timeline"].data)
+    assert bars == epochs["number"].nunique()
+    late = (epochs["number"] == 0) & (epochs["epoch"] > 3)
+    edit(study, "epochs.csv", time=epochs["time"] + 1000 * late)
+    assert sum(len(trace.y) for trace in plots(study)["timeline"].data) == bars + 1
+
+
+@pytest.mark.parametrize("column", ["val_accuracy", "worker", "num_params"])
+def test_a_missing_column_of_trials(study: Path, column: str) -> None:
+    pd.read_csv(study / "trials.csv").drop(columns=column).to_csv(study / "trials.csv")
+    with pytest.raises(ReportError, match=f"trials.csv must have column '{column}', got only"):
+        make_report(study)
+
+
+def test_a_missing_column_of_epochs(study: Path) -> None:
+    pd.read_csv(study / "epochs.csv").drop(columns="time").to_csv(study / "epochs.csv")
+    with pytest.raises(ReportError, match=r"epochs\.csv must have column 'time', got only"):
+        plots(study)
+
+
+def test_a_sampled_dimension_without_column(study: Path) -> None:
+    edit(study, "config.yaml", space=SPACE | {"num_hidden": [0, 2]})
+    with pytest.raises(ReportError, match=r"trials\.csv must have column 'num_hidden'"):
+        make_report(study)
+
+
+@pytest.mark.parametrize(
+    "file", ["config.yaml", "summary.json", "trials.csv", "epochs.csv", "champion/model.json"]
+)
+def test_a_missing_file(study: Path, file: str) -> None:
+    (study / file).unlink()
+    with pytest.raises(ReportError, match=f"cannot read {file} in "):
+        make_report(study)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "match"),
+    [
+        ("summary.json", "{}", r"summary\.json must have key 'study'"),
+        ("summary.json", "[]", r"summary\.json must be a map, got \[\]"),
+        ("summary.json", "{", r"summary\.json in .* cannot be parsed"),
+        ("config.yaml", "space: {}", r"config\.yaml must have key 'resolution', got only space"),
+        ("champion/model.json", '{"options": {}}', r"model\.json must have key 'metrics'"),
+        ("trials.csv", "", r"trials\.csv in .* cannot be parsed"),
+    ],
+)
+def test_a_broken_file(study: Path, file: str, text: str, match: str) -> None:
+    (study / file).write_text(text)
+    with pytest.raises(ReportError, match=match):
+        make_report(study)
+
+
+def test_broken_values(study: Path) -> None:
+    edit(study, "trials.csv", lr="fast")
+    with pytest.raises(ReportError, match=r"trials\.csv column 'lr' must hold numbers only"):
+        make_report(study)
+    edit(study, "trials.csv", lr=0.1, state="lost")
+    with pytest.raises(ReportError, match=r"state must be one of completed, .*, got 'lost'"):
+        make_report(study)
+    edit(study, "trials.csv", state="pruned")
+    edit(study, "config.yaml", space={"num_blocks": 0})
+    with pytest.raises(ReportError, match=r"config\.yaml: space must say lr"):
+        make_report(study)
+
+
+@pytest.mark.parametrize("num_trials", [1, 2, 10])
+def test_small_studies(tmp_path: Path, num_trials: int) -> None:
+    simulate(tmp_path / "small", num_trials)
+    text = told(tmp_path / "small")
+    assert "Not drawn" in text
+    assert f"it takes 20 trials with a score, got {num_trials}" in text
+    assert {"incumbent_by_time", "learning_curves", "timeline"} <= set(plots(tmp_path / "small"))
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_a_study_without_trials(tmp_path: Path, header: bool) -> None:
+    simulate(tmp_path / "none", 0)
+    edit(tmp_path / "none", "summary.json", state="failed")
+    if not header:
+        (tmp_path / "none" / "trials.csv").write_text("number\n")
+    assert "There is no answer" in told(tmp_path / "none")
+    assert plots(tmp_path / "none") == {}
+    assert "The study is failed" in health(tmp_path / "none")[0]
+
+
+def test_an_interrupted_study_without_completed_trials(study: Path) -> None:
+    states = pd.read_csv(study / "trials.csv")["state"].replace("completed", "interrupted")
+    edit(study, "trials.csv", state=states)
+    edit(
+        study, "summary.json", state="interrupted", champion=None, best_val_accuracy=None,
+        best_trial=None, best_arch=None,
+    )  # fmt: skip
+    text = told(study)
+    assert "There is no answer: no trial was completed" in text
+    assert "The baseline was interrupted after 9 epochs" in text
+    assert "python -m vgg_search.run --resume full" in text
+    assert "there is no champion" in text
+    assert [warning.split(":")[0] for warning in health(study)[:2]] == [
+        "The study is interrupted", "No trial was completed",
+    ]  # fmt: skip
+
+
+def test_no_champion(study: Path) -> None:
+    edit(study, "summary.json", champion=None)
+    assert "no champion was trained" in told(study)
+
+
+def test_baseline_null(study: Path) -> None:
+    edit(study, "summary.json", baseline_val_accuracy=None)
+    assert "no score of a baseline" in told(study)
+    assert not plots(study)["learning_curves"].layout.shapes
+
+
+def warned(folder: Path, start: str) -> bool:
+    return any(warning.startswith(start) for warning in health(folder))
+
+
+def test_warns_of_a_small_budget(study: Path) -> None:
+    start = "The budget is small for the space: 80 trials for 12 sampled dimensions"
+    assert warned(study, start)
+    fixed = {"num_blocks": 3, "num_convs": 2, "hidden_features": 64, "dropout": 0.1}
+    edit(study, "config.yaml", space=SPACE | fixed)  # 6 dimensions are left
+    assert not warned(study, "The budget is small")
+
+
+def test_warns_of_edges(study: Path) -> None:
+    trials = pd.read_csv(study / "trials.csv")
+    edit(study, "trials.csv", lr=trials["lr"].clip(0.05, 0.2), arch="2x32", num_blocks=2)
+    assert not warned(study, "The best trials sit")
+    edit(study, "trials.csv", lr=0.5)
+    assert warned(study, "The best trials sit at the upper edge of lr (15 of 15): widen it.")
+    edit(study, "trials.csv", lr=0.02, arch="2x16", dropout=0.0)  # dropout ends at 0 by nature
+    edges = "out_channels_1 (15 of 15)"
+    assert warned(study, f"The best trials sit at the lower edge of lr (15 of 15), {edges}: widen")
+
+
+def test_warns_of_a_lead_within_noise(study: Path) -> None:
+    trials = pd.read_csv(study / "trials.csv")
+    best = trials["number"] == json.loads((study / "summary.json").read_text())["best_trial"]
+    edit(study, "trials.csv", val_accuracy=trials["val_accuracy"].where(~best, 0.99))
+    lead = f"Trial {trials['number'][best].item()} leads trial"
+    assert not warned(study, lead)
+    card = json.loads((study / "champion" / "model.json").read_text())["metrics"]
+    wide = card | {"test_accuracies": [0.9, 0.95, 0.99]}
+    edit(study, "champion/model.json", metrics=wide)
+    assert warned(study, lead)
+    assert "twice the spread over 3 champion seeds" in " ".join(health(study))
+
+
+def test_warns_of_a_search_score_above_the_test_score(study: Path) -> None:
+    assert not warned(study, "The search score")
+    edit(study, "summary.json", champion={"test_accuracy": 0.92})
+    assert warned(study, "The search score 0.9498 is 0.0298 above the test score 0.9200")
+    # On the small sample, noise explains twice as much.
+    edit(study, "summary.json", champion={"test_accuracy": 0.935}, dataset="sample")
+    assert not warned(study, "The search score")
+    assert warned(study, "Trained on the bundled sample")
+
+
+@pytest.mark.parametrize(("lost", "state"), [(16, "diverged"), (17, "diverged"), (1, "failed")])
+def test_warns_of_lost_trials(study: Path, lost: int, state: str) -> None:
+    trials = pd.read_csv(study / "trials.csv")
+    states = trials["state"].replace("diverged", "pruned")
+    states[states[states == "pruned"].index[:lost]] = state
+    edit(study, "trials.csv", state=states)
+    assert warned(study, f"{lost} of 80 trials {state}") == (state == "failed" or lost > 16)
+    assert warned(study, "0 of 80") is False
+
+
+def test_warns_when_the_baseline_stands(study: Path) -> None:
+    assert not warned(study, "Nothing beat the baseline")
+    edit(study, "summary.json", baseline_val_accuracy=0.99)
+    assert warned(study, "Nothing beat the baseline: best 0.9498, baseline 0.9900")

@@ -1,9 +1,10 @@
 """The command line: `vgg-search COMMAND ...`, also `python -m vgg_search COMMAND ...`.
 
-Exit codes: 0 done, 1 the work failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM. A mistake is one line on
-stderr; `--debug` shows where it came from.
+Exit codes: 0 done, 1 the work failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM. A mistake is one line
+on stderr; `--debug` shows where it came from.
 """
 
+import argparse
 import json
 import logging
 import sys
@@ -18,8 +19,8 @@ Result = tuple[int, dict[str, Any]]
 MODEL = "a run or champion folder, or models:/NAME@ALIAS; without it, the latest champion"
 
 
-def search(argv: Sequence[str]) -> Result:
-    """search, champion and report"""
+def run(argv: Sequence[str]) -> Result:
+    """the search, the champion, the report"""
     from vgg_search.run import run
 
     return run(argv)
@@ -27,7 +28,9 @@ def search(argv: Sequence[str]) -> Result:
 
 def predict(argv: Sequence[str]) -> Result:
     """class and probability of image files"""
-    options = _options("predict", argv, images=True)
+    made = _parser("predict")
+    made.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG file")
+    options = made.parse_args(argv)
     from vgg_search import reuse
 
     model = reuse.load(options.model, options.storage_path, options.tracking_uri)
@@ -42,13 +45,13 @@ def predict(argv: Sequence[str]) -> Result:
 
 def evaluate(argv: Sequence[str]) -> Result:
     """test accuracy, loss, table a class, confusion matrix"""
-    options = _options("evaluate", argv, data=True)
+    options = _parser("evaluate", data=True).parse_args(argv)
     from vgg_search import reuse
     from vgg_search.data import load_test
 
     folder = reuse.find_model(options.model, options.storage_path, options.tracking_uri)
-    dataset = options.dataset or reuse.load_folder(folder)[1].get("dataset", "auto")
-    scores = reuse.evaluate(folder, *load_test(dataset, options.data_dir))
+    images, labels = load_test(options.dataset or _dataset(folder), options.data_dir)
+    scores = reuse.evaluate(folder, images, labels)
     if not options.json:
         print(f"test accuracy {scores['test_accuracy']:.4f}, loss {scores['test_loss']:.4f}")
         for row in scores["per_class"]:
@@ -65,26 +68,112 @@ def evaluate(argv: Sequence[str]) -> Result:
     return 0, scores
 
 
+def export(argv: Sequence[str]) -> Result:
+    """the model as a file, verified: safetensors, pt2 or onnx"""
+    made = _parser("export", data=True)
+    made.add_argument("--format", required=True, choices=("safetensors", "pt2", "onnx"))
+    made.add_argument("--out", required=True, type=Path, metavar="PATH")
+    options = made.parse_args(argv)
+    from vgg_search import reuse
+    from vgg_search.data import load_test
+
+    folder = reuse.find_model(options.model, options.storage_path, options.tracking_uri)
+    images, _ = load_test(options.dataset or _dataset(folder), options.data_dir)
+    result = reuse.export(folder, options.format, options.out, images[:1000])
+    if not options.json:
+        print(
+            f"{options.out}: {result['bytes']:,} bytes, largest difference in a probability "
+            f"{result['max_difference']:.1e} on {result['images']} images"
+        )
+    return 0, result
+
+
+def report(argv: Sequence[str]) -> Result:
+    """a study's report.html, made again"""
+    folder, options = _study("report", argv)
+    from vgg_search.report import make_report
+
+    page = make_report(folder)
+    if not options.json:
+        print(page)
+    return 0, {"report": str(page)}
+
+
+def status(argv: Sequence[str]) -> Result:
+    """a study on one screen, running or not"""
+    folder, options = _study("status", argv)
+    from vgg_search.status import show, status
+
+    state = status(folder)
+    if not options.json:
+        print(show(state))
+    return 0, state
+
+
+def sync(argv: Sequence[str]) -> Result:
+    """send what MLflow has not yet got"""
+    folder, options = _study("sync", argv)
+    from vgg_search.reuse import servable
+    from vgg_search.tracking import sync
+
+    result = sync(folder, servable, timeout=options.timeout)
+    if not options.json:
+        print(f"{result['unsent']} rows unsent, {result['refused']} refused")
+    if result["unsent"]:
+        print(f"vgg-search: MLflow was not reached: {result['error']}", file=sys.stderr)
+    return int(result["unsent"] > 0), result
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], Result]] = {
-    "run": search,
-    "predict": predict,
-    "evaluate": evaluate,
+    command.__name__: command for command in (run, predict, evaluate, export, report, status, sync)
 }
 
 
-def _options(command: str, argv: Sequence[str], images: bool = False, data: bool = False) -> Any:
+def _parser(command: str, data: bool = False, model: bool = True) -> argparse.ArgumentParser:
     made = parser(f"vgg-search {command}", str(COMMANDS[command].__doc__).capitalize() + ".")
-    if images:
-        made.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG file")
     if data:
         made.add_argument("--data-dir", type=Path, help="folder with Fashion-MNIST")
         made.add_argument("--dataset", choices=("auto", "fashion-mnist", "sample"))
-    made.add_argument("--model", help=MODEL)
+    if model:
+        made.add_argument("--model", help=MODEL)
+        made.add_argument("--tracking-uri", help="MLflow, for models:/")
     made.add_argument("--storage-path", default="runs", help="where run folders are (runs)")
-    made.add_argument("--tracking-uri", help="MLflow, for models:/")
     made.add_argument("--json", action="store_true", help="print the result as one JSON line")
     made.add_argument("--debug", action="store_true", help="show tracebacks")
-    return made.parse_args(argv)
+    return made
+
+
+def _study(command: str, argv: Sequence[str]) -> tuple[Path, argparse.Namespace]:
+    """The run folder that a command line names, by default the latest."""
+    made = _parser(command, model=False)
+    made.add_argument(
+        "name", nargs="?", metavar="NAME", help="of the study; without it, the latest"
+    )
+    if command == "sync":
+        made.add_argument("--timeout", type=float, default=600.0, help="seconds to try (600)")
+    options = made.parse_args(argv)
+    runs = Path(options.storage_path)
+    folders = sorted(runs.glob("*/study.journal"), key=lambda file: file.stat().st_mtime)
+    if not options.name and not folders:
+        raise ConfigError(f"no study found under {runs}")
+    folder = runs / options.name if options.name else folders[-1].parent
+    if not (folder / "study.journal").is_file():
+        raise ConfigError(f"no study named {options.name} in {runs}")
+    return folder, options
+
+
+def _dataset(folder: Path) -> str:
+    """The data set that a model was trained on."""
+    from vgg_search.reuse import load_folder
+
+    return str(load_folder(folder)[1].get("dataset", "auto"))
+
+
+class _Warnings(logging.Handler):
+    """Warnings, to whatever is stderr at the time: the live table takes it while it is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
 
 
 def _usage() -> str:
@@ -98,7 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
-    logging.basicConfig(level=logging.WARNING, format="vgg-search: %(message)s")
+    warnings = _Warnings(logging.WARNING)
+    logging.basicConfig(handlers=[warnings], format="vgg-search: %(message)s")
     try:
         if argv[0] not in COMMANDS:
             near = get_close_matches(argv[0], COMMANDS, 1)

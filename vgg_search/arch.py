@@ -1,4 +1,4 @@
-"""What an architecture is, and what it costs, by arithmetic alone (no torch, so it answers at once).
+"""What an architecture is, and what it costs, by arithmetic alone: no torch, an instant answer.
 
 An `arch` is a tuple of `(num_convs, out_channels)` pairs, one a block, as in the notebook
 "Networks Using Blocks (VGG)"; the paper is Simonyan and Zisserman, arXiv:1409.1556, section 2.1.
@@ -17,7 +17,7 @@ def as_arch(pairs: Sequence[Sequence[int]]) -> Arch:
 
 
 def check_arch(arch: Arch, resolution: int) -> None:
-    """Raise ValueError unless `arch` can be built: every block halves the image, at least 1 px stays."""
+    """Raise ValueError unless `arch` can be built: each block halves the image, 1 px must stay."""
     if not arch:
         raise ValueError("num_blocks must be >= 1, got 0")
     most = resolution.bit_length() - 1

@@ -20,8 +20,8 @@ from vgg_search.journal import METRIC, candidate_of, rows_of, trial_seed
 from vgg_search.model import VGG, build
 from vgg_search.reuse import Servable, evaluate, load, save_model
 from vgg_search.search_space import Candidate
-from vgg_search.train import Resident, Training
 from vgg_search.study import Study
+from vgg_search.train import Resident, Training
 from vgg_search.trial import RECIPE_FIELDS, pick_device, recipe_of
 
 __all__ = ["crown", "load"]
@@ -58,7 +58,7 @@ def crown(
     }
     networks: dict[int, VGG] = {}
     while streams:
-        ready, _ = ray.wait(list(streams), timeout=0.2, fetch_local=False)
+        ready: list[Any] = ray.wait(list(streams), timeout=0.2, fetch_local=False)[0]
         if study.stopping:
             for stream in streams:
                 ray.cancel(stream, force=True)

@@ -30,10 +30,11 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from vgg_search.arch import Arch, check_arch
+from vgg_search.arch import Arch, as_arch, check_arch
 from vgg_search.search_space import Space
 
 ENV_PREFIX = "VGG_SEARCH_"
+TRACKERS = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "file", "databricks")
 # What a resumed study may be given anew: budgets, cluster, tracking, and where the data lies.
 RESUMABLE = frozenset(
     [
@@ -70,11 +71,13 @@ class ConfigError(ValueError):
 
 def _duration(value: Any) -> Any:
     """Seconds of "90s", "6m", "1h30m" or a number."""
-    if isinstance(value, str) and not re.fullmatch(r"[\d.]+", value):
-        parts = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", value.strip())
+    if isinstance(value, str) and not re.fullmatch(r"\d+(\.\d+)?", value):
+        number = r"(\d+(?:\.\d+)?)"
+        parts = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", value.strip())
         if not value.strip() or not parts:
             raise ValueError("be a time such as 90s, 6m or 1h30m")
-        return sum(float(n or 0) * unit for n, unit in zip(parts.groups(), (3600, 60, 1)))
+        units = zip(parts.groups(), (3600, 60, 1), strict=True)
+        return sum(float(n or 0) * unit for n, unit in units)
     return value
 
 
@@ -82,6 +85,28 @@ def _name(value: str | None) -> str | None:
     if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
         raise ValueError("be letters, digits, '.', '_' or '-', at most 100")
     return value
+
+
+def _tracker(value: str | None) -> str | None:
+    scheme, colon, rest = (value or "").partition(":")
+    known = scheme.split("+")[0] in TRACKERS and (not scheme.startswith("http") or rest[2:])
+    if colon and not known:
+        raise ValueError(f"be a path or an address that begins with {', '.join(TRACKERS)}")
+    return value
+
+
+def _by_hand(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`enqueue` with each arch as tuples."""
+    for row in rows:
+        try:
+            pairs = [(int(convs), int(channels)) for convs, channels in row.get("arch") or ()]
+            if [list(block) for block in row.get("arch") or ()] != [list(pair) for pair in pairs]:
+                raise ValueError
+        except (TypeError, ValueError):
+            raise ValueError(
+                "hold each arch as a list of [num_convs, out_channels] pairs"
+            ) from None
+    return [row | {"arch": as_arch(row["arch"])} if row.get("arch") else row for row in rows]
 
 
 Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
@@ -103,6 +128,7 @@ class Config(BaseSettings):
         extra="forbid",
         frozen=True,
         use_attribute_docstrings=True,
+        allow_inf_nan=False,
         cli_kebab_case=True,
         cli_hide_none_type=True,
     )
@@ -137,10 +163,10 @@ class Config(BaseSettings):
     """Who proposes: Optuna's TPE, random search, Gaussian process or CMA-ES."""
     baseline: Baseline = ((1, 16), (1, 32), (2, 64))
     """An arch trained as trial 0, beside which the best is shown; null: none."""
-    enqueue: list[dict[str, Any]] = []
+    enqueue: Annotated[list[dict[str, Any]], AfterValidator(_by_hand)] = []
     """Trials to start with: each a map of an `arch` and of sampled dimensions."""
     time_budget: Seconds | None = 360.0
-    """Time of the search (90s, 6m, 1h30m); then nothing new starts. The champion has half as much again."""
+    """Time of the search (90s, 6m, 1h30m); the champion may take half as much again."""
     gpu_hours: Annotated[float, Field(gt=0)] | None = None
     """Device hours that trials may use together; then nothing new starts."""
 
@@ -176,7 +202,7 @@ class Config(BaseSettings):
 
     storage_path: str = "runs"
     """Where run folders go."""
-    tracking_uri: str | None = None
+    tracking_uri: Annotated[str | None, AfterValidator(_tracker)] = None
     """MLflow; without it MLFLOW_TRACKING_URI, else sqlite:///mlflow.db where the command runs."""
     experiment: Annotated[str, Field(min_length=1)] = "vgg-search"
     """MLflow experiment."""
@@ -207,23 +233,21 @@ class Config(BaseSettings):
             raise ValueError(
                 f"grace_epochs must be <= max_epochs ({self.max_epochs}), got {self.grace_epochs}"
             )
-        if self.baseline is not None:
+        space = self.search_space
+        for i, trial in enumerate(self.trials_by_hand):
             try:
-                check_arch(self.baseline, self.resolution)
+                if "arch" in trial:
+                    check_arch(trial["arch"], self.resolution)
+                space.enqueued(trial)
             except ValueError as error:
-                raise ValueError(f"baseline: {error}") from None
-        for trial in self.trials_by_hand:
-            self.search_space.enqueued(trial)
+                what = "baseline" if i == 0 and self.baseline is not None else "enqueue"
+                raise ValueError(f"{what}: {error}") from None
         return self
 
     @property
     def trials_by_hand(self) -> list[dict[str, Any]]:
         """The baseline, then what the file enqueues; each may hold an `arch`."""
-        rows = [{"arch": self.baseline}] if self.baseline is not None else []
-        for row in self.enqueue:
-            arch = row.get("arch")
-            rows.append(row | {"arch": tuple(map(tuple, arch))} if arch is not None else row)
-        return rows
+        return ([{"arch": self.baseline}] if self.baseline is not None else []) + self.enqueue
 
     def dump(self) -> str:
         """The resolved experiment as YAML, which reads back as an equal one."""
@@ -306,7 +330,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"experiment file {path}{where} is not valid YAML") from None
-    if not isinstance(content or {}, dict):
+    if not isinstance(content or {}, dict) or not all(
+        isinstance(key, str) for key in content or {}
+    ):
         raise ConfigError(f"experiment file {path} must be a map of fields, got {content!r:.60}")
     return content or {}
 

@@ -42,10 +42,9 @@ BLOCK = re.compile(r"(num_convs|out_channels)_(\d+)")  # held by arch, not a col
 
 # Ten runs a dimension: Loeppky, Sacks and Welch, Technometrics 51 (2009), section 1.
 TRIALS_PER_DIMENSION = 10
-DIVERGED_SHARE = 0.2
+DIVERGED_SHARE, TEST_GAP = 0.2, 0.01
 TOP_SHARE, TOP_LEAST = 0.2, 5
 EDGE_SHARE, EDGE_MARGIN = 0.6, 0.05
-TEST_GAP = 0.01
 # Where a dimension ends by nature, so that nobody can widen it.
 FLOORS = {"num_blocks": 1, "num_convs": 1, "num_hidden": 0, "dropout": 0.0, "weight_decay": 0.0}
 
@@ -198,7 +197,7 @@ def _position(dim: Dim, value: Any) -> float | None:
         ends = [min(dim.choices), max(dim.choices)]  # type: ignore[list-item]
     elif dim.kind is int and dim.high - dim.low < 2 * (dim.step or 1):
         return None
-    if value not in dim:  # an enqueued arch may lie outside the space
+    if not ends[0] <= value <= ends[1]:  # an enqueued arch may lie outside the space
         return None
     low, high, value = (math.log(v) if dim.log else float(v) for v in (*ends, value))
     return (value - low) / (high - low)

@@ -115,7 +115,7 @@ def lr_by_depth(run: Run) -> Drawn:
         x=rows["lr"], y=error_of(rows["val_accuracy"]), mode="markers", hovertext=hover(rows),
         hoverinfo="text", showlegend=False,
         marker={
-            "color": rows["depth"], "colorscale": "Viridis", "line": {"width": 1, "color": INK},
+            "color": rows["depth"], "colorscale": "Viridis", "line": {"width": 0.5, "color": INK},
             "size": np.where(rows["state"] == "completed", 11, 6),
             "colorbar": {"title": {"text": "depth"}, "thickness": 12, "dtick": 1},
         },
@@ -216,7 +216,10 @@ def importances(run: Run, scores: pd.Series) -> dict[str, float]:
             made[name] = FloatDistribution(float(low), float(high), log=dim.log and low > 0)
     if len(made) < 2:
         return {}
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # or it would tell of a new study
     study = optuna.create_study(direction="maximize")
+    optuna.logging.set_verbosity(verbosity)
     for number, score in scores.items():
         own: dict[str, BaseDistribution] = {
             name: dist for name, dist in made.items() if number in run.values[name].index

@@ -5,6 +5,7 @@ Shapes: N images, C channels, H and W the image's sides, always equal here. What
 what it costs, is in `arch`.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -109,14 +110,17 @@ class VGG(nn.Module):
         wanted = (self._options["in_channels"], self.resolution, self.resolution)
         if tuple(x_shape[1:]) != wanted:
             raise ValueError(f"x_shape must be (N, {', '.join(map(str, wanted))}), got {x_shape}")
-        # On the meta device shapes are worked out without memory or arithmetic.
-        with torch.device("meta"):
-            twin, x = VGG(**self.options()).eval(), torch.empty(tuple(x_shape))
-        rows = []
-        for name, layer in twin.layers.named_children():
-            x = layer(x)
-            rows.append((name, tuple(x.shape)))
-        return rows
+        # By arithmetic: running the network takes half a second at 224 px, or seconds of imports on
+        # the meta device.
+        shapes: list[tuple[int, ...]] = [
+            (out_channels, self.resolution >> i, self.resolution >> i)
+            for i, (_, out_channels) in enumerate(self.arch, 1)
+        ]
+        shapes.append((math.prod(shapes[-1]),))
+        shapes += [(self._options["hidden_features"],)] * self._options["num_hidden"]
+        shapes.append((self._options["num_classes"],))
+        names = [name for name, _ in self.layers.named_children()]
+        return [(name, (x_shape[0], *shape)) for name, shape in zip(names, shapes, strict=True)]
 
 
 def build(options: dict[str, Any], seed: int) -> VGG:

@@ -165,13 +165,14 @@ def incumbent_by_epochs(run: Run) -> Drawn:
 def learning_curves(run: Run) -> Drawn:
     """val_accuracy by epoch, a line a trial."""
     rows = run.epochs[run.epochs["val_accuracy"].notna()]
-    best = rows.groupby("number")["val_accuracy"].max().nlargest(MOST_LINES).index
+    best = rows.groupby("number")["val_accuracy"].max().sort_values(ascending=False).index
     if not len(best):
         return "no trial has reported an epoch"
-    total = rows["number"].nunique()
+    step = math.ceil(len(best) / MOST_LINES)
     look = "Blue lines that cross late mean that the scheduler may stop trials too early to tell."
-    look += f" Drawn: the best {MOST_LINES} of {total}." if total > MOST_LINES else ""
+    look += f" Drawn: one trial in {step}, from best to worst." if step > 1 else ""
     figure = blank("Learning curves", look, "epoch", "validation accuracy")
+    best = best[::step]
     rows = rows[rows["number"].isin(best)]
     for state in reversed(LOOKS):
         points: list[tuple[Any, float, str]] = []
@@ -212,13 +213,15 @@ def timeline(run: Run) -> Drawn:
         "the right a worker with nothing left to do.",
         f"time ({unit})", "", barmode="overlay", bargap=0.25, height=210 + 34 * len(order),
     )  # fmt: skip
+    seam = 1 if len(spans) <= MOST_LINES else 0  # many seams would whiten all
     for state, (colour, _) in LOOKS.items():
         own = spans[spans["state"] == state]
         if len(own):
             figure.add_bar(
                 base=own["begin"] / divisor, x=(own["end"] - own["begin"]) / divisor,
                 y=own["worker"], orientation="h", name=state, hovertext=hover(own),
-                marker={"color": colour, "line": {"color": "white", "width": 1}}, hoverinfo="text",
+                marker={"color": colour, "line": {"color": "white", "width": seam}},
+                hoverinfo="text",
             )  # fmt: skip
     short = [name if len(name) <= 16 else "…" + name[-15:] for name in order]
     figure.update_xaxes(range=[0, spans["end"].max() / divisor])

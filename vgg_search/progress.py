@@ -1,7 +1,9 @@
-"""What the terminal shows while a search runs: a live table, or a line an event where it is piped."""
+"""What the terminal shows during a search: a live table, or a line an event where it is piped."""
 
+import logging
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -14,6 +16,7 @@ from vgg_search.journal import METRIC
 from vgg_search.study import Event, Study
 
 REFRESH_SECONDS = 0.25
+log = logging.getLogger(__name__)
 
 
 def duration(seconds: float) -> str:
@@ -52,7 +55,8 @@ class Progress:
             self.live = None
 
     def say(self, line: str) -> None:
-        """Print one line above the table."""
+        """Print one line above the table, and log it."""
+        log.info(line)
         if not self.quiet:
             self.console.print(line, markup=False, soft_wrap=True)
 
@@ -75,9 +79,9 @@ class Progress:
                 line += f" ({event.attrs['error'].strip().splitlines()[-1]})"
         else:
             line += f": {event.kind}"
-        if not self.live:
-            self.say(line)
-        elif event.attrs.get("error"):
+        if self.live and not event.attrs.get("error"):
+            log.info(line)  # the table shows it
+        else:
             self.say(line)
 
     def champion(self, seed: int, epochs: int, row: dict[str, Any]) -> None:
@@ -133,3 +137,36 @@ class Progress:
             state = "running" if row["state"] in ("epoch", "started") else row["state"]
             table.add_row(str(number), row["arch"], f"{row['lr']:.4f}", epochs, value, state)
         return table
+
+
+def closing(summary: dict[str, Any], folder: Path, uri: str) -> str:
+    """What came out, and what to do next."""
+    states = {name: n for name, n in summary["trials"].items() if n}
+    lines = [
+        f"study {summary['study']} {summary['state']}: {summary['num_trials']} trials ("
+        + ", ".join(f"{n} {name}" for name, n in states.items())
+        + f"), {summary['epochs_trained']} epochs in {duration(summary['search_seconds'])}"
+    ]
+    if summary["best_trial"] is not None:
+        arch = describe(as_arch(summary["best_arch"]))
+        lines.append(
+            f"best      trial {summary['best_trial']}, {arch}, lr {summary['best_lr']:.4f}: "
+            f"{METRIC} {accuracy(summary['best_val_accuracy'])} "
+            f"(baseline {accuracy(summary['baseline_val_accuracy'])})"
+        )
+    champion = summary["champion"]
+    if champion:
+        where = f", registered as {champion['model_uri']}" if champion["model_uri"] else ""
+        lines.append(
+            f"champion  test_accuracy {accuracy(champion['test_accuracy'])}, "
+            f"{champion['num_params']:,} parameters{where}"
+        )
+    if summary["state"] == "interrupted":
+        lines.append(f"go on     python -m vgg_search.run --resume {summary['study']}")
+    lines.append(f"report    {folder / 'report.html'}")
+    here = uri == f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    database = "mlflow ui" if here else f"mlflow ui --backend-store-uri {uri}"
+    lines.append(f"compare   {uri if uri.startswith('http') else database}")
+    if champion:
+        lines.append("use       python -m vgg_search predict IMAGE.png")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a study's events become in MLflow, and which checkpoints are kept. Only puts, never waits."""
+"""What a study's events become in MLflow, and which checkpoints stay. It puts, and never waits."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from vgg_search.arch import as_arch, depth, describe, width
-from vgg_search.config import Config
 from vgg_search.data import Splits
 from vgg_search.journal import METRIC
 from vgg_search.study import Event, Study

@@ -21,12 +21,12 @@ from vgg_search.config import Config, ConfigError, load_config
 
 if TYPE_CHECKING:
     from vgg_search.data import Splits
-    from vgg_search.progress import Progress
+    from vgg_search.progress import Progress, closing
     from vgg_search.recorder import Recorder
     from vgg_search.study import Study
 
-# Set before Ray is imported. The record, the terminal and the signals are ours, so Ray keeps its own
-# out of the way; and under `uv run` it is not to build an environment for each worker.
+# Set before Ray is imported. The record, the terminal and the signals are ours, so Ray keeps its
+# own out of the way; and under `uv run` it is not to build an environment for each worker.
 RAY_ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -72,6 +72,7 @@ def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, di
         folder.mkdir(parents=True, exist_ok=True)
         study = Study(folder, config)
         (folder / "config.yaml").write_text(config.dump())
+        write_log(folder / "log.txt")
         uri = config.tracking_uri or default_uri()
         tracker = Tracker(folder, uri, config.experiment, folder.name, servable)
         recorder = Recorder(tracker, study, splits, provenance())
@@ -86,6 +87,7 @@ def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, di
             champion = crown_best(study, splits, wanted, recorder, progress)
     summary = conclude(study, splits, recorder, champion, slots, bool(signals), began)
     study.release()
+    print(closing(summary, folder, uri))
     return exit_code(summary, signals), summary
 
 
@@ -98,6 +100,15 @@ def run_folder(config: Config, resume: bool) -> Path:
             f"go on with --resume {config.name}"
         )
     return folder
+
+
+def write_log(file: Path) -> None:
+    """Everything that this package says goes to `file` too, with its time."""
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("vgg_search")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [handler]
 
 
 def provenance() -> dict[str, Any]:
@@ -163,7 +174,7 @@ def conclude(
     began: float,
 ) -> dict[str, Any]:
     """Write summary, tables and report, send what is left, and return the summary."""
-    from vgg_search.report import make_report
+    from vgg_search.report import ReportError, make_report
     from vgg_search.tables import summarise, write_tables
 
     folder, tracker = study.folder, recorder.tracker
@@ -192,7 +203,10 @@ def conclude(
     }
     write_tables(folder, trials)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    make_report(folder)
+    try:
+        make_report(folder)
+    except ReportError as error:  # the study itself is whole, and is to be closed
+        log.error("no report: %s", error)
     recorder.finish(state)
     unsent = tracker.close(wait)
     if unsent:
@@ -206,7 +220,7 @@ def conclude(
 
 
 def exit_code(summary: dict[str, Any], signals: list[int]) -> int:
-    """0 done, 1 the work failed or the tracker was not reached, 128 + the signal that stopped us."""
+    """0 done, 1 the work failed or the tracker was not reached, 128 + the signal that stopped it."""
     if signals:
         return 128 + signals[0]
     return int(summary["state"] != "completed" or summary["unsent"] > 0)

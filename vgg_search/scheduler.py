@@ -2,8 +2,8 @@
 
 ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020,
 arXiv:1810.05934). Names of the paper: r = grace_epochs, R = max_epochs, eta = reduction_factor,
-rung k at epoch r * eta^k, s = 0. Pure: it is told numbers and answers with epochs, so that a resumed
-study, a simulation and a real run decide alike.
+rung k at epoch r * eta^k, s = 0. Pure: it is told numbers and answers with epochs, so that a
+resumed study, a simulation and a real run decide alike.
 """
 
 from collections.abc import Iterable
@@ -55,6 +55,11 @@ class Scheduler:
         for epoch, value in values:
             if epoch in self.values:
                 self.values[epoch][number] = value
+
+    def forget(self, number: int) -> None:
+        """A trial failed: it takes nobody's place at any rung from now on."""
+        for values in self.values.values():
+            values.pop(number, None)
 
     def arrived(self, number: int, epoch: int, value: float) -> int | str:
         """A trial reached its rung: the epoch it may train to, or WAIT, or STOP (last rung too)."""

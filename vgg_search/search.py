@@ -27,7 +27,7 @@ from vgg_search.study import FINISHED, Study
 from vgg_search.trial import TrialWorker
 
 
-class NoDevice(ValueError):
+class DeviceError(ValueError):
     """The cluster lacks what a trial asks for."""
 
 
@@ -52,13 +52,13 @@ def ray_cluster(config: Config) -> Iterator[None]:
 
 
 def resources(config: Config) -> tuple[dict[str, float], int]:
-    """(what a trial asks for, trials at a time). Raises NoDevice if the cluster has no room."""
+    """(what a trial asks for, trials at a time). Raises DeviceError if the cluster has no room."""
     total = ray.cluster_resources()
     gpus = config.gpus_per_trial
     if gpus == "auto":
         gpus = 1.0 if total.get("GPU") else 0.0
     if config.needs_gpu and not total.get("GPU"):
-        raise NoDevice(
+        raise DeviceError(
             "this experiment needs a GPU, none found; add --needs-gpu false to train on the CPU"
         )
     wanted = {"cpu": config.cpus_per_trial, "gpu": float(gpus)}
@@ -66,7 +66,7 @@ def resources(config: Config) -> tuple[dict[str, float], int]:
     for name, amount in wanted.items():
         there = total.get(name.upper(), 0.0)
         if amount > there:
-            raise NoDevice(
+            raise DeviceError(
                 f"{name}s_per_trial must be <= {there:g}, what the cluster has, got {amount:g}"
             )
         if amount:
@@ -82,7 +82,7 @@ def stop_on_signals(study: Study) -> Iterator[list[int]]:
     """
     received: list[int] = []
 
-    def handle(number: int, frame: object) -> None:
+    def handle(number: int, _: object) -> None:
         if received:
             os._exit(128 + number)
         received.append(number)

@@ -16,7 +16,7 @@ from vgg_search.arch import Arch, check_arch, count_flops, count_params
 
 Value = bool | int | float | str
 BLOCK_DIMS = ("num_convs", "out_channels")
-# Dimension -> (value where the space is silent, its type, rule text, rule, on a log scale when a range)
+# Dimension -> (value where the space is silent, type, rule in words, rule, log scale as a range)
 _RULES: dict[str, tuple[Value | None, type, str, Callable[[Any], bool], bool]] = {
     "num_blocks": (None, int, ">= 1", lambda v: v >= 1, False),
     "num_convs": (1, int, ">= 1", lambda v: v >= 1, False),
@@ -68,7 +68,7 @@ class Dim:
         return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
     def centre(self) -> Value:
-        """The value for a trial that does not search here: the (log) middle, or the first choice."""
+        """Value of a trial that does not search here: the (log) middle, or the first choice."""
         if self.choices:
             return self.choices[0]
         middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
@@ -77,10 +77,19 @@ class Dim:
         step = self.step or 1
         return self.kind(self.low + round((middle - self.low) / step) * step)
 
-    def __contains__(self, value: Value) -> bool:
+    def match(self, raw: Any) -> Value | None:
+        """`raw` as a value of this dimension; None where it is none."""
+        value = _as_number(raw)
         if self.choices:
-            return value in self.choices
-        return self.low <= float(value) <= self.high
+            same = (
+                c for c in self.choices if c == value and (type(c) is bool) == (type(value) is bool)
+            )
+            return next(same, None)
+        if not _number(value) or not self.low <= value <= self.high:
+            return None
+        steps = (value - self.low) / (self.step or 1)
+        whole = abs(steps - round(steps)) < 1e-9 or (self.kind is float and not self.step)
+        return self.kind(value) if whole else None
 
 
 def _number(value: Any) -> bool:
@@ -93,11 +102,10 @@ def _parse_dim(name: str, spec: Any) -> Dim:
     def value(raw: Any) -> Any:
         try:
             # YAML reads 1e-4 (no dot) as text: a number is meant
-            number = float(raw) if kind is not bool and not isinstance(raw, bool) else raw
-            if kind is int and number != int(number):
-                raise ValueError
+            number = raw if kind is bool else float(raw)
             typed = kind(number)
-            ok = type(raw) is bool if kind is bool else holds(typed)
+            ok = (type(raw) is bool) == (kind is bool) and typed == number and holds(typed)
+            ok = ok and math.isfinite(number)
         except (TypeError, ValueError, OverflowError):
             ok = False
         if not ok:
@@ -107,8 +115,8 @@ def _parse_dim(name: str, spec: Any) -> Dim:
 
     step = None
     if isinstance(spec, Mapping):
-        unknown = set(spec) - {"low", "high", "log", "step", "choices"}
-        if unknown or ("choices" in spec) == ("low" in spec and "high" in spec):
+        is_range = {"low", "high"} <= set(spec) <= {"low", "high", "log", "step"}
+        if not is_range and set(spec) != {"choices"}:
             raise ValueError(
                 f"space.{name} must be {{low, high, log, step}} or {{choices}}, got {dict(spec)}"
             )
@@ -132,8 +140,13 @@ def _parse_dim(name: str, spec: Any) -> Dim:
         if isinstance(spec, Mapping) and spec.get("log"):
             raise ValueError(f"space.{name} on a log scale must have low > 0, got {low}")
         log = False
-    if step is not None and not (_number(step) and step > 0 and not log):
-        raise ValueError(f"space.{name} step must be > 0 and not on a log scale, got {step!r}")
+    if step is not None and not (_number(step) and step > 0 and step == kind(step) and not log):
+        what = "an integer " if kind is int else ""
+        raise ValueError(f"space.{name} step must be {what}> 0 without a log scale, got {step!r}")
+    if step is not None and Dim(kind, (), low, high, step=step).match(high) is None:
+        raise ValueError(
+            f"space.{name} must be low plus a number of steps at high, got {dict(spec)}"
+        )
     return Dim(kind, (), low, high, log, step)
 
 
@@ -198,8 +211,8 @@ class Space:
         limits = {}
         for name in _LIMITS:
             limit = _as_number(spec.pop(name, None))
-            if limit is not None and not (_number(limit) and limit > 0):
-                raise ValueError(f"space.{name} must be > 0, got {limit!r}")
+            if limit is not None and not (_number(limit) and 1 <= limit < math.inf):
+                raise ValueError(f"space.{name} must be >= 1, got {limit!r}")
             if limit is not None:
                 limits[name] = int(limit)
         known = self._known(spec)
@@ -230,7 +243,8 @@ class Space:
 
     def _most_blocks(self, num_blocks: Dim) -> int:
         most = int(max(num_blocks.choices) if num_blocks.choices else num_blocks.high)
-        check_arch(((1, 1),) * most, self.resolution)
+        # Not more than cannot be: a slip of the finger is not to fill the memory
+        check_arch(((1, 1),) * min(most, 1000), self.resolution)
         return most
 
     def _known(self, spec: dict[str, Any]) -> list[str]:
@@ -240,7 +254,7 @@ class Space:
             if name not in known:
                 from difflib import get_close_matches
 
-                near = get_close_matches(name, [*known, *_LIMITS, "non_decreasing"], 1)
+                near = get_close_matches(str(name), [*known, *_LIMITS, "non_decreasing"], 1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ValueError(f"space has no dimension {name!r}{hint}")
         return known
@@ -270,7 +284,7 @@ class Space:
         return Candidate(arch=arch, **values)
 
     def enqueued(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], Arch | None]:
-        """Sampler's names and values for a trial asked for by hand, and its arch if outside the space.
+        """Names and values of a trial asked for by hand, and its arch if that is outside the space.
 
         `given` may hold an `arch` and any sampled dimension; what it leaves out is at its centre.
         """
@@ -281,15 +295,18 @@ class Space:
             inside = {"num_blocks": len(arch)}
             for i, (num_convs, out_channels) in enumerate(arch, 1):
                 inside |= {f"num_convs_{i}": num_convs, f"out_channels_{i}": out_channels}
-            if all(
-                name in self.dims and value in self.dims[name] for name, value in inside.items()
+            widths = [out_channels for _, out_channels in arch]
+            if (not self.non_decreasing or widths == sorted(widths)) and all(
+                name in self.dims and self.dims[name].match(value) is not None
+                for name, value in inside.items()
             ):
                 given, arch = inside | given, None
         for name, dim in self.sampled().items():
-            params[name] = given.pop(name, dim.centre())
-            if params[name] not in dim:
-                raise ValueError(f"an enqueued {name} must lie in the space, got {params[name]!r}")
-        wrong = [n for n, v in given.items() if n not in self.dims or v not in self.dims[n]]
+            value = given.pop(name, dim.centre())
+            params[name] = dim.match(value)
+            if params[name] is None:
+                raise ValueError(f"an enqueued {name} must lie in the space, got {value!r}")
+        wrong = [n for n in given if n not in self.dims or self.dims[n].match(given[n]) is None]
         if wrong:
             raise ValueError(
                 f"an enqueued {wrong[0]} must lie in the space, got {given[wrong[0]]!r}"

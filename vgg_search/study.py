@@ -35,6 +35,7 @@ from vgg_search.scheduler import STOP, WAIT, Scheduler, rung_epochs
 from vgg_search.search_space import Candidate
 
 FINISHED: Literal["finished"] = "finished"
+UNUSABLE = ("diverged", "failed")
 RETRIES = 2  # of a segment whose worker died
 UNTRAINED_IN_A_ROW = 200  # proposals that need no training, before the space counts as exhausted
 
@@ -50,6 +51,11 @@ class Segment:
     known: int  # last epoch in the record; rows after it are to be reported
     keep_above: float  # a best checkpoint is worth keeping from this val_accuracy on
     alone: bool = False
+
+
+def diverged(row: dict[str, Any]) -> bool:
+    """Whether an epoch's row tells of a network that cannot be trained on."""
+    return not all(math.isfinite(row[key]) for key in ("train_loss", "val_loss", METRIC))
 
 
 EventKind = Literal["started", "epoch", "waiting", "ended", "retried", "skipped"]
@@ -109,8 +115,8 @@ class Study:
     def open(self) -> None:
         """Enqueue a new study's first trials, or take up an old one where its record ends."""
         trials = self.optuna.get_trials(deepcopy=False)
-        if not trials:
-            for i, given in enumerate(self.config.trials_by_hand):
+        for i, given in enumerate(self.config.trials_by_hand):
+            if i >= len(trials):  # all of them, or those that a stop kept from being enqueued
                 params, arch = self.space.enqueued(given)
                 attrs: dict[str, Any] = {"given_arch": arch} if arch else {}
                 attrs |= {"baseline": True} if i == 0 and self.config.baseline else {}
@@ -118,38 +124,48 @@ class Study:
         for trial in trials:
             if trial.state is not TrialState.WAITING:
                 self._restore(trial)
-        for number in list(self._live):
-            self._reattach(number)
+        for trial in trials:
+            if trial.state is TrialState.RUNNING:
+                self._reattach(trial)
 
     def _restore(self, trial: FrozenTrial) -> None:
-        number, rows = trial.number, {row["epoch"]: row for row in rows_of(trial)}
-        self._rows[number] = rows
-        for row in rows.values():
+        number, state = trial.number, trial.user_attrs.get("state")
+        self._rows[number] = rows = {row["epoch"]: row for row in rows_of(trial)}
+        for epoch, row in rows.items():
+            rows[epoch] = {key: math.nan if v is None else v for key, v in row.items()}
             self.device_seconds += row["epoch_seconds"]
             self._clock_offset = max(self._clock_offset, row["time"])
-        self.scheduler.restore(number, trial.intermediate_values.items())
-        if trial.state is TrialState.RUNNING:
-            self._set_sampler(number)
-            self._live[number] = optuna.Trial(self.optuna, trial._trial_id)
-            self.trained += 1
-        elif trial.user_attrs["state"] not in UNTRAINED:
-            self.trained += 1
+        if state in UNTRAINED:
+            self._untrained_in_a_row += 1
+            self._exhausted = self._untrained_in_a_row >= UNTRAINED_IN_A_ROW
+            return
+        self._untrained_in_a_row = 0
+        self.trained += 1
+        if state not in UNUSABLE:
+            self.scheduler.restore(number, trial.intermediate_values.items())
+        if trial.state is not TrialState.RUNNING:
             self._finished(number, trial.user_attrs, trial.value)
 
-    def _reattach(self, number: int) -> None:
-        trial = self._live[number]
-        attrs = trial.user_attrs
+    def _reattach(self, record: FrozenTrial) -> None:
+        number, attrs = record.number, record.user_attrs
+        # Making the object lets the sampler propose; that is wanted for the last trial at most.
+        self._set_sampler(number, "random" if "until" in attrs else self.config.sampler)
+        self._live[number] = trial = optuna.Trial(self.optuna, record._trial_id)
+        rows = self._rows[number]
         if "state" in attrs:  # stopped between saying how it ended and telling so
             self._tell(number, attrs["state"], attrs.get("error"))
         elif "until" not in attrs:  # stopped while it was proposed
             segment = self._prepare(trial)
             if segment:
                 self._queue.append(segment)
-        elif attrs["until"] in self._rows[number]:
-            self._announce("started", number)
-            self._arrived(number, attrs["until"])
+        elif rows and diverged(rows[max(rows)]):
+            self._tell(number, "diverged")
         else:
-            self._queue.append(self._segment(number, attrs["until"]))
+            self._announce("started", number)
+            if attrs["until"] in rows:
+                self._arrived(number, attrs["until"])
+            else:
+                self._queue.append(self._segment(number, attrs["until"]))
 
     def close(self) -> None:
         """End a search that has run its course: who waits at a rung now was never promoted."""
@@ -185,7 +201,7 @@ class Study:
 
     # ---- proposing ----------------------------------------------------------------------------
 
-    def propose(self) -> Segment | None | Literal["finished"]:
+    def propose(self) -> Segment | Literal["finished"] | None:
         """The next segment; None while only a running trial can bring one; FINISHED at the end."""
         blocked = self.stopping or any(segment.alone for segment in self.running.values())
         segment = None if blocked else self._next()
@@ -209,16 +225,16 @@ class Study:
                 promoted = self.scheduler.promotable(closing=True)
         return self._segment(*promoted) if promoted else None
 
-    def _set_sampler(self, number: int) -> None:
+    def _set_sampler(self, number: int, kind: str) -> None:
         seed = trial_seed(self.config.seed, number, PROPOSING)
-        self.optuna.sampler = make_sampler(self.config.sampler, seed)
+        self.optuna.sampler = make_sampler(kind, seed)
 
     def _ask(self) -> Segment | None:
         number = sum(
             trial.state is not TrialState.WAITING
             for trial in self.optuna.get_trials(deepcopy=False)
         )
-        self._set_sampler(number)
+        self._set_sampler(number, self.config.sampler)
         trial = self.optuna.ask()
         self._live[trial.number] = trial
         self._rows[trial.number] = {}
@@ -250,10 +266,7 @@ class Study:
             self._tell(trial.number, "infeasible")
         else:
             trial.set_user_attr("duplicate_of", twin)
-            known = self.optuna.get_trials(deepcopy=False)[twin]
-            for epoch, value in known.intermediate_values.items():
-                trial.report(value, epoch)
-            self._tell(trial.number, "duplicate", twin=known)
+            self._tell(trial.number, "duplicate")
         return None
 
     def _segment(self, number: int, until: int) -> Segment:
@@ -321,33 +334,40 @@ class Study:
         else:
             self._queue.appendleft(self._segment(number, int(verdict)))
 
-    def _tell(
-        self, number: int, state: str, error: str | None = None, twin: FrozenTrial | None = None
-    ) -> None:
-        trial = self._live.pop(number)
+    def _tell(self, number: int, state: str, error: str | None = None) -> None:
+        trial, twin = self._live.pop(number), None
+        if state == "duplicate":
+            twin = self._frozen(trial.user_attrs["duplicate_of"])
+            told = self._frozen(number).intermediate_values
+            for epoch in sorted(twin.intermediate_values.keys() - told):
+                trial.report(twin.intermediate_values[epoch], epoch)
+            for name, excess in twin.constraints.items():
+                trial.set_constraint(name, excess)
         if error:
             trial.set_user_attr("error", error)
         trial.set_user_attr("state", state)
-        if state in ("failed", "diverged"):
+        if state in UNUSABLE:
             trial.set_constraint("infeasible", 1.0)
-        if state == "completed" or (twin and twin.state is TrialState.COMPLETE):
-            value = twin.value if twin else self._rows[number][self.config.max_epochs][METRIC]
-            self.optuna.tell(trial, value)
-        else:
-            value = None
-            self.optuna.tell(trial, state=TrialState.PRUNED)
+            self.scheduler.forget(number)
+        value = twin.value if twin and twin.state is TrialState.COMPLETE else None
+        if state == "completed":
+            value = self._rows[number][self.config.max_epochs][METRIC]
+        self.optuna.tell(trial, value, TrialState.PRUNED if value is None else None)
         if state not in UNTRAINED:
             self._finished(number, trial.user_attrs, value)
         self._announce("skipped" if state in UNTRAINED else "ended", number, attrs=trial.user_attrs)
 
     def _finished(self, number: int, attrs: dict[str, Any], value: float | None) -> None:
-        self._done[candidate_of(attrs)] = number
+        candidate = candidate_of(attrs)
+        self._done[candidate] = min(number, self._done.get(candidate, number))
         values = [row[METRIC] for row in self._rows[number].values() if row[METRIC] is not None]
         finite = [v for v in values if math.isfinite(v)]
         if finite and attrs["state"] in ("completed", "pruned"):
             self.best[number] = max(finite)
         if attrs["state"] == "completed" and value is not None:
-            self.incumbent = max(self.incumbent or (-1.0, 0), (value, number), key=lambda x: x[0])
+            # Of equals the first by number, whatever the order in which they ended
+            known = [self.incumbent] if self.incumbent else []
+            self.incumbent = max(*known, (value, number), key=lambda best: (best[0], -best[1]))
 
     def rows(self, number: int) -> list[dict[str, Any]]:
         """A trial's rows so far, in order."""

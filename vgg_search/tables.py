@@ -1,10 +1,11 @@
-"""A study as tables and as one summary, read out of its journal: trials.csv, epochs.csv, summary.json."""
+"""A study as tables and as a summary, read out of its journal."""
 
 import csv
 import json
 import statistics
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def trial_rows(trials: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
                 "weight_decay": candidate.weight_decay,
                 "dropout": candidate.dropout,
                 "hidden_features": candidate.hidden_features,
+                "num_hidden": candidate.num_hidden,
                 "batch_norm": candidate.batch_norm,
                 "batch_size": candidate.batch_size,
                 "num_params": attrs["num_params"],
@@ -109,7 +111,7 @@ def startup_seconds(trials: Iterable[FrozenTrial]) -> list[float]:
     known = set()
     for entries in by_worker.values():
         entries.sort()
-        for (before, _, _), (ended, seconds, number) in zip(entries, entries[1:], strict=False):
+        for (before, _, _), (ended, seconds, number) in pairwise(entries):
             gaps[number] += max(0.0, ended - before - seconds)  # type: ignore[assignment]
             known.add(number)
         known -= {entries[0][2]}

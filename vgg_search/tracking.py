@@ -255,17 +255,17 @@ def _connected(uri: str) -> "MlflowClient":
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    client, database = MlflowClient(uri), _database(uri)
-    if database:
-        database.parent.mkdir(parents=True, exist_ok=True)
-        folder = os.open(database.parent, os.O_RDONLY)
-        try:
-            # Processes that make a fresh database at the same time break it for each other.
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            client.search_experiments(max_results=1)
-        finally:
-            os.close(folder)
-    return client
+    database = _database(uri)
+    if database is None:
+        return MlflowClient(uri)
+    database.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(database.parent, os.O_RDONLY)
+    try:
+        # Processes that make a fresh database at the same time break it for each other.
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        return MlflowClient(uri)
+    finally:
+        os.close(folder)
 
 
 def _database(uri: str) -> Path | None:
@@ -289,7 +289,10 @@ def _permanent(error: Exception) -> bool:
     return status == 501 or (400 <= status < 500 and status not in (401, 403, 408, 429, 499))
 
 
-def _line(error: Exception) -> str:
-    """The error in a line, without credentials in addresses."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"(?<=://)[^/@\s]+@", "", text)[:300]
+def _line(error: BaseException) -> str:
+    """The error in a line, without credentials; of a network's or disk's error, its origin."""
+    origin = error
+    while origin.__context__:
+        origin = origin.__context__
+    text = str(origin if isinstance(origin, OSError) else error) or type(error).__name__
+    return re.sub(r"(?<=://)[^/@\s]+@", "", " ".join(text.split()))[:300]

@@ -1,8 +1,8 @@
 """A worker: trains segments of trials, one after another, on data that stays where it is.
 
-Glue only: segment -> network -> `train` -> rows. Ray keeps the process (and its import of torch, the
-data, and the last network) for the next segment. Errors that training would meet again are a result,
-not an exception: Ray then retries nothing, and only a dead worker looks like one.
+Glue only: segment -> network -> `train` -> rows. Ray keeps the process (with torch imported, the
+data, and the last network) for the next segment. Errors that training would meet again are a
+result, not an exception: Ray then retries nothing, and only a dead worker looks like one.
 """
 
 import os

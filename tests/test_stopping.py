@@ -1,0 +1,118 @@
+"""Searches that are stopped, or whose workers die: what is told, and how they go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from vgg_search.journal import read_trials, rows_of
+
+FLAGS = (
+    "--name study --num-trials 4 --max-epochs 3 --train-images 2000 --val-images 500 "
+    "--champion-epochs 0 --time-budget null"
+).split()
+
+
+@contextmanager
+def search(folder: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "vgg_search.run", *flags]
+    driver = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield driver
+    finally:
+        driver.kill()
+        driver.wait()
+
+
+def wait_for(folder: Path, seen: Callable[[list[FrozenTrial]], Any]) -> Any:
+    """What `seen` finds in the growing record, as soon as it finds something."""
+    until = time.monotonic() + 200
+    while time.monotonic() < until:
+        try:
+            if found := seen(read_trials(folder / "runs" / "study")):
+                return found
+        except (ValueError, KeyError):
+            pass  # no record yet
+        time.sleep(0.05)
+    raise TimeoutError("the record does not show it")
+
+
+def trial_runs(folder: Path) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("vgg-search")
+    return list(client.search_runs([experiment.experiment_id], "tags.kind = 'trial'"))
+
+
+def live(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    return [t for t in trials if t.state is TrialState.RUNNING and rows_of(t)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_search_and_resume_goes_on(
+    tmp_path: Path, number: int, code: int
+) -> None:
+    with search(tmp_path, *FLAGS, "--json") as driver:
+        wait_for(tmp_path, live)
+        driver.send_signal(number)
+        out, err = driver.communicate(timeout=100)
+    assert driver.returncode == code, err
+    assert "Traceback" not in err
+    assert json.loads(out.splitlines()[-1])["state"] == "interrupted"
+    assert "--resume study" in out
+    stopped = [t for t in read_trials(tmp_path / "runs" / "study") if not t.state.is_finished()]
+    statuses = {int(r.data.tags["trial_number"]): r for r in trial_runs(tmp_path)}
+    assert stopped
+    for trial in stopped:
+        run = statuses[trial.number]
+        assert (run.info.status, run.data.tags["state"]) == ("KILLED", "interrupted")
+    with search(tmp_path, "--resume", "study", "--json") as driver:
+        out, err = driver.communicate(timeout=300)
+    assert driver.returncode == 0, err
+    assert json.loads(out.splitlines()[-1])["state"] == "completed"
+    assert {run.info.status for run in trial_runs(tmp_path)} == {"FINISHED"}
+
+
+@pytest.mark.slow
+def test_a_dead_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
+    with search(tmp_path, *FLAGS, "--scheduler", "none", "--max-concurrent", "1") as driver:
+        trial = wait_for(tmp_path, live)[0]
+        first = rows_of(trial)
+        os.kill(int(first[0]["worker"].partition(":")[2]), signal.SIGKILL)
+        _, err = driver.communicate(timeout=300)
+    assert driver.returncode == 0, err
+    assert f"trial {trial.number} " in err
+    assert "retried" in err
+    again = read_trials(tmp_path / "runs" / "study")[trial.number]
+    assert again.user_attrs["state"] == "completed"
+    assert rows_of(again)[: len(first)] == first
+    assert len({row["worker"] for row in rows_of(again)}) == 2
+    assert len(trial_runs(tmp_path)) == 4
+
+
+@pytest.mark.slow
+def test_the_time_budget_ends_a_search(tmp_path: Path) -> None:
+    flags = [*FLAGS, "--num-trials", "1000", "--time-budget", "25s", "--json"]
+    with search(tmp_path, *flags) as driver:
+        out, err = driver.communicate(timeout=300)
+    assert driver.returncode == 0, err
+    summary = json.loads(out.splitlines()[-1])
+    assert summary["state"] == "completed"
+    assert 0 < summary["num_trials"] < 1000
+    with search(tmp_path, "--resume", "study", "--time-budget", "40s", "--json") as driver:
+        out, err = driver.communicate(timeout=300)
+    assert driver.returncode == 0, err
+    assert json.loads(out.splitlines()[-1])["num_trials"] > summary["num_trials"]

@@ -1,0 +1,75 @@
+"""A study on one screen, running or not, read from its folder alone."""
+
+import fcntl
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from vgg_search.journal import METRIC, read_trials
+from vgg_search.progress import accuracy, duration
+from vgg_search.tables import summarise, trial_rows
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """The state of the study in `folder`. Raises StudyError if there is none."""
+    trials = read_trials(folder)
+    table = trial_rows(trials)
+    clock = max((row["ended"] for row in table if row["ended"]), default=0.0)
+    running = in_use(folder)
+    found = summarise(trials, 1, clock)
+    live = [row for row in table if row["state"] == "interrupted"]
+    with sqlite3.connect(f"file:{folder / 'outbox.db'}?mode=ro", uri=True) as outbox:
+        unsent, refused = (
+            outbox.execute(f"SELECT count(*) FROM {name}").fetchone()[0]
+            for name in ("rows", "refused")
+        )
+    return {
+        "study": folder.name,
+        "running": running,
+        "num_trials": found["num_trials"],
+        "trials": {state: count for state, count in found["trials"].items() if count},
+        "epochs_trained": found["epochs_trained"],
+        "best_trial": found["best_trial"],
+        "best_val_accuracy": found["best_val_accuracy"],
+        "baseline_val_accuracy": found["baseline_val_accuracy"],
+        "seconds": round(clock, 1),
+        "unsent": unsent,
+        "refused": refused,
+        "live": [
+            {"number": row["number"], "arch": row["arch"], "epochs": row["epochs"]}
+            | {METRIC: row[METRIC]}
+            for row in live
+        ],
+    }
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a driver works in the folder now."""
+    try:
+        with (folder / ".driver.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def show(state: dict[str, Any]) -> str:
+    """The state as text."""
+    word = "running" if state["running"] else "not running"
+    counts = state["trials"]
+    if state["running"] and "interrupted" in counts:
+        counts = {("live" if name == "interrupted" else name): n for name, n in counts.items()}
+    lines = [
+        f"study {state['study']}: {word}, {state['num_trials']} trials, "
+        f"{state['epochs_trained']} epochs, {duration(state['seconds'])} of search",
+        "  " + ", ".join(f"{n} {name}" for name, n in counts.items()),
+        f"  best {accuracy(state['best_val_accuracy'])} (trial {state['best_trial']}), "
+        f"baseline {accuracy(state['baseline_val_accuracy'])}",
+        f"  MLflow: {state['unsent']} rows to send, {state['refused']} refused",
+    ]
+    for row in state["live"]:
+        value = accuracy(row[METRIC])
+        lines.append(f"  trial {row['number']} {row['arch']}: epoch {row['epochs']} {value}")
+    return "\n".join(lines)
