@@ -1,8 +1,8 @@
 """Workers without networks: rows by a formula, checkpoints in a dict, faults on demand.
 
 They do what `trial.TrialWorker` does with a segment, one epoch a turn, so that a study can be
-driven in milliseconds. A trial's val_accuracy is its lr * epoch / (epoch + 1): the better lr wins at
-every epoch, and what a study decides can be worked out by hand.
+driven in milliseconds. A trial's val_accuracy is its lr * epoch / (epoch + 1): the better lr wins
+at every epoch, and what a study decides can be worked out by hand.
 """
 
 import math

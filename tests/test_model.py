@@ -128,7 +128,7 @@ def test_initial_weights_are_xavier_uniform_and_drawn_from_the_seed():
     first, again, other = (build(SMALL, seed).state_dict() for seed in (3, 3, 4))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["output.weight"], other["layers.output.weight"])
+    assert not torch.equal(first["layers.output.weight"], other["layers.output.weight"])
     for module in weighted(build(SMALL, 0)):
         fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(module.weight)
         bound = (6 / (fan_in + fan_out)) ** 0.5

@@ -201,8 +201,10 @@ def test_puts_need_no_server_and_another_tracker_gets_all(make, uri):
     check_study(uri, trials=3, epochs=4)
 
 
-def test_sync_needs_only_the_folder(make, uri):
-    tracker = make()
+def test_sync_needs_only_the_folder(make, uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tracker = make(to="sqlite:///mlflow.db")
+    monkeypatch.chdir("/")
     put_study(tracker, trials=1, epochs=2)
     tracker.close(0)
     assert sync(tracker.folder, servable, 120) == {"unsent": 0, "refused": 0, "error": None}
@@ -441,7 +443,7 @@ def champion(folder: Path, **facts: Any) -> Path:
 
 
 def check_champion(make: Callable[..., Tracker], uri: str, target: Path) -> None:
-    tracker = make(to=uri)
+    tracker = make("champions", to=uri)
     offers: list[tuple[str, dict[str, Any], bool, str]] = [
         ("first", {"val_accuracy": 0.90}, True, "@champion is now version 1: no other model"),
         (
@@ -525,7 +527,7 @@ def test_a_model_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"no model models:/net/1: there is no database .*none.db"):
         fetch_champion("models:/net/1", f"sqlite:///{tmp_path / 'none.db'}", tmp_path)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ConnectionError, match="the tracker does not answer: .*Connection refused"):
+    with pytest.raises(ConnectionError, match=r"the tracker does not answer: .*Connection refused"):
         fetch_champion("models:/net/1", "http://127.0.0.1:9", tmp_path)
 
 

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 
 from vgg_search.config import Config
 from vgg_search.data import CLASSES, MEAN, STD, Splits, load_test
+from vgg_search.device import settle
 from vgg_search.journal import METRIC, candidate_of, rows_of, trial_seed
 from vgg_search.model import VGG, build
 from vgg_search.reuse import Servable, evaluate, load, save_model
@@ -115,7 +116,7 @@ def _train(
     threads: int,
 ) -> Iterator[Row]:
     """Rows of one champion, then {"weights": ...}."""
-    torch.set_num_threads(threads)
+    settle(threads)
     network = build(candidate.network(config.resolution), seed)
     recipe = recipe_of(config, candidate, epochs)
     training = Training(network, Resident.load(splits, pick_device(), whole=True), recipe, seed)

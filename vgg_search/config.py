@@ -5,6 +5,7 @@ spells them out. Nothing heavy is imported here, so that `--help` and errors ans
 """
 
 import argparse
+import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -165,6 +166,8 @@ class Config(BaseSettings):
     """An arch trained as trial 0, beside which the best is shown; null: none."""
     enqueue: Annotated[list[dict[str, Any]], AfterValidator(_by_hand)] = []
     """Trials to start with: each a map of an `arch` and of sampled dimensions."""
+    warm_start: str | None = None
+    """A study (name or run folder) on the same data, whose trials the sampler is to know."""
     time_budget: Seconds | None = 360.0
     """Time of the search (90s, 6m, 1h30m); the champion may take half as much again."""
     gpu_hours: Annotated[float, Field(gt=0)] | None = None
@@ -233,6 +236,8 @@ class Config(BaseSettings):
             raise ValueError(
                 f"grace_epochs must be <= max_epochs ({self.max_epochs}), got {self.grace_epochs}"
             )
+        if self.warm_start is not None and self.sampler not in ("tpe", "gp"):
+            raise ValueError(f"warm_start must have sampler tpe or gp, got {self.sampler}")
         space = self.search_space
         for i, trial in enumerate(self.trials_by_hand):
             try:
@@ -274,7 +279,10 @@ def _plain(value: Any) -> str:
 def _explain(error: ValidationError, names: Iterable[str]) -> str:
     """Pydantic's first complaint as "field must be RULE, got VALUE"."""
     first = error.errors()[0]
-    context = first.get("ctx", {})
+    context = {
+        key: int(value) if isinstance(value, float) and value.is_integer() else value
+        for key, value in first.get("ctx", {}).items()
+    }
     loc = [str(part) for part in first["loc"]]
     kind, value = first["type"], first["input"]
     if kind == "extra_forbidden":
@@ -368,6 +376,10 @@ def load_config(
     except SettingsError as error:
         reason = str(error).removeprefix("Parsing error encountered for ")
         raise ConfigError(f"cannot read --{reason}") from None
+    try:
+        _tracker(os.environ.get("MLFLOW_TRACKING_URI"))
+    except ValueError as error:
+        raise ConfigError(f"MLFLOW_TRACKING_URI must {error}") from None
     file = Path(options.config) if options.config else None
     given = _layered(file, flags)
     if options.resume is not None:

@@ -2,7 +2,8 @@
 
 import fcntl
 import warnings
-from collections.abc import Container
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,23 +43,36 @@ class FolderLock:
 
 
 class Journal(JournalStorage):
-    """Optuna's journal storage, which shows waiting trials as pruned to whoever lists all trials.
+    """Optuna's journal storage, with a view of its own for whoever lists all trials.
 
     A waiting trial is RUNNING in the record, for a told trial cannot be opened again. But a sampler
     takes RUNNING for "bad so far" and not for an observation. It is shown a trial pruned at its
-    rung, which is what this one will be if it is never promoted.
+    rung, which is what this one will be if it is never promoted. While `sampling`, the trials
+    `known` from another study come before this study's own.
     """
 
     waiting: Container[int] = ()
+    known: Sequence[FrozenTrial] = ()
+    _sampling = False
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """While a sampler proposes."""
+        self._sampling = True
+        try:
+            yield
+        finally:
+            self._sampling = False
 
     def get_all_trials(self, study_id, deepcopy=True, states=None):  # type: ignore[no-untyped-def]
-        if not self.waiting:
+        known = self.known if self._sampling else ()
+        if not self.waiting and not known:
             return super().get_all_trials(study_id, deepcopy, states)
         trials = [
             _as_pruned(trial) if trial.number in self.waiting else trial
             for trial in super().get_all_trials(study_id, deepcopy)
         ]
-        return [trial for trial in trials if states is None or trial.state in states]
+        return [t for t in (*known, *trials) if states is None or t.state in states]
 
 
 def _as_pruned(trial: FrozenTrial) -> FrozenTrial:

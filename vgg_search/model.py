@@ -74,7 +74,7 @@ class VGG(nn.Module):
             "hidden_features": hidden_features,
             "num_hidden": num_hidden,
         }
-        self._options = {**head, "dropout": dropout, "batch_norm": batch_norm}
+        self._options: dict[str, Any] = {**head, "dropout": dropout, "batch_norm": batch_norm}
         self.num_params = count_params(self.arch, **head, batch_norm=batch_norm)
         self.flops_per_image = count_flops(self.arch, **head)
 
@@ -110,12 +110,10 @@ class VGG(nn.Module):
         wanted = (self._options["in_channels"], self.resolution, self.resolution)
         if tuple(x_shape[1:]) != wanted:
             raise ValueError(f"x_shape must be (N, {', '.join(map(str, wanted))}), got {x_shape}")
-        # By arithmetic: running the network takes half a second at 224 px, or seconds of imports on
-        # the meta device.
-        shapes: list[tuple[int, ...]] = [
-            (out_channels, self.resolution >> i, self.resolution >> i)
-            for i, (_, out_channels) in enumerate(self.arch, 1)
-        ]
+        # By arithmetic: a run takes half a second at 224 px, the meta device seconds of imports.
+        shapes: list[tuple[int, ...]] = []
+        for i, (_, out_channels) in enumerate(self.arch, 1):
+            shapes.append((out_channels, self.resolution >> i, self.resolution >> i))
         shapes.append((math.prod(shapes[-1]),))
         shapes += [(self._options["hidden_features"],)] * self._options["num_hidden"]
         shapes.append((self._options["num_classes"],))

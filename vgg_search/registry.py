@@ -46,16 +46,18 @@ def register(
         source, model_id = model.artifact_location, model.model_id
         version = client.create_model_version(name, source, run_id, tags, model_id=model_id)
     number = str(version.version)
-    holder = str(client.get_registered_model(name).aliases.get(alias, number))
-    old = None if holder == number else client.get_model_version(name, holder).tags
-    moved, why = _better(tags, old)
-    if moved:
-        client.set_registered_model_alias(name, alias, number)
-    verb = "is now" if moved else f"stays at version {holder}, not"
-    text = f"{name}@{alias} {verb} version {number}: {why}"
+    text, moved = version.tags.get("alias_text"), version.tags.get("alias_moved") == "True"
+    if not text:  # else it was decided by a sender that was then killed
+        holder = str(client.get_registered_model(name).aliases.get(alias, number))
+        old = None if holder == number else client.get_model_version(name, holder).tags
+        moved, why = _better(tags, old)
+        if moved:
+            client.set_registered_model_alias(name, alias, number)
+        verb = "is now" if moved else f"stays at version {holder}, not"
+        text = f"{name}@{alias} {verb} version {number}: {why}"
     for tag, value in (("alias_moved", str(moved)), ("alias_text", text)):
-        client.set_model_version_tag(name, number, tag, value)
         client.set_tag(run_id, tag, value)
+        client.set_model_version_tag(name, number, tag, value)
     uri = f"models:/{name}/{number}"
     return {"model_uri": uri, "version": number, "alias_moved": moved, "alias_text": text}
 

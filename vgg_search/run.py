@@ -65,12 +65,15 @@ def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, di
     from vgg_search.search import ray_cluster, resources, run_search, stop_on_signals
     from vgg_search.study import Study
     from vgg_search.tracking import Tracker, default_uri
+    from vgg_search.warm_start import DIGEST, KNOWN, knowledge
 
     splits = load_splits(config.dataset, config.data_dir, config.val_images, config.train_images)
+    known = knowledge(config, splits.digest, folder)
+    facts = {DIGEST: splits.digest} | ({} if known is None else {KNOWN: known})
     with ray_cluster(config):
         wanted, slots = resources(config)
         folder.mkdir(parents=True, exist_ok=True)
-        study = Study(folder, config)
+        study = Study(folder, config, facts=facts)
         (folder / "config.yaml").write_text(config.dump())
         write_log(folder / "log.txt")
         uri = config.tracking_uri or default_uri()

@@ -198,6 +198,7 @@ def run_search(
             ),
         ).fit()
     finally:
+        study.stop_clock()
         shutil.rmtree(scratch, ignore_errors=True)
     if study.finished:
         study.close()

@@ -6,10 +6,11 @@ thing. No Ray and no MLflow here: a worker is whoever asks `propose`, tells `rep
 and `segment_ended`; listeners hear what happened.
 """
 
+import copy
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,8 +34,10 @@ from vgg_search.journal import (
 )
 from vgg_search.scheduler import STOP, WAIT, Scheduler, rung_epochs
 from vgg_search.search_space import Candidate
+from vgg_search.warm_start import KNOWN, as_trials
 
 FINISHED: Literal["finished"] = "finished"
+NUM_TRIALS = "num_trials"  # study attribute: the budget, which a resume may have changed
 UNUSABLE = ("diverged", "failed")
 RETRIES = 2  # of a segment whose worker died
 UNTRAINED_IN_A_ROW = 200  # proposals that need no training, before the space counts as exhausted
@@ -75,16 +78,23 @@ Listener = Callable[[Event], None]
 
 
 class Study:
-    """The one writer of a study's journal.
+    """The one writer of a study's journal; `facts` are kept there as the study's attributes.
 
     Raises StudyError if another process holds the run folder.
     """
 
-    def __init__(self, folder: Path, config: Config, listeners: Iterable[Listener] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        listeners: Iterable[Listener] = (),
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder, self.config, self.listeners = folder, config, list(listeners)
         self.space = config.search_space
         self._lock = FolderLock(folder)
-        self.optuna, storage = open_journal(folder)
+        self.optuna, self._storage = open_journal(folder)
+        self._facts = {**(facts or {}), NUM_TRIALS: config.num_trials}
         epochs = (
             (config.max_epochs,)
             if config.scheduler == "none"
@@ -92,7 +102,7 @@ class Study:
         )
         promote = config.scheduler == "asha-promote"
         self.scheduler = Scheduler(epochs, config.reduction_factor, promote)
-        storage.waiting = self.scheduler.waiting
+        self._storage.waiting = self.scheduler.waiting
         self.running: dict[int, Segment] = {}
         self.best: dict[int, float] = {}  # finished trial -> its best val_accuracy of any epoch
         self.incumbent: tuple[float, int] | None = None  # (val_accuracy at the last epoch, number)
@@ -114,13 +124,19 @@ class Study:
 
     def open(self) -> None:
         """Enqueue a new study's first trials, or take up an old one where its record ends."""
+        attrs = self.optuna.user_attrs
+        for key, value in self._facts.items():
+            if attrs.get(key) != value:
+                self.optuna.set_user_attr(key, value)
+        known = self._facts.get(KNOWN) or attrs.get(KNOWN, [])
+        self._storage.known = as_trials(self.space, known)
         trials = self.optuna.get_trials(deepcopy=False)
         for i, given in enumerate(self.config.trials_by_hand):
             if i >= len(trials):  # all of them, or those that a stop kept from being enqueued
                 params, arch = self.space.enqueued(given)
-                attrs: dict[str, Any] = {"given_arch": arch} if arch else {}
-                attrs |= {"baseline": True} if i == 0 and self.config.baseline else {}
-                self.optuna.enqueue_trial(params, user_attrs=attrs)
+                marks: dict[str, Any] = {"given_arch": arch} if arch else {}
+                marks |= {"baseline": True} if i == 0 and self.config.baseline else {}
+                self.optuna.enqueue_trial(params, user_attrs=marks)
         for trial in trials:
             if trial.state is not TrialState.WAITING:
                 self._restore(trial)
@@ -139,7 +155,8 @@ class Study:
             self._untrained_in_a_row += 1
             self._exhausted = self._untrained_in_a_row >= UNTRAINED_IN_A_ROW
             return
-        self._untrained_in_a_row = 0
+        if "until" in trial.user_attrs:
+            self._untrained_in_a_row = 0
         self.trained += 1
         if state not in UNUSABLE:
             self.scheduler.restore(number, trial.intermediate_values.items())
@@ -150,11 +167,15 @@ class Study:
         number, attrs = record.number, record.user_attrs
         # Making the object lets the sampler propose; that is wanted for the last trial at most.
         self._set_sampler(number, "random" if "until" in attrs else self.config.sampler)
-        self._live[number] = trial = optuna.Trial(self.optuna, record._trial_id)
+        with self._storage.sampling():
+            self._live[number] = trial = optuna.Trial(self.optuna, record._trial_id)
         rows = self._rows[number]
         if "state" in attrs:  # stopped between saying how it ended and telling so
             self._tell(number, attrs["state"], attrs.get("error"))
         elif "until" not in attrs:  # stopped while it was proposed
+            # From its first parameter, even if that was told, so that the same dice are thrown
+            asked = trial._cached_frozen_trial = copy.copy(record)
+            asked.params, asked.distributions = {}, {}
             segment = self._prepare(trial)
             if segment:
                 self._queue.append(segment)
@@ -185,6 +206,10 @@ class Study:
     def start_clock(self) -> None:
         """The search's time runs from here; after a resume it goes on where the record ends."""
         self._clock_start = time.monotonic()
+
+    def stop_clock(self) -> None:
+        """The search is over: what the champion takes is not search time."""
+        self._clock_offset, self._clock_start = self.clock, None
 
     @property
     def clock(self) -> float:
@@ -235,7 +260,8 @@ class Study:
             for trial in self.optuna.get_trials(deepcopy=False)
         )
         self._set_sampler(number, self.config.sampler)
-        trial = self.optuna.ask()
+        with self._storage.sampling():
+            trial = self.optuna.ask()
         self._live[trial.number] = trial
         self._rows[trial.number] = {}
         self.trained += 1
@@ -244,7 +270,8 @@ class Study:
     def _prepare(self, trial: optuna.Trial) -> Segment | None:
         """Let a trial be sampled; None if there is nothing to train, which is then told."""
         arch = trial.user_attrs.get("given_arch")
-        candidate = self.space.sample(trial, arch and as_arch(arch))
+        with self._storage.sampling():
+            candidate = self.space.sample(trial, arch and as_arch(arch))
         num_params, flops = self.space.costs(candidate)
         attrs = {"candidate": asdict(candidate), "arch": candidate.arch, "num_params": num_params}
         attrs |= {"flops_per_image": flops, "seed": trial_seed(self.config.seed, trial.number)}
@@ -261,8 +288,7 @@ class Study:
         self._untrained_in_a_row += 1
         self._exhausted = self._untrained_in_a_row >= UNTRAINED_IN_A_ROW
         if twin is None:
-            for name, value in excess.items():
-                trial.set_constraint(name, value)
+            self._constrain(trial, excess)
             self._tell(trial.number, "infeasible")
         else:
             trial.set_user_attr("duplicate_of", twin)
@@ -341,13 +367,12 @@ class Study:
             told = self._frozen(number).intermediate_values
             for epoch in sorted(twin.intermediate_values.keys() - told):
                 trial.report(twin.intermediate_values[epoch], epoch)
-            for name, excess in twin.constraints.items():
-                trial.set_constraint(name, excess)
+            self._constrain(trial, twin.constraints)
         if error:
             trial.set_user_attr("error", error)
         trial.set_user_attr("state", state)
         if state in UNUSABLE:
-            trial.set_constraint("infeasible", 1.0)
+            self._constrain(trial, {"infeasible": 1.0})
             self.scheduler.forget(number)
         value = twin.value if twin and twin.state is TrialState.COMPLETE else None
         if state == "completed":
@@ -356,6 +381,12 @@ class Study:
         if state not in UNTRAINED:
             self._finished(number, trial.user_attrs, value)
         self._announce("skipped" if state in UNTRAINED else "ended", number, attrs=trial.user_attrs)
+
+    def _constrain(self, trial: optuna.Trial, constraints: dict[str, float]) -> None:
+        told = self._frozen(trial.number).constraints  # by a driver that was stopped just then
+        for name, value in constraints.items():
+            if name not in told:
+                trial.set_constraint(name, value)
 
     def _finished(self, number: int, attrs: dict[str, Any], value: float | None) -> None:
         candidate = candidate_of(attrs)
@@ -367,7 +398,7 @@ class Study:
         if attrs["state"] == "completed" and value is not None:
             # Of equals the first by number, whatever the order in which they ended
             known = [self.incumbent] if self.incumbent else []
-            self.incumbent = max(*known, (value, number), key=lambda best: (best[0], -best[1]))
+            self.incumbent = max([*known, (value, number)], key=lambda best: (best[0], -best[1]))
 
     def rows(self, number: int) -> list[dict[str, Any]]:
         """A trial's rows so far, in order."""

@@ -46,13 +46,14 @@ def default_uri() -> str:
 
 
 class Tracker(Outbox):
-    """An outbox with its sender."""
+    """An outbox with its sender, which sends nothing before `start`."""
 
     def __init__(
         self, folder: Path, tracking_uri: str, experiment: str, study: str, servable: Servable
     ) -> None:
-        """Opens the outbox; sends nothing before `start`."""
-        super().__init__(folder, tracking_uri, experiment, study)
+        database = _database(tracking_uri)  # in full: `sync` may run in another folder
+        uri = f"sqlite:///{database}" if database else tracking_uri
+        super().__init__(folder, uri, experiment, study)
         self.servable = servable
         self.error: str | None = None  # why the last attempt to send failed
         self._stop, self._hurry = threading.Event(), threading.Event()

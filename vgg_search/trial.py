@@ -19,6 +19,7 @@ from ray import tune
 
 from vgg_search.config import Config
 from vgg_search.data import Splits
+from vgg_search.device import settle
 from vgg_search.journal import METRIC
 from vgg_search.model import build
 from vgg_search.reuse import save_model
@@ -61,7 +62,7 @@ class TrialWorker(tune.Trainable):
     ) -> None:
         self.experiment, self.folder = experiment, folder
         self.device = pick_device()
-        torch.set_num_threads(max(1, int(experiment.cpus_per_trial)))
+        settle(max(1, int(experiment.cpus_per_trial)))
         self.data = Resident.load(splits, self.device)
         self.worker = f"{platform.node()}:{os.getpid()}"
         self.training: Training | None = None

@@ -1,0 +1,511 @@
+"""Trials a minute: vgg_search against the stack that the tutorials teach, and its own start-up.
+
+    VGG_SEARCH_DATA_DIR=... python experiments/bench_trials.py short      # 100 trials, 1 epoch
+    ... middle      # 16 trials, 3 epochs of 10,000 images
+    ... startup     # 300 trials of vgg_search alone: start-up of each
+    ... busy        # 64 trials with ASHA: how much of the slots' time is training
+    add --out results/2026-11-24_trials to keep logs, a CSV a trial and a README
+
+`short` and `middle` run both stacks in turn (A B A B with --rounds 2), each as a process of its own,
+on the same configurations, images, recipe and number of epochs, with no early stopping, both with
+MLflow on SQLite. What counts is wall time from starting the process to its end, when everything is
+logged and, for ours, tables and report are written; beside it, without the start of interpreter,
+imports and Ray; and the search alone. Augmentation and weight averaging are off on both sides.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import platform
+import random
+import shutil
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+SEED = 2026
+OURS, TUTORIAL = "vgg_search", "tutorial"
+SMALL = [[[1, 8]], [[1, 16]], [[1, 8], [1, 16]], [[1, 16], [1, 16]], [[1, 16], [1, 32]]]
+LARGER = [
+    [[1, 16], [1, 32]],
+    [[1, 16], [2, 32]],
+    [[1, 16], [1, 32], [1, 64]],
+    [[1, 16], [1, 32], [2, 64]],
+]
+RECIPE: dict[str, Any] = {
+    "batch_size": 128,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "hidden_features": 64,
+    "warmup": 0.25,  # share of the steps, as in vgg_search's one-cycle
+}
+MODES: dict[str, dict[str, Any]] = {
+    "short": {"trials": 100, "epochs": 1, "train_images": 2_000, "val_images": 1_000},
+    "middle": {"trials": 16, "epochs": 3, "train_images": 10_000, "val_images": 2_000},
+    "startup": {"trials": 300, "epochs": 1, "train_images": 500, "val_images": 500},
+    "busy": {"trials": 64, "epochs": 9, "train_images": 5_000, "val_images": 1_000},
+}
+COLUMNS = (
+    "mode round stack trial arch lr epochs val_accuracy seconds startup started ended"
+).split()
+
+
+def configurations(mode: str, count: int) -> list[dict[str, Any]]:
+    """The fixed list of (arch, lr) that both stacks train, none twice."""
+    rng, archs = random.Random(SEED), LARGER if mode in ("middle", "busy") else SMALL
+    return [
+        {"arch": archs[i % len(archs)], "lr": round(10 ** rng.uniform(-2, -0.7), 6)}
+        for i in range(count)
+    ]
+
+
+# ---- the two stacks ---------------------------------------------------------------------------
+
+
+def experiment(mode: str, size: dict[str, Any], precision: str) -> dict[str, Any]:
+    """The experiment file of ours."""
+    config: dict[str, Any] = {
+        "num_trials": size["trials"],
+        "max_epochs": size["epochs"],
+        "train_images": size["train_images"],
+        "val_images": size["val_images"],
+        "dataset": "fashion-mnist",
+        "scheduler": "asha" if mode == "busy" else "none",
+        "baseline": None,
+        "time_budget": None,
+        "champion_epochs": 0,
+        "flip": False,
+        "ema": False,
+        "precision": precision,
+        "batch_size": RECIPE["batch_size"],
+        "momentum": RECIPE["momentum"],
+        "space": {
+            "num_blocks": [1, 3],
+            "num_convs": [1, 2],
+            "out_channels": {"choices": [8, 16, 32, 64]},
+            "hidden_features": RECIPE["hidden_features"],
+            "num_hidden": 1,
+            "batch_norm": True,
+            "dropout": 0.0,
+            "lr": [0.001, 1.0],
+            "weight_decay": RECIPE["weight_decay"],
+        },
+    }
+    if mode == "busy":  # the sampler at work too, in a space of networks as small
+        config["space"] |= {"out_channels": {"choices": [8, 16, 32]}, "max_flops": 6_000_000}
+    else:
+        config["enqueue"] = configurations(mode, size["trials"])
+    return config
+
+
+def run_ours(work: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """`python -m vgg_search.run` in `work`; times are seconds, `started` and `ended` absolute."""
+    (work / "experiment.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    command = [sys.executable, "-m", "vgg_search.run", "--config", "experiment.yaml"]
+    command += ["--name", "bench"]
+    began, ended = run_process(command, work)
+    folder = work / "runs" / "bench"
+    summary = json.loads((folder / "summary.json").read_text())
+    from vgg_search.journal import read_trials, rows_of
+    from vgg_search.tables import startup_seconds, trained
+
+    journal = trained(read_trials(folder))
+    rows = {trial.number: rows_of(trial) for trial in journal}
+    # A row holds when its epoch ended, and how long after the search's start it was heard of.
+    search_began = max(row["ended"] - row["time"] for part in rows.values() for row in part)
+    first: dict[str, int] = {}
+    for number, part in sorted(rows.items(), key=lambda item: item[1][0]["ended"]):
+        first.setdefault(part[0]["worker"], number)
+    later = [trial for trial in journal if trial.number not in first.values()]
+    gaps = dict(zip((t.number for t in later), startup_seconds(journal), strict=True))
+    trials = [
+        {
+            "trial": trial.number,
+            "arch": trial.user_attrs["arch"],
+            "lr": trial.user_attrs["candidate"]["lr"],
+            "epochs": len(rows[trial.number]),
+            "val_accuracy": rows[trial.number][-1]["val_accuracy"],
+            "seconds": sum(row["epoch_seconds"] for row in rows[trial.number]),
+            "startup": gaps.get(trial.number),
+            "started": rows[trial.number][0]["ended"] - rows[trial.number][0]["epoch_seconds"],
+            "ended": rows[trial.number][-1]["ended"],
+        }
+        for trial in journal
+    ]
+    return {
+        "stack": OURS,
+        "wall_seconds": ended - began,
+        "after_start_seconds": ended - search_began,
+        "search_seconds": summary["search_seconds"],
+        "first_starts": sorted(
+            round(trial["started"] - search_began, 3)
+            for trial in trials
+            if trial["trial"] in first.values()
+        ),
+        "startup_median": summary["startup_seconds_per_trial"],
+        "summary": summary,
+        "trials": trials,
+    }
+
+
+def run_tutorial(work: Path, mode: str, size: dict[str, Any]) -> dict[str, Any]:
+    """`tutorial_stack.py` in `work`, with what it takes."""
+    spec = {
+        "configs": configurations(mode, size["trials"]),
+        "epochs": size["epochs"],
+        **RECIPE,
+        "data_dir": str(work.parent / "data"),
+        "index_file": str(work.parent / "index.npz"),
+        "tracking_uri": f"sqlite:///{work / 'mlflow.db'}",
+        "storage": str(work / "ray_results"),
+        "result_file": str(work / "result.json"),
+    }
+    (work / "spec.json").write_text(json.dumps(spec, indent=1))
+    script = str(Path(__file__).with_name("tutorial_stack.py"))
+    began, ended = run_process([sys.executable, script, "spec.json"], work)
+    result = json.loads((work / "result.json").read_text())
+    trials = [
+        {
+            "trial": number,
+            "arch": trial["arch"],
+            "lr": trial["lr"],
+            "epochs": len(trial["accuracies"]),
+            "val_accuracy": trial["accuracies"][-1],
+            "seconds": sum(trial["epoch_seconds"]),
+            "startup": None,
+            "started": trial["ended"][0] - trial["epoch_seconds"][0],
+            "ended": trial["ended"][-1],
+        }
+        for number, trial in enumerate(result["trials"])
+    ]
+    fill_startups(trials, slots=os.cpu_count() or 1)
+    startups = [trial["startup"] for trial in trials if trial["startup"] is not None]
+    return {
+        "stack": TUTORIAL,
+        "wall_seconds": ended - began,
+        "after_start_seconds": ended - result["fit_began"],
+        "search_seconds": result["fit_ended"] - result["fit_began"],
+        "startup_median": statistics.median(startups),
+        "trials": trials,
+    }
+
+
+def fill_startups(trials: list[dict[str, Any]], slots: int) -> None:
+    """What each trial cost its slot besides its epochs: a trial follows, on its slot, the one that
+    ended last before it began. The first of each slot has none."""
+    ends = [-math.inf] * slots
+    for trial in sorted(trials, key=lambda trial: trial["started"]):
+        free = [i for i in range(slots) if ends[i] <= trial["started"]]
+        slot = max(free, key=lambda i: ends[i]) if free else min(range(slots), key=ends.__getitem__)
+        if ends[slot] > -math.inf:
+            between = trial["ended"] - trial["started"] - trial["seconds"]
+            trial["startup"] = max(0.0, trial["started"] - ends[slot]) + between
+        ends[slot] = trial["ended"]
+
+
+def run_process(command: list[str], work: Path) -> tuple[float, float]:
+    """Run to the end with its output in `work`/log.txt; (began, ended) in seconds since the epoch."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("VGG_SEARCH_", "MLFLOW_"))}
+    env.pop("RAY_ADDRESS", None)
+    env["VGG_SEARCH_DATA_DIR"] = str(data_dir())
+    env.setdefault("PYTHONPATH", str(ROOT))
+    with (work / "log.txt").open("w") as log:
+        began = time.time()
+        code = subprocess.run(command, cwd=work, env=env, stdout=log, stderr=log).returncode
+        ended = time.time()
+    if code:
+        raise SystemExit(f"{' '.join(command)} ended with {code}:\n{(work / 'log.txt').read_text()}")
+    return began, ended
+
+
+# ---- data -------------------------------------------------------------------------------------
+
+
+def data_dir() -> Path:
+    if "VGG_SEARCH_DATA_DIR" not in os.environ:
+        raise SystemExit("set VGG_SEARCH_DATA_DIR to a folder with Fashion-MNIST")
+    return Path(os.environ["VGG_SEARCH_DATA_DIR"]).resolve()
+
+
+def prepare_data(work: Path, size: dict[str, Any]) -> None:
+    """The data as torchvision wants it, unpacked, and the indices of the images that ours takes."""
+    from vgg_search.data import SPLIT_SEED, load_splits, stratified_order
+    from torchvision.datasets import FashionMNIST
+
+    raw = work / "data" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in sorted((data_dir() / "FashionMNIST" / "raw").iterdir()):
+        shutil.copy(file, raw)
+    dataset = FashionMNIST(work / "data", train=True, download=True)
+    order = stratified_order(dataset.targets.numpy(), SPLIT_SEED)
+    val = order[: size["val_images"]]
+    train = order[size["val_images"] :][: size["train_images"]]
+    np.savez(work / "index.npz", train=train, val=val)
+    ours = load_splits("fashion-mnist", data_dir(), size["val_images"], size["train_images"])
+    same = [(train, ours.train_images), (val, ours.val_images)]
+    if not all(np.array_equal(dataset.data[index].numpy(), images) for index, images in same):
+        raise SystemExit("both stacks must train on the same images, and would not")
+
+
+# ---- figures ----------------------------------------------------------------------------------
+
+
+def logged(work: Path) -> dict[str, int]:
+    """What MLflow's database holds: finished runs, other runs, metric points."""
+    with sqlite3.connect(work / "mlflow.db") as db:
+        runs = dict(db.execute("SELECT status, count(*) FROM runs GROUP BY status"))
+        points = db.execute("SELECT count(*) FROM metrics").fetchone()[0]
+    finished = runs.pop("FINISHED", 0)
+    return {"finished": finished, "unfinished": sum(runs.values()), "points": points}
+
+
+def figures(run: dict[str, Any], slots: int) -> dict[str, Any]:
+    """The numbers of one run that are compared."""
+    count, trials = len(run["trials"]), run["trials"]
+    training = sum(trial["seconds"] for trial in trials)
+    values = [trial["val_accuracy"] for trial in trials]
+    startups = sorted(trial["startup"] for trial in trials if trial["startup"] is not None)
+    return {
+        "stack": run["stack"],
+        "trials": count,
+        "epochs": sum(trial["epochs"] for trial in trials),
+        "wall_seconds": run["wall_seconds"],
+        "after_start_seconds": run["after_start_seconds"],
+        "search_seconds": run["search_seconds"],
+        "trials_per_minute": 60 * count / run["wall_seconds"],
+        "trials_per_minute_after_start": 60 * count / run["after_start_seconds"],
+        "trials_per_minute_search": 60 * count / run["search_seconds"],
+        "training_seconds_per_trial": training / count,
+        "startup_median": run["startup_median"],
+        "startup_mean": statistics.mean(startups),
+        "startup_p90": startups[int(0.9 * len(startups))],
+        "first_starts": run.get("first_starts"),
+        "slot_busy_fraction": training / (slots * run["search_seconds"]),
+        "accuracy_mean": statistics.mean(values),
+        "accuracy_sd": statistics.stdev(values),
+        "logged": run["logged"],
+        "load_before": run["load_before"],
+        "load_after": run["load_after"],
+    }
+
+
+def environment() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    info = dict(line.split(":", 1) for line in lines if ":" in line)
+    info = {key.strip(): value.strip() for key, value in info.items()}
+    flags = info.get("flags", "").split()
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+    )
+    return {
+        "cpu": info.get("model name", platform.processor()),
+        "cores": os.cpu_count(),
+        "avx512_bf16": "avx512_bf16" in flags,
+        "amx_bf16": "amx_bf16" in flags,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "torchvision", "ray", "optuna", "mlflow")},
+        "commit": commit.stdout.strip() or "unknown",
+    }
+
+
+def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Ours against the tutorial's, round by round, and whether both trained the same."""
+    ours, theirs = ([r for r in runs if r["stack"] == stack] for stack in (OURS, TUTORIAL))
+    ratios: dict[str, list[float]] = {}
+    for name in ("wall_seconds", "after_start_seconds", "search_seconds"):
+        ratios[name] = [b[name] / a[name] for a, b in zip(ours, theirs, strict=True)]
+    key = "{arch}/{lr}".format_map
+    differences = []
+    for a, b in zip(ours, theirs, strict=True):
+        values = {key(trial): trial["val_accuracy"] for trial in b["trials"]}
+        differences += [trial["val_accuracy"] - values[key(trial)] for trial in a["trials"]]
+    mean, sd = statistics.mean(differences), statistics.stdev(differences)
+    return {
+        "ratios": ratios,
+        "accuracy_difference": mean,
+        "accuracy_difference_sd": sd,
+        "accuracy_difference_se": sd / math.sqrt(len(differences)),
+    }
+
+
+# ---- what is printed and kept -----------------------------------------------------------------
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| run | stack | trials | wall s | after start s | search s | trials/min "
+        "| training s a trial | start-up s a trial: median (p90) | slots busy "
+        "| val_accuracy mean (sd) | MLflow: finished, other runs, points | load before, after |",
+        "| --- " * 13 + "|",
+    ]
+    for row in rows:
+        kept = row["logged"]
+        lines.append(
+            f"| {row['round']} | {row['stack']} | {row['trials']} | {row['wall_seconds']:.1f} "
+            f"| {row['after_start_seconds']:.1f} | {row['search_seconds']:.1f} "
+            f"| {row['trials_per_minute']:.1f} | {row['training_seconds_per_trial']:.3f} "
+            f"| {row['startup_median']:.3f} ({row['startup_p90']:.3f}) "
+            f"| {row['slot_busy_fraction']:.1%} "
+            f"| {row['accuracy_mean']:.4f} ({row['accuracy_sd']:.4f}) "
+            f"| {kept['finished']}, {kept['unfinished']}, {kept['points']} "
+            f"| {row['load_before']:.1f}, {row['load_after']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def section(mode: str, result: dict[str, Any]) -> str:
+    """One mode's part of the README, from its numbers alone."""
+    size, runs, machine = result["size"], result["runs"], result["environment"]
+    lines = [
+        f"## {mode}: {size['trials']} trials, {size['epochs']} epoch(s), "
+        f"{size['train_images']:,} training and {size['val_images']:,} validation images",
+        "",
+        f"Command: `{result['command']}`, {result['date']}. Commit {machine['commit']}. "
+        f"{machine['cpu']}, {machine['cores']} cores, avx512_bf16 {machine['avx512_bf16']}, amx_bf16 "
+        f"{machine['amx_bf16']}; Python {machine['python']}, torch {machine['torch']}, Ray "
+        f"{machine['ray']}, Optuna {machine['optuna']}, MLflow {machine['mlflow']}. "
+        f"precision of vgg_search: {result['precision']}.",
+        "",
+        table(runs),
+        "",
+    ]
+    if result["comparison"]:
+        ratios = result["comparison"]["ratios"]
+        named = (
+            ("wall_seconds", "from process start to process end (this counts)"),
+            ("after_start_seconds", "without interpreter, imports and the start of Ray"),
+            ("search_seconds", "the search alone"),
+        )
+        for name, what in named:
+            values = ", ".join(f"{value:.2f}" for value in ratios[name])
+            lines.append(f"- ratio of trials a minute, {what}: {values}")
+        c = result["comparison"]
+        lines += [
+            f"- val_accuracy, ours less the tutorial's on the same configuration: mean "
+            f"{c['accuracy_difference']:+.4f}, standard error {c['accuracy_difference_se']:.4f}, sd "
+            f"{c['accuracy_difference_sd']:.4f}",
+        ]
+    for row in runs:
+        if row["first_starts"]:
+            lines.append(
+                f"- {row['stack']}, run {row['round']}: each worker's first trial began "
+                f"{', '.join(f'{s:.1f}' for s in row['first_starts'])} s after the search; "
+                f"start-up of the others: median {row['startup_median']:.3f} s, mean "
+                f"{row['startup_mean']:.3f} s, p90 {row['startup_p90']:.3f} s"
+            )
+    return "\n".join(lines) + "\n"
+
+
+HEAD = """# Trials a minute, start-up and busy slots
+
+Made by `experiments/bench_trials.py`, which writes this page from the numbers beside it: `<mode>.json`
+(figures), `<mode>.csv` (a row a trial), `<mode>/` (each run's raw log, its input, and of ours
+summary.json). Wall time counts from the start of the process to its end, with all of it in MLflow
+(SQLite, both); "after start" leaves out interpreter, imports and the start of Ray; "search" is
+`Tuner.fit()`. Start-up is what a trial costs its slot besides its epochs; the first trial of each
+worker (ours) or slot (tutorial) is apart. Slots busy: training and validation as a share of slots x
+search. The tutorial stack is `experiments/tutorial_stack.py`: it says which page each part is from.
+Both train the same networks on the same images with the same recipe in as many epochs: SGD,
+Nesterov momentum 0.9, weight decay 5e-4, one-cycle learning rate, batch 128, no augmentation, no
+averaging, no early stopping (scheduler none; ASHA with grace_period = max_t), except in `busy`.
+"""
+
+
+def keep(out: Path, mode: str, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    (out / f"{mode}.json").write_text(json.dumps(result, indent=1) + "\n")
+    with (out / f"{mode}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    done = [name for name in MODES if (out / f"{name}.json").exists()]
+    parts = [section(name, json.loads((out / f"{name}.json").read_text())) for name in done]
+    (out / "README.md").write_text("\n".join([HEAD, *parts]))
+
+
+def keep_raw(work: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("log.txt", "experiment.yaml", "spec.json", "runs/bench/summary.json"):
+        if (work / name).exists():
+            shutil.copy(work / name, folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("mode", choices=MODES)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--only", choices=(OURS, TUTORIAL))
+    for name in ("trials", "epochs", "train-images", "val-images"):
+        parser.add_argument(f"--{name}", type=int)
+    options = parser.parse_args()
+    mode, size = options.mode, dict(MODES[options.mode])
+    size |= {name: getattr(options, name) for name in size if getattr(options, name)}
+    stacks = [OURS, TUTORIAL] if mode in ("short", "middle") else [OURS]
+    stacks = [options.only] if options.only else stacks
+    slots = os.cpu_count() or 1
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="bench_trials-") as top:
+        prepare_data(Path(top), size)
+        for turn in range(1, options.rounds + 1):
+            for stack in stacks:
+                work = Path(top, f"{turn}-{stack}")
+                work.mkdir()
+                load = os.getloadavg()[0]
+                if stack == OURS:
+                    run = run_ours(work, experiment(mode, size, options.precision))
+                else:
+                    run = run_tutorial(work, mode, size)
+                run |= {"round": turn, "load_before": load, "load_after": os.getloadavg()[0]}
+                run["logged"] = logged(work)
+                runs.append(run)
+                row = {"round": turn, **figures(run, slots)}
+                print(json.dumps({k: v for k, v in row.items() if k != "logged"}), flush=True)
+                if options.out:
+                    keep_raw(work, options.out / mode / f"{turn}-{stack}")
+    result = {
+        "size": size,
+        "command": " ".join(["python", "experiments/bench_trials.py", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+        "precision": options.precision,
+        "environment": environment(),
+        "runs": [{"round": run["round"], **figures(run, slots)} for run in runs],
+        "comparison": compare(runs) if len({run["stack"] for run in runs}) == 2 else None,
+        "values": [
+            {
+                "round": run["round"],
+                "stack": run["stack"],
+                "val_accuracy": [round(trial["val_accuracy"], 4) for trial in run["trials"]],
+            }
+            for run in runs
+        ],
+    }
+    rows = [
+        {"mode": mode, "round": run["round"], "stack": run["stack"], **trial, "arch": arch}
+        for run in runs
+        for trial in run["trials"]
+        for arch in ["-".join(f"{n}x{c}" for n, c in trial["arch"])]
+    ]
+    print(section(mode, result))
+    for part in result["values"]:
+        print(part["stack"], part["round"], *part["val_accuracy"])
+    if options.out:
+        keep(options.out, mode, result, rows)
+
+
+if __name__ == "__main__":
+    main()

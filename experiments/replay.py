@@ -1,0 +1,211 @@
+"""Derive every decision of a study again from its journal alone; nothing is trained.
+
+    python experiments/replay.py runs/NAME
+
+The journal is walked in the order in which it was written. What came from outside (epochs' rows,
+failures, a worker that asked for work) is told to a fresh study in a temporary folder. What the
+study made of it must come out again: each proposal to the last digit, how far each trial was let
+train (`until`), and how it ended. Exit code 0 and counts if all agree, 1 and one line at the first
+difference, 2 if there is nothing to replay. `config.yaml` must lie beside the journal.
+
+A worker that died and was replaced leaves no trace in a journal, and needs none: its segment comes
+before everything else.
+"""
+
+import json
+import math
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from optuna.storages.journal._storage import JournalOperation as Op
+from optuna.trial import FrozenTrial, TrialState
+
+from vgg_search.config import Config, read_yaml
+from vgg_search.journal import EPOCH_KEY, METRIC, UNTRAINED, read_trials
+from vgg_search.study import NUM_TRIALS, Segment, Study, diverged
+
+CREATED = (Op.CREATE_TRIAL, Op.SET_TRIAL_STATE_VALUES)
+
+
+class Difference(Exception):
+    """The record says one thing and the replay another: one line that names the trial."""
+
+
+class Replay:
+    """A study that is told what the lines of a journal say, and asked whether it agrees."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.untils: dict[int, int] = {}  # in the record so far
+        self.errors: dict[int, str] = {}
+        self.counts: Counter[str] = Counter()
+        study.open()
+
+    def trial(self, number: int) -> FrozenTrial | None:
+        """A trial of the replay, once it is more than queued."""
+        trials = self.study.optuna.get_trials(deepcopy=False)
+        found = trials[number] if number < len(trials) else None
+        return None if found and found.state is TrialState.WAITING else found
+
+    def attrs(self, number: int) -> dict[str, Any]:
+        found = self.trial(number)
+        return found.user_attrs if found else {}
+
+    def apply(self, line: dict[str, Any], created: int) -> None:
+        """One line of the record, before which it had `created` trials. Raises Difference."""
+        op, number = line["op_code"], line.get("trial_id", created)
+        if op == Op.SET_STUDY_USER_ATTR and NUM_TRIALS in line["user_attr"]:
+            # The one field of an experiment that decides something and that a resume may change
+            self.study.config = self.study.config.model_copy(update=line["user_attr"])
+        elif op in CREATED and line.get("state", TrialState.RUNNING) == TrialState.RUNNING:
+            if self.trial(number) is None:
+                self.propose(number)
+            self.counts["proposals"] += 1
+        elif op == Op.SET_TRIAL_USER_ATTR:
+            [(key, value)] = line["user_attr"].items()
+            if key.startswith(EPOCH_KEY):
+                self.epoch(number, value)
+            elif key == "until":
+                self.until(number, value)
+            elif key == "error":
+                self.errors[number] = value
+            elif key == "state":
+                self.ended(number, value)
+
+    def propose(self, number: int) -> None:
+        """A worker asked for work and the record shows that trial `number` was touched."""
+        while True:
+            answer = self.study.propose()
+            if self.trial(number) and not isinstance(answer, Segment):
+                return  # proposed, and not worth training
+            if not isinstance(answer, Segment):
+                raise Difference(f"trial {number}: in the record it goes on, in the replay nothing")
+            state = self.attrs(number).get("state")
+            if answer.number == number or state in UNTRAINED:
+                return
+            # Work that was queued already, and left no line when it was taken up
+            if self.untils.get(answer.number) != answer.until:
+                raise Difference(
+                    f"trial {number}: in the record it goes on, in the replay trial "
+                    f"{answer.number} does, until epoch {answer.until}"
+                )
+
+    def epoch(self, number: int, row: dict[str, Any]) -> None:
+        """A row came from a worker; the last of a segment ends it."""
+        if number not in self.study.running:
+            self.propose(number)
+        row = {key: math.nan if value is None else value for key, value in row.items()}
+        segment = self.study.running[number]
+        self.study.report(number, row)
+        self.counts["epochs"] += 1
+        if diverged(row):
+            self.study.segment_ended(number, "diverged")
+        elif row["epoch"] == segment.until:
+            self.study.segment_ended(number)
+
+    def until(self, number: int, epoch: int) -> None:
+        """The record lets a trial train on: it begins, goes on at its rung, or is promoted."""
+        if number in self.study.scheduler.waiting:
+            self.propose(number)
+        found = self.attrs(number)
+        if found.get("until") != epoch or "state" in found:
+            raise Difference(
+                f"trial {number}: in the record it trains until epoch {epoch}, "
+                f"in the replay {found.get('state') or found.get('until')}"
+            )
+        self.untils[number] = epoch
+        self.counts["until"] += 1
+
+    def ended(self, number: int, state: str) -> None:
+        """The record says how a trial ended."""
+        if state == "failed" and "state" not in self.attrs(number):
+            if number not in self.study.running:
+                self.propose(number)
+            self.study.segment_ended(number, "failed", self.errors.get(number))
+        elif state == "pruned" and number in self.study.scheduler.waiting:
+            self.study.close()
+        found = self.attrs(number)
+        if found.get("state") != state:
+            goes_on = f"goes on until epoch {found.get('until')}"
+            raise Difference(
+                f"trial {number}: in the record it ends as {state}, "
+                f"in the replay it {found.get('state') or goes_on}"
+            )
+        self.counts[state] += 1
+
+
+def contents(trial: FrozenTrial) -> dict[str, Any]:
+    """All that a record says of a trial but when it was; flat, so that one key can be named."""
+    told: dict[str, Any] = {"state": trial.state.name, "value": trial.value}
+    told |= {f"param {name}": value for name, value in trial.params.items()}
+    told |= {f"range of {name}": value for name, value in trial.distributions.items()}
+    told |= {f"{METRIC} at {epoch}": value for epoch, value in trial.intermediate_values.items()}
+    told |= {f"attribute {name}": value for name, value in trial.system_attrs.items()}
+    for name, value in trial.user_attrs.items():
+        timeless = name.startswith(EPOCH_KEY)
+        told[name] = {k: v for k, v in value.items() if k != "time"} if timeless else value
+    return json.loads(json.dumps(told, default=repr))
+
+
+def compare(recorded: Sequence[FrozenTrial], replayed: Sequence[FrozenTrial]) -> None:
+    """Raises Difference at the first trial that is not the same; a cut record may say less."""
+    for old, new in zip(recorded, replayed, strict=False):
+        was, now = contents(old), contents(new)
+        if not old.state.is_finished():
+            now = {key: value for key, value in now.items() if key in was} | {"state": was["state"]}
+        for key in sorted(was.keys() | now.keys()):
+            if was.get(key) != now.get(key):
+                raise Difference(
+                    f"trial {old.number}: {key} is {was.get(key)!r} in the record, "
+                    f"{now.get(key)!r} in the replay"
+                )
+    if len(recorded) != len(replayed) and all(trial.state.is_finished() for trial in recorded):
+        raise Difference(f"trial {len(recorded)}: only in the replay")
+
+
+def replay(folder: Path) -> Counter[str]:
+    """Counts of what agrees. Raises Difference, or StudyError if there is no study."""
+    recorded = read_trials(folder)
+    config = Config(**read_yaml(folder / "config.yaml"))
+    with (folder / "study.journal").open("rb") as file:
+        lines = [json.loads(line) for line in file if line.endswith(b"\n")]
+    facts: dict[str, Any] = {}  # as they were at first
+    for line in lines:
+        if line["op_code"] == Op.SET_STUDY_USER_ATTR:
+            facts = line["user_attr"] | facts
+    budget = {NUM_TRIALS: facts.pop(NUM_TRIALS, config.num_trials)}
+    with tempfile.TemporaryDirectory() as scratch:
+        study = Study(Path(scratch), config.model_copy(update=budget), facts=facts)
+        try:
+            again, created = Replay(study), 0
+            for line in lines:
+                again.apply(line, created)
+                created += line["op_code"] == Op.CREATE_TRIAL
+            compare(recorded, study.optuna.get_trials(deepcopy=False))
+        finally:
+            study.release()
+    return again.counts
+
+
+def main(argv: Sequence[str]) -> int:
+    if len(argv) != 1:
+        print("usage: python experiments/replay.py runs/NAME", file=sys.stderr)
+        return 2
+    try:
+        counts = replay(Path(argv[0]))
+    except Difference as difference:
+        print(f"replay: {difference}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"replay: {error}", file=sys.stderr)
+        return 2
+    print(", ".join(f"{count} {what}" for what, count in counts.items()), "agree")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

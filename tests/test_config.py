@@ -1,0 +1,232 @@
+"""Where a field's value comes from, and what an experiment may be."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vgg_search.config import RESUMABLE, Config, ConfigError, load_config, read_yaml
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "ray", "optuna", "mlflow", "pandas", "plotly")
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of its own, and none of our fields in the environment."""
+    monkeypatch.chdir(tmp_path)
+    for field in Config.model_fields:
+        monkeypatch.delenv(f"VGG_SEARCH_{field.upper()}", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def load(*argv: str) -> Config:
+    return load_config(argv)[0]
+
+
+def write(text: str, name: str = "mine.yaml") -> str:
+    Path(name).write_text(text)
+    return name
+
+
+# ---- layers -----------------------------------------------------------------------------------
+
+
+def test_flag_beats_environment_beats_file_beats_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().num_trials == 24
+    file = write("num_trials: 5\nmax_epochs: 7\nseed: 3")
+    assert load("--config", file).num_trials == 5
+    monkeypatch.setenv("VGG_SEARCH_NUM_TRIALS", "6")
+    monkeypatch.setenv("VGG_SEARCH_MAX_EPOCHS", "8")
+    assert load("--config", file).num_trials == 6
+    config = load("--config", file, "--num-trials", "9")
+    assert (config.num_trials, config.max_epochs, config.seed) == (9, 8, 3)
+
+
+def test_nested_values_from_flags_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = '{"num_blocks": 1, "out_channels": 8, "lr": [0.01, 0.1]}'
+    assert load("--space", space).space["lr"] == [0.01, 0.1]
+    assert load("--baseline", "[[1, 8], [2, 16]]").baseline == ((1, 8), (2, 16))
+    assert load("--baseline", "null").baseline is None
+    monkeypatch.setenv("VGG_SEARCH_SPACE", space)
+    assert load().space["num_blocks"] == 1
+
+
+def test_a_space_is_given_whole() -> None:
+    file = write("space: {num_blocks: 2, out_channels: 8, lr: 1e-2}")
+    assert load("--config", file).space == {"num_blocks": 2, "out_channels": 8, "lr": "1e-2"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--flip", False), ("--needs-gpu", True), ("--ema", False)]
+)
+def test_switches_take_true_and_false(flag: str, value: bool) -> None:
+    assert getattr(load(flag, str(value).lower()), flag[2:].replace("-", "_")) is value
+
+
+def test_a_study_is_named_after_its_file_and_the_time() -> None:
+    assert re.fullmatch(r"quick-\d{8}-\d{6}", str(load().name))
+    file = write("seed: 1", "my deep+1.yaml")
+    assert re.fullmatch(r"my-deep-1-\d{8}-\d{6}", str(load("--config", file).name))
+    assert load("--name", "mine").name == "mine"
+
+
+# ---- durations --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("6m", 360), ("1h30m", 5400), ("1.5h", 5400), ("2h1s", 7201), ("90", 90), (7, 7)],
+)
+def test_a_time_is_seconds(text: Any, seconds: float) -> None:
+    assert Config(time_budget=text).time_budget == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("soon", "be a time such as 90s, 6m or 1h30m, got 'soon'"),
+        ("", "be a time such as 90s, 6m or 1h30m, got ''"),
+        ("1.2.3h", "be a time such as 90s, 6m or 1h30m, got '1.2.3h'"),
+        ("5m1h", "be a time such as 90s, 6m or 1h30m, got '5m1h'"),
+        ("0m", "be > 0, got '0m'"),
+        ("-5", "be a time such as 90s, 6m or 1h30m, got '-5'"),
+    ],
+)
+def test_what_is_no_time(text: str, rule: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"time_budget must {rule}")):
+        load(f"--time-budget={text}")
+
+
+# ---- the default experiment -------------------------------------------------------------------
+
+
+def test_the_default_experiment_is_the_file() -> None:
+    file = ROOT / "experiments" / "quick.yaml"
+    assert Config(**read_yaml(file)) == Config()
+    assert read_yaml(file).keys() == Config.model_fields.keys() - {"name"}
+    head = file.read_text().split("\nseed")[0]
+    assert "python -m vgg_search.run --config experiments/quick.yaml" in head
+    assert "Cost:" in head
+
+
+def test_dump_reads_back_as_an_equal_experiment() -> None:
+    config = Config(
+        name="mine",
+        data_dir="somewhere",
+        time_budget="1h30m",
+        gpus_per_trial=0.25,
+        enqueue=[{"arch": [[1, 16]], "lr": 0.1}, {"lr": 0.2}],
+        tracking_uri="http://127.0.0.1:5000",
+    )
+    assert Config(**yaml.safe_load(config.dump())) == config
+    assert Config(**yaml.safe_load(Config().dump())) == Config()
+    assert "!!" not in config.dump()
+
+
+def test_an_experiment_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config().seed = 1  # type: ignore[misc]
+
+
+def test_the_default_search_space_is_read() -> None:
+    assert Config().search_space.limits == {"max_flops": 25_000_000}
+    assert Config().trials_by_hand == [{"arch": ((1, 16), (1, 32), (2, 64))}]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "sqlite:///mlflow.db", "postgresql://a:b@host/db", "mysql+pymysql://a@host/db",
+        "mssql+pyodbc://host/db", "http://127.0.0.1:5000", "https://host", "file:///tmp/x",
+        "databricks", "databricks://profile", "/tmp/mlruns", "mlruns",
+    ],
+)  # fmt: skip
+def test_addresses_of_trackers(uri: str) -> None:
+    assert Config(tracking_uri=uri).tracking_uri == uri
+
+
+# ---- resume -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored() -> Config:
+    config = Config(name="old", num_trials=5, data_dir="somewhere")
+    Path("runs/old").mkdir(parents=True)
+    Path("runs/old/config.yaml").write_text(config.dump())
+    return config
+
+
+def test_a_resumed_study_has_its_stored_experiment(stored: Config) -> None:
+    assert load("--resume", "old") == stored
+
+
+def test_a_resumed_study_may_have_other_budgets_cluster_and_tracking(stored: Config) -> None:
+    given = {
+        "num_trials": "50", "time_budget": "2h", "gpu_hours": "3", "address": "auto",
+        "cpus_per_trial": "2", "gpus_per_trial": "0.5", "max_concurrent": "3",
+        "tracking_uri": "sqlite:///other.db", "experiment": "other", "data_dir": "elsewhere",
+    }  # fmt: skip
+    assert given.keys() | {"storage_path"} == RESUMABLE
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    resumed = load("--resume", "old", *flags)
+    changed = {f for f in Config.model_fields if getattr(resumed, f) != getattr(stored, f)}
+    assert changed == given.keys()
+
+
+OTHER = {
+    "seed": (1, "0"), "dataset": ("sample", "'auto'"), "resolution": (32, "28"),
+    "max_epochs": (7, "6"), "grace_epochs": (2, "1"), "reduction_factor": (4, "3"),
+    "scheduler": ("none", "'asha'"), "sampler": ("random", "'tpe'"), "val_images": (1, "10000"),
+    "batch_size": (64, "128"), "champion_epochs": (1, "12"), "ema": ("false", "True"),
+    "precision": ("fp32", "'auto'"), "train_images": (9, "None"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", OTHER)
+def test_a_resumed_study_is_the_same_study(stored: Config, field: str) -> None:
+    assert stored.name == "old"
+    value, old = OTHER[field]
+    text = f"^{field} must stay {re.escape(old)} when a study is resumed, got "
+    with pytest.raises(ConfigError, match=text):
+        load("--resume", "old", f"--{field.replace('_', '-')}", str(value))
+
+
+def test_the_environment_counts_in_a_resume_too(
+    stored: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert stored.seed == 0
+    monkeypatch.setenv("VGG_SEARCH_SEED", "1")
+    with pytest.raises(ConfigError, match="seed must stay 0 when a study is resumed, got 1"):
+        load("--resume", "old")
+
+
+# ---- help -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", ["vgg_search.run", "vgg_search"])
+def test_help_names_every_field_and_loads_nothing_heavy(module: str) -> None:
+    script = (
+        "import runpy, sys\n"
+        f"sys.argv = ['x', *{['run'] if module == 'vgg_search' else []!r}, '--help']\n"
+        "try:\n"
+        f"    runpy.run_module({module!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        f"print('LOADED', sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    text = " ".join(done.stdout.split())
+    assert text.endswith("LOADED []")
+    for name, field in Config.model_fields.items():
+        assert f"--{name.replace('_', '-')} " in text
+        first = str(field.description).split()[:4]
+        assert " ".join(first) in text, f"{name} is not explained"
+    for option in ("--config", "--resume", "--dry-run", "--json", "--quiet", "--debug"):
+        assert option in text
