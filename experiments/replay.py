@@ -31,15 +31,15 @@ from vgg_search.study import NUM_TRIALS, Segment, Study, diverged
 CREATED = (Op.CREATE_TRIAL, Op.SET_TRIAL_STATE_VALUES)
 
 
-class Difference(Exception):
+class DifferenceError(Exception):
     """The record says one thing and the replay another: one line that names the trial."""
 
 
 class Replay:
     """A study that is told what the lines of a journal say, and asked whether it agrees."""
 
-    def __init__(self, study: Study) -> None:
-        self.study = study
+    def __init__(self, study: Study, recorded: Sequence[FrozenTrial]) -> None:
+        self.study, self.recorded = study, recorded
         self.untils: dict[int, int] = {}  # in the record so far
         self.errors: dict[int, str] = {}
         self.counts: Counter[str] = Counter()
@@ -56,14 +56,17 @@ class Replay:
         return found.user_attrs if found else {}
 
     def apply(self, line: dict[str, Any], created: int) -> None:
-        """One line of the record, before which it had `created` trials. Raises Difference."""
+        """One line of the record, before which it had `created` trials. Raises DifferenceError."""
         op, number = line["op_code"], line.get("trial_id", created)
         if op == Op.SET_STUDY_USER_ATTR and NUM_TRIALS in line["user_attr"]:
             # The one field of an experiment that decides something and that a resume may change
             self.study.config = self.study.config.model_copy(update=line["user_attr"])
         elif op in CREATED and line.get("state", TrialState.RUNNING) == TrialState.RUNNING:
-            if self.trial(number) is None:
+            found = self.trial(number)
+            if found is None:
                 self.propose(number)
+                found = self.trial(number)
+            compare(self.recorded[number], found, ("param", "range"))
             self.counts["proposals"] += 1
         elif op == Op.SET_TRIAL_USER_ATTR:
             [(key, value)] = line["user_attr"].items()
@@ -80,18 +83,18 @@ class Replay:
         """A worker asked for work and the record shows that trial `number` was touched."""
         while True:
             answer = self.study.propose()
-            if self.trial(number) and not isinstance(answer, Segment):
-                return  # proposed, and not worth training
-            if not isinstance(answer, Segment):
-                raise Difference(f"trial {number}: in the record it goes on, in the replay nothing")
-            state = self.attrs(number).get("state")
-            if answer.number == number or state in UNTRAINED:
+            found = answer if isinstance(answer, Segment) else None
+            if (found and found.number == number) or self.attrs(number).get("state") in UNTRAINED:
                 return
+            if found is None:
+                raise DifferenceError(
+                    f"trial {number}: in the record it goes on, in the replay nothing"
+                )
             # Work that was queued already, and left no line when it was taken up
-            if self.untils.get(answer.number) != answer.until:
-                raise Difference(
+            if self.untils.get(found.number) != found.until:
+                raise DifferenceError(
                     f"trial {number}: in the record it goes on, in the replay trial "
-                    f"{answer.number} does, until epoch {answer.until}"
+                    f"{found.number} does, until epoch {found.until}"
                 )
 
     def epoch(self, number: int, row: dict[str, Any]) -> None:
@@ -101,6 +104,7 @@ class Replay:
         row = {key: math.nan if value is None else value for key, value in row.items()}
         segment = self.study.running[number]
         self.study.report(number, row)
+        compare(self.recorded[number], self.trial(number), f"{METRIC} at {row['epoch']},")
         self.counts["epochs"] += 1
         if diverged(row):
             self.study.segment_ended(number, "diverged")
@@ -113,7 +117,7 @@ class Replay:
             self.propose(number)
         found = self.attrs(number)
         if found.get("until") != epoch or "state" in found:
-            raise Difference(
+            raise DifferenceError(
                 f"trial {number}: in the record it trains until epoch {epoch}, "
                 f"in the replay {found.get('state') or found.get('until')}"
             )
@@ -131,7 +135,7 @@ class Replay:
         found = self.attrs(number)
         if found.get("state") != state:
             goes_on = f"goes on until epoch {found.get('until')}"
-            raise Difference(
+            raise DifferenceError(
                 f"trial {number}: in the record it ends as {state}, "
                 f"in the replay it {found.get('state') or goes_on}"
             )
@@ -140,10 +144,10 @@ class Replay:
 
 def contents(trial: FrozenTrial) -> dict[str, Any]:
     """All that a record says of a trial but when it was; flat, so that one key can be named."""
-    told: dict[str, Any] = {"state": trial.state.name, "value": trial.value}
+    told: dict[str, Any] = {"Optuna's state": trial.state.name, "value": trial.value}
     told |= {f"param {name}": value for name, value in trial.params.items()}
     told |= {f"range of {name}": value for name, value in trial.distributions.items()}
-    told |= {f"{METRIC} at {epoch}": value for epoch, value in trial.intermediate_values.items()}
+    told |= {f"{METRIC} at {epoch},": value for epoch, value in trial.intermediate_values.items()}
     told |= {f"attribute {name}": value for name, value in trial.system_attrs.items()}
     for name, value in trial.user_attrs.items():
         timeless = name.startswith(EPOCH_KEY)
@@ -151,24 +155,22 @@ def contents(trial: FrozenTrial) -> dict[str, Any]:
     return json.loads(json.dumps(told, default=repr))
 
 
-def compare(recorded: Sequence[FrozenTrial], replayed: Sequence[FrozenTrial]) -> None:
-    """Raises Difference at the first trial that is not the same; a cut record may say less."""
-    for old, new in zip(recorded, replayed, strict=False):
-        was, now = contents(old), contents(new)
-        if not old.state.is_finished():
-            now = {key: value for key, value in now.items() if key in was} | {"state": was["state"]}
-        for key in sorted(was.keys() | now.keys()):
-            if was.get(key) != now.get(key):
-                raise Difference(
-                    f"trial {old.number}: {key} is {was.get(key)!r} in the record, "
-                    f"{now.get(key)!r} in the replay"
-                )
-    if len(recorded) != len(replayed) and all(trial.state.is_finished() for trial in recorded):
-        raise Difference(f"trial {len(recorded)}: only in the replay")
+def compare(old: FrozenTrial, new: FrozenTrial, kinds: str | tuple[str, ...] = "") -> None:
+    """Raises DifferenceError where the two are not the same; a record that was cut says less."""
+    was, now = contents(old), contents(new)
+    if not old.state.is_finished():
+        now = {key: value for key, value in now.items() if key in was}
+        now["Optuna's state"] = was["Optuna's state"]
+    for key in was | now:
+        if key.startswith(kinds) and was.get(key) != now.get(key):
+            raise DifferenceError(
+                f"trial {old.number}: {key} is {was.get(key)!r} in the record, "
+                f"{now.get(key)!r} in the replay"
+            )
 
 
 def replay(folder: Path) -> Counter[str]:
-    """Counts of what agrees. Raises Difference, or StudyError if there is no study."""
+    """Counts of what agrees. Raises DifferenceError, or StudyError if there is no study."""
     recorded = read_trials(folder)
     config = Config(**read_yaml(folder / "config.yaml"))
     with (folder / "study.journal").open("rb") as file:
@@ -178,14 +180,20 @@ def replay(folder: Path) -> Counter[str]:
         if line["op_code"] == Op.SET_STUDY_USER_ATTR:
             facts = line["user_attr"] | facts
     budget = {NUM_TRIALS: facts.pop(NUM_TRIALS, config.num_trials)}
-    with tempfile.TemporaryDirectory() as scratch:
+    memory = Path("/dev/shm")  # where there is one: an fsync a line is for studies that matter
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
         study = Study(Path(scratch), config.model_copy(update=budget), facts=facts)
         try:
-            again, created = Replay(study), 0
+            again, created = Replay(study, recorded), 0
             for line in lines:
                 again.apply(line, created)
                 created += line["op_code"] == Op.CREATE_TRIAL
-            compare(recorded, study.optuna.get_trials(deepcopy=False))
+            replayed = study.optuna.get_trials(deepcopy=False)
+            for old, new in zip(recorded, replayed, strict=False):
+                compare(old, new)
+            cut = any(trial.state is TrialState.RUNNING for trial in recorded)
+            if len(recorded) < len(replayed) and not cut:
+                raise DifferenceError(f"trial {len(recorded)}: only in the replay")
         finally:
             study.release()
     return again.counts
@@ -197,7 +205,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     try:
         counts = replay(Path(argv[0]))
-    except Difference as difference:
+    except DifferenceError as difference:
         print(f"replay: {difference}", file=sys.stderr)
         return 1
     except ValueError as error:

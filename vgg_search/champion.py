@@ -48,7 +48,8 @@ def crown(
     """
     config, candidate = study.config, candidate_of(best.user_attrs)
     epochs, number = planned_epochs(best, config, splits), config.champion_seeds
-    cores = max(1, int(ray.cluster_resources()["CPU"]) // number)
+    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    cores = max(1, int(min(max(nodes), sum(nodes) // number)))  # a task has its place on one node
     cpus = config.cpus_per_trial if wanted["gpu"] else max(config.cpus_per_trial, cores)
     train = ray.remote(num_cpus=cpus, num_gpus=wanted["gpu"], max_retries=2)(_train)
     data = ray.put(splits)

@@ -114,7 +114,11 @@ def read_trials(folder: Path) -> list[FrozenTrial]:
         raise StudyError(f"no study in {folder}: study.journal is missing")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = JournalStorage(JournalFileBackend(str(path)))
-    return optuna.load_study(study_name=folder.name, storage=storage).get_trials(deepcopy=False)
+    try:
+        study = optuna.load_study(study_name=folder.name, storage=storage)
+    except KeyError:  # a folder that was renamed, or a driver that has only just begun
+        raise StudyError(f"no study named {folder.name} in {path}") from None
+    return study.get_trials(deepcopy=False)
 
 
 def rows_of(trial: FrozenTrial) -> list[dict[str, Any]]:

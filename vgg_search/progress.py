@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vgg_search.arch import as_arch, describe
-from vgg_search.journal import METRIC
+from vgg_search.journal import METRIC, UNTRAINED
 from vgg_search.study import Event, Study
 
 REFRESH_SECONDS = 0.25
@@ -38,7 +38,8 @@ class Progress:
     def __init__(self, study: Study, quiet: bool = False) -> None:
         self.study, self.quiet = study, quiet
         self.console = Console(stderr=True, highlight=False)
-        self.ended: Counter[str] = Counter()
+        record = study.optuna.get_trials(deepcopy=False)  # of a study that is gone on with
+        self.ended = Counter(t.user_attrs["state"] for t in record if t.state.is_finished())
         self.rows: dict[int, dict[str, Any]] = {}  # live trial -> what its line shows
         self.live: Live | None = None
         self._drawn = 0.0
@@ -67,8 +68,7 @@ class Progress:
         line = f"trial {event.number} {name}"
         if event.row:
             value = event.row[METRIC]
-            best = max(shown.get("best", 0.0), value) if value == value else shown.get("best", 0.0)
-            shown |= {"epoch": event.row["epoch"], "value": value, "best": best}
+            shown |= {"epoch": event.row["epoch"], "value": value}
             line += f": epoch {event.row['epoch']} {METRIC} {accuracy(value)}"
         elif event.kind in ("ended", "skipped"):
             state = event.attrs["state"]
@@ -101,7 +101,7 @@ class Progress:
 
     def _headline(self) -> Text:
         study, config = self.study, self.study.config
-        parts = [f"{sum(self.ended.values())} of {config.num_trials} trials"]
+        parts = [f"{self.done} of {config.num_trials} trials"]
         parts += [f"{count} {state}" for state, count in sorted(self.ended.items())]
         if study.incumbent:
             value, number = study.incumbent
@@ -110,9 +110,14 @@ class Progress:
         parts += [f"{self.left()} left"] if self.left() else []
         return Text(f"{study.folder.name}: " + " · ".join(parts), style="bold")
 
+    @property
+    def done(self) -> int:
+        """Trials that have ended, of those that count."""
+        return sum(n for state, n in self.ended.items() if state not in UNTRAINED)
+
     def left(self) -> str:
         """Time left, by the budget or by the pace so far, whichever is less."""
-        study, done = self.study, sum(self.ended.values())
+        study, done = self.study, self.done
         guesses = []
         if study.config.time_budget is not None:
             guesses.append(study.config.time_budget - study.clock)

@@ -1,14 +1,15 @@
 """What a study's events become in MLflow, and which checkpoints stay. It puts, and never waits."""
 
 import shutil
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from optuna.trial import FrozenTrial
 
 from vgg_search.arch import as_arch, depth, describe, width
 from vgg_search.data import Splits
-from vgg_search.journal import METRIC
+from vgg_search.journal import METRIC, UNTRAINED
 from vgg_search.study import Event, Study
 from vgg_search.tracking import Status, Tracker
 
@@ -34,8 +35,10 @@ class Recorder:
         self.tracker, self.study, self.config = tracker, study, study.config
         self.dataset, self.digest = splits.name, splits.digest
         self.facts = facts  # versions, commit, host: tags of the parent
-        self.untrained = {"infeasible": 0, "duplicate": 0}
-        self.kept = set(study.top())
+        record = [t for t in study.optuna.get_trials(deepcopy=False) if t.state.is_finished()]
+        states = Counter(trial.user_attrs.get("state") for trial in record)
+        self.untrained = {state: states[state] for state in UNTRAINED}
+        self.kept = {t.number for t in record if is_kept(trial_folder(study.folder, t.number))}
 
     def start(self) -> None:
         config = self.config.model_dump(mode="json")
@@ -118,9 +121,22 @@ class Recorder:
             shutil.rmtree(trial_folder(self.study.folder, loser), ignore_errors=True)
         for winner in top - self.kept:
             folder = trial_folder(self.study.folder, winner)
-            (folder / "last.pt").unlink(missing_ok=True)
             self.tracker.artifact(run_key(winner), folder / "best", "best")
+            for file in folder.glob("last.*"):  # half-written ones of killed workers too
+                file.unlink()
         self.kept = top
+
+    def catch_up(self) -> None:
+        """Put what a driver that was killed had in the record and not yet in the outbox."""
+        live = self.study.interrupted
+        for key in self.tracker.open:
+            kind, _, number = key.partition("/")
+            if kind == "trial":
+                for row in self.study.rows(int(number)):
+                    self._log(int(number), row)
+                if int(number) not in live:
+                    attrs = self.study.optuna.get_trials(deepcopy=False)[int(number)].user_attrs
+                    self._end(int(number), attrs["state"], attrs.get("error"))
 
     def interrupt(self) -> None:
         """Close the runs of trials that a later `--resume` goes on with."""
@@ -140,6 +156,10 @@ class Recorder:
     def champion_row(self, row: dict[str, Any]) -> None:
         self.tracker.log(CHAMPION, {k: row[k] for k in EPOCH_METRICS if k in row}, row["epoch"])
 
+    def champion_lost(self, state: Literal["failed", "interrupted"]) -> None:
+        self.tracker.tag(CHAMPION, state=state)
+        self.tracker.end(CHAMPION, STATUS[state])
+
     def champion_ended(self, card: dict[str, Any], folder: Path) -> None:
         metrics = card["metrics"]
         names = ("val_accuracy", "test_accuracy", "test_loss", "test_accuracy_mean")
@@ -158,3 +178,8 @@ class Recorder:
 
 def trial_folder(folder: Path, number: int) -> Path:
     return folder / "trials" / str(number)
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether a finished trial's folder is one of the top K, and has been put."""
+    return (folder / "best").exists() and not any(folder.glob("last.*"))

@@ -39,6 +39,7 @@ RAY_ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
 }
 SEND_SECONDS = 60.0  # to wait at the end for a tracker that answers
+STOPPED_SECONDS = 3.0  # the same after a signal, which is to end all within 10 s
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
 log = logging.getLogger("vgg_search")
 
@@ -84,6 +85,7 @@ def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, di
         tracker.start()
         recorder.start()
         study.open()
+        recorder.catch_up()
         with stop_on_signals(study) as signals, progress:
             run_search(study, splits, wanted, slots, progress.draw)
             recorder.interrupt()
@@ -118,16 +120,15 @@ def provenance() -> dict[str, Any]:
     """What made the numbers: versions, commit (of this code, where it is a checkout) and host."""
     import torch
 
-    asked = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ask = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        commit = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git here
+        commit = ""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "versions": {"python": platform.python_version(), **versions},
-        "commit": asked.stdout.strip() or None,
+        "commit": commit or None,
         "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
     }
@@ -145,15 +146,21 @@ def crown_best(
     A resumed study whose best trial is still the same keeps the champion it has: the test split is
     not read again.
     """
+    from ray.exceptions import RayError
+
     from vgg_search.champion import crown
+    from vgg_search.recorder import CHAMPION
 
     config, folder = study.config, study.folder / "champion"
     if study.stopping or study.incumbent is None or config.champion_epochs == 0:
         return None
     best = study.optuna.get_trials(deepcopy=False)[study.incumbent[1]]
     card_file = folder / "model.json"
-    if card_file.exists() and json.loads(card_file.read_text())["trial"] == best.number:
-        return dict(json.loads(card_file.read_text()))
+    card: dict[str, Any] | None = json.loads(card_file.read_text()) if card_file.exists() else None
+    if card and card["trial"] == best.number:
+        if CHAMPION in recorder.tracker.open:  # killed just before it was registered
+            recorder.champion_ended(card, folder)
+        return card
     recorder.champion_started(best)
 
     def listen(seed: int, epochs: int, row: dict[str, Any]) -> None:
@@ -161,9 +168,16 @@ def crown_best(
         if seed == 0:
             recorder.champion_row(row)
 
-    card = crown(study, best, splits, wanted, recorder.facts, listen)
+    try:
+        card = crown(study, best, splits, wanted, recorder.facts, listen)
+    except RayError as error:  # its worker's: training failed, or it died again and again
+        log.error("the champion failed: %s", str(error).strip().splitlines()[-1])
+        recorder.champion_lost("failed")
+        return None
     if card:
         recorder.champion_ended(card, folder)
+    else:
+        recorder.champion_lost("interrupted")
     return card
 
 
@@ -183,9 +197,11 @@ def conclude(
     folder, tracker = study.folder, recorder.tracker
     trials = study.optuna.get_trials(deepcopy=False)
     summary = summarise(trials, slots, study.clock)
-    failed = study.incumbent is None and not stopped
+    lacking = champion is None and study.config.champion_epochs > 0
+    failed = not stopped and (study.incumbent is None or lacking)
     state = "interrupted" if stopped else "failed" if failed else "completed"
     wait = SEND_SECONDS if tracker.results("study") else SEND_SECONDS / 4
+    wait = STOPPED_SECONDS if stopped else wait
     tracker.flush(wait)
     if champion:
         champion = {

@@ -52,26 +52,37 @@ def ray_cluster(config: Config) -> Iterator[None]:
 
 
 def resources(config: Config) -> tuple[dict[str, float], int]:
-    """(what a trial asks for, trials at a time). Raises DeviceError if the cluster has no room."""
-    total = ray.cluster_resources()
+    """(what a trial asks for, trials at a time). Raises DeviceError if no node has room for one."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    there = {name: max(node.get(name.upper(), 0.0) for node in nodes) for name in ("cpu", "gpu")}
     gpus = config.gpus_per_trial
     if gpus == "auto":
-        gpus = 1.0 if total.get("GPU") else 0.0
-    if config.needs_gpu and not total.get("GPU"):
+        gpus = 1.0 if there["gpu"] else 0.0
+    if config.needs_gpu and not there["gpu"]:
         raise DeviceError(
             "this experiment needs a GPU, none found; add --needs-gpu false to train on the CPU"
         )
     wanted = {"cpu": config.cpus_per_trial, "gpu": float(gpus)}
-    slots = []
     for name, amount in wanted.items():
-        there = total.get(name.upper(), 0.0)
-        if amount > there:
+        if amount > there[name]:
             raise DeviceError(
-                f"{name}s_per_trial must be <= {there:g}, what the cluster has, got {amount:g}"
+                f"{name}s_per_trial must be <= {there[name]:g}, the most that a node has, "
+                f"got {amount:g}"
             )
-        if amount:
-            slots.append(int(there / amount))
-    return wanted, min([*slots, config.max_concurrent or slots[0]])
+    slots = sum(_places(node, **wanted) for node in nodes)
+    if not slots:
+        raise DeviceError(
+            f"no node has what a trial asks for: {wanted['cpu']:g} CPUs and {wanted['gpu']:g} GPUs"
+        )
+    return wanted, min(slots, config.max_concurrent or slots)
+
+
+def _places(node: dict[str, float], cpu: float, gpu: float) -> int:
+    """How many trials a node has room for; a share of a GPU is one GPU's."""
+    by_cpu, gpus = int(node.get("CPU", 0.0) / cpu), node.get("GPU", 0.0)
+    if not gpu:
+        return by_cpu
+    return min(by_cpu, int(gpus) * int(1 / gpu) if gpu < 1 else int(gpus / gpu))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import fcntl
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,7 @@ def status(folder: Path) -> dict[str, Any]:
     running = in_use(folder)
     found = summarise(trials, 1, clock)
     live = [row for row in table if row["state"] == "interrupted"]
-    with sqlite3.connect(f"file:{folder / 'outbox.db'}?mode=ro", uri=True) as outbox:
-        unsent, refused = (
-            outbox.execute(f"SELECT count(*) FROM {name}").fetchone()[0]
-            for name in ("rows", "refused")
-        )
+    unsent, refused = sending(folder)
     return {
         "study": folder.name,
         "running": running,
@@ -41,6 +38,17 @@ def status(folder: Path) -> dict[str, Any]:
             for row in live
         ],
     }
+
+
+def sending(folder: Path) -> tuple[int, int]:
+    """Rows that MLflow has not yet got, and rows that it refused."""
+    file = folder / "outbox.db"
+    if not file.is_file():
+        return 0, 0
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as outbox:
+        query = "SELECT (SELECT count(*) FROM rows), (SELECT count(*) FROM refused)"
+        unsent, refused = outbox.execute(query).fetchone()
+    return unsent, refused
 
 
 def in_use(folder: Path) -> bool:

@@ -24,7 +24,7 @@ from vgg_search.journal import METRIC
 from vgg_search.model import build
 from vgg_search.reuse import save_model
 from vgg_search.search_space import Candidate
-from vgg_search.study import Segment
+from vgg_search.study import Segment, diverged
 from vgg_search.train import Recipe, Resident, Training
 
 CHECKPOINT = "last.pt"
@@ -54,6 +54,13 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether it is for lack of memory, for which torch has a class on a GPU, on a CPU a text."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
 class TrialWorker(tune.Trainable):
     """One slot of the search. `setup` gets `splits`, `experiment` and `folder` with the config."""
 
@@ -77,19 +84,19 @@ class TrialWorker(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """One epoch: {"row", "end", "error", "done"}; `end` says how the segment ended."""
         result: dict[str, Any] = {"number": self.segment.number}
+        row: dict[str, Any] | None = None
         try:
             row = next(self.rows)
-        except torch.OutOfMemoryError as error:
-            self._forget()
-            return result | {"end": "oom", "error": str(error).splitlines()[0], "done": True}
         except Exception as error:  # the trial's own: it would happen again
-            self._forget()
+            end = "oom" if out_of_memory(error) else "failed"
             text = "".join(traceback.format_exception(error))
-            return result | {"end": "failed", "error": text, "done": True}
+        if row is None:  # the error is gone by now, and with it its hold on the network
+            self._forget()
+            return result | {"end": end, "error": text, "done": True}
         memory = peak_memory_mib(self.device)
         row = row | {"worker": self.worker, "peak_memory_mib": memory, "ended": time.time()}
         result |= {"row": row, METRIC: row[METRIC]}
-        if self.training and self.training.diverged:
+        if diverged(row):
             return result | {"end": "diverged", "done": True}
         if row["epoch"] >= self.segment.until:
             return result | {"end": "reached", "done": True}
@@ -112,9 +119,8 @@ class TrialWorker(tune.Trainable):
             yield row
 
     def _training(self, segment: Segment, folder: Path) -> Training:
-        held = self.training
-        if held and self.number == segment.number and held.epoch == segment.known:
-            return held
+        if self.training and (self.number, self.training.epoch) == (segment.number, segment.known):
+            return self.training
         self._forget()
         candidate = segment.candidate
         network = build(candidate.network(self.experiment.resolution), segment.seed)

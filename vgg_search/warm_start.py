@@ -127,7 +127,7 @@ def as_trials(space: Space, known: Sequence[dict[str, Any]]) -> list[FrozenTrial
             value=row["value"],
             params=row["params"],
             distributions=given.distributions,
-            intermediate_values={epoch: value for epoch, value in row["values"]},
+            intermediate_values=dict(row["values"]),
             constraints={"infeasible": 1.0} if row["infeasible"] else None,
         )
         # Numbers and ids of this study begin at 0; samplers take the lower number for the older
