@@ -226,7 +226,9 @@ def run_process(command: list[str], work: Path) -> tuple[float, float]:
         code = subprocess.run(command, cwd=work, env=env, stdout=log, stderr=log).returncode
         ended = time.time()
     if code:
-        raise SystemExit(f"{' '.join(command)} ended with {code}:\n{(work / 'log.txt').read_text()}")
+        raise SystemExit(
+            f"{' '.join(command)} ended with {code}:\n{(work / 'log.txt').read_text()}"
+        )
     return began, ended
 
 
@@ -241,8 +243,9 @@ def data_dir() -> Path:
 
 def prepare_data(work: Path, size: dict[str, Any]) -> None:
     """The data as torchvision wants it, unpacked, and the indices of the images that ours takes."""
-    from vgg_search.data import SPLIT_SEED, load_splits, stratified_order
     from torchvision.datasets import FashionMNIST
+
+    from vgg_search.data import SPLIT_SEED, load_splits, stratified_order
 
     raw = work / "data" / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)

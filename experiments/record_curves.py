@@ -49,7 +49,7 @@ CURVES = ("val_accuracy", "train_loss", "epoch_seconds")
 
 def experiment(**fields: Any) -> Config:
     """The experiment that the table stands for; the rest is the package's defaults."""
-    fixed = {"max_epochs": EPOCHS, "batch_size": BATCH_SIZE, "resolution": RESOLUTION}
+    fixed = {"max_epochs": EPOCHS, "batch_size": BATCH_SIZE}
     return Config(**fixed | {"space": SPACE, "baseline": None, "time_budget": None} | fields)
 
 

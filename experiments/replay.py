@@ -24,7 +24,8 @@ from typing import Any
 from optuna.storages.journal._storage import JournalOperation as Op
 from optuna.trial import FrozenTrial, TrialState
 
-from vgg_search.config import Config, read_yaml
+from vgg_search.command_line import read_yaml
+from vgg_search.config import Config
 from vgg_search.journal import EPOCH_KEY, METRIC, UNTRAINED, read_trials
 from vgg_search.study import NUM_TRIALS, Segment, Study, diverged
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from vgg_search.config import RESUMABLE, Config, ConfigError, load_config, read_yaml
+from vgg_search.command_line import load_config, read_yaml
+from vgg_search.config import RESUMABLE, Config, ConfigError
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "ray", "optuna", "mlflow", "pandas", "plotly")
@@ -134,7 +135,7 @@ def test_an_experiment_is_frozen() -> None:
 
 
 def test_the_default_search_space_is_read() -> None:
-    assert Config().search_space.limits == {"max_flops": 25_000_000}
+    assert Config().search_space.limits == {"max_flops": 20_000_000}
     assert Config().trials_by_hand == [{"arch": ((1, 16), (1, 32), (2, 64))}]
 
 
@@ -180,7 +181,7 @@ def test_a_resumed_study_may_have_other_budgets_cluster_and_tracking(stored: Con
 
 OTHER = {
     "seed": (1, "0"), "dataset": ("sample", "'auto'"), "resolution": (32, "28"),
-    "max_epochs": (7, "6"), "grace_epochs": (2, "1"), "reduction_factor": (4, "3"),
+    "max_epochs": (7, "4"), "grace_epochs": (2, "1"), "reduction_factor": (4, "3"),
     "scheduler": ("none", "'asha'"), "sampler": ("random", "'tpe'"), "val_images": (1, "10000"),
     "batch_size": (64, "128"), "champion_epochs": (1, "12"), "ema": ("false", "True"),
     "precision": ("fp32", "'auto'"), "train_images": (9, "None"),

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from vgg_search.arch import NOTEBOOK_ARCH, check_arch, describe
 from vgg_search.config import DEFAULT_SPACE
+from vgg_search.dimension import Dim
 from vgg_search.model import VGG
-from vgg_search.search_space import Candidate, Dim, Space
+from vgg_search.search_space import Candidate, Space
 
 SMALL: dict[str, Any] = {"num_blocks": 2, "out_channels": 8, "lr": 0.1}
 

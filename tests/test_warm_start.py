@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_workers import SPACE, Fault, Workers, experiment, opened, record, search
+from fake_workers import SPACE, Fault, Workers, experiment, record, search
+from optuna.trial import TrialState
 
 from vgg_search.__main__ import main
 from vgg_search.config import Config, ConfigError
@@ -30,7 +31,7 @@ def warm(
 ) -> Study:
     """A search as `run` makes one, of so many turns at most."""
     folder = tmp_path / name
-    known = knowledge(config, DIGEST and DATA, folder)
+    known = knowledge(config, DATA, folder)
     folder.mkdir(exist_ok=True)
     facts = {DIGEST: DATA} | ({} if known is None else {KNOWN: known})
     study = Study(folder, config, facts=facts)
@@ -60,11 +61,12 @@ def test_finished_trials_are_known_as_the_sampler_would_have_seen_them(tmp_path:
     study = other(tmp_path, Workers(faults={2: Fault("diverged", 1)}), num_trials=9)
     known = as_trials(config.search_space, rows(tmp_path))
     theirs = study.optuna.get_trials()
-    assert [t.number for t in known] == [t._trial_id for t in known] == list(range(-9, 0))
+    assert {(t.number, t._trial_id) for t in known} == {(-1, -1)}
     for ours, told in zip(known, theirs, strict=True):
         assert ours.params == told.params
         assert ours.distributions == told.distributions
-        assert (ours.state, ours.value) == (told.state, told.value)
+        assert ours.state is told.state
+        assert ours.value == (told.value if told.state is TrialState.COMPLETE else None)
         assert ours.intermediate_values == told.intermediate_values
         assert ours.constraints == told.constraints
     assert known[2].constraints == {"infeasible": 1.0}
@@ -156,8 +158,6 @@ def test_a_resume_keeps_what_was_known(tmp_path: Path, scheduler: str) -> None:
     other(tmp_path, num_trials=12)
     config = on(tmp_path, scheduler=scheduler, num_trials=8)
     whole = warm(tmp_path, "b", config)
-    with opened(tmp_path / "a", experiment(num_trials=14)) as more:
-        Workers().run(more)
     disk: dict[int, list[dict[str, Any]]] = {}
     for _ in range(1_000):
         resumed = warm(tmp_path, "again", config, Workers(disk=disk), turns=3)

@@ -13,7 +13,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from vgg_search.config import ConfigError, parser
+from vgg_search.command_line import parser
+from vgg_search.config import ConfigError
 
 Result = tuple[int, dict[str, Any]]
 MODEL = "a run or champion folder, or models:/NAME@ALIAS; without it, the latest champion"

@@ -13,6 +13,7 @@ import numpy as np
 import ray
 import torch
 from optuna.trial import FrozenTrial
+from ray.exceptions import RayError
 
 from vgg_search.config import Config
 from vgg_search.data import CLASSES, MEAN, STD, Splits, load_test
@@ -25,10 +26,10 @@ from vgg_search.study import Study
 from vgg_search.train import Resident, Training
 from vgg_search.trial import RECIPE_FIELDS, pick_device, recipe_of
 
-__all__ = ["crown", "load"]
+__all__ = ["RayError", "crown", "load"]
 
 FRESH = 1_000_000  # numbers of the champion's seeds start here, beyond any trial's
-TIME_SHARE = 0.5  # of the search's time budget, at most, goes to the champion
+TIME_SHARE = 0.6  # of the search's time budget, at most, goes to the champion
 Row = dict[str, Any]
 
 
@@ -99,8 +100,8 @@ def crown(
 
 
 def planned_epochs(best: FrozenTrial, config: Config, splits: Splits) -> int:
-    """Epochs of the champion: what is asked for, or what half the time budget bears, judged by
-    what the trial's epochs took."""
+    """Epochs of the champion: what is asked for, or what its share of the time budget bears,
+    judged by what the trial's epochs took."""
     if config.time_budget is None:
         return config.champion_epochs
     more = 1 + len(splits.val_images) / len(splits.train_images)

@@ -10,6 +10,7 @@ import torch
 
 from vgg_search.arch import depth, describe
 from vgg_search.config import Config
+from vgg_search.device import settle
 from vgg_search.model import VGG, build
 from vgg_search.progress import duration
 from vgg_search.scheduler import rung_epochs
@@ -19,7 +20,7 @@ from vgg_search.trial import pick_device, recipe_of
 
 SAMPLES = 10
 PROBE_BATCHES = 3
-SPLIT_IMAGES = 60_000
+SPLIT_IMAGES, SAMPLE_IMAGES = 60_000, 6_000  # of the training splits
 
 
 def forecast(config: Config) -> dict[str, Any]:
@@ -29,7 +30,11 @@ def forecast(config: Config) -> dict[str, Any]:
     """
     print(config.dump())
     candidates = sample(config, SAMPLES)
+    if not candidates:
+        raise ValueError("space must have networks within max_params and max_flops, found none")
     images = config.train_images or SPLIT_IMAGES - config.val_images
+    if config.dataset == "sample":
+        images = min(images, SAMPLE_IMAGES - min(config.val_images, SAMPLE_IMAGES // 6))
     networks = []
     for candidate in candidates:
         params, flops = config.search_space.costs(candidate)
@@ -78,7 +83,7 @@ def sample(config: Config, count: int) -> list[Candidate]:
 
 def images_per_second(config: Config, candidate: Candidate) -> float:
     """Training speed of a candidate's network on one worker of this machine."""
-    torch.set_num_threads(max(1, int(config.cpus_per_trial)))
+    settle(max(1, int(config.cpus_per_trial)))
     count = PROBE_BATCHES * candidate.batch_size
     noise = torch.randint(256, (count, 28, 28), dtype=torch.uint8)
     data = Resident(noise.to(pick_device()), torch.zeros(count, dtype=torch.long).to(pick_device()))

@@ -12,7 +12,8 @@ import pandas as pd
 import yaml
 
 from vgg_search.arch import Arch, as_arch
-from vgg_search.search_space import Dim, Space
+from vgg_search.dimension import Dim
+from vgg_search.search_space import Space
 
 STATES = [
     "completed", "pruned", "diverged", "failed", "interrupted", "waiting", "running", "infeasible",

@@ -135,8 +135,11 @@ class Progress:
             (METRIC, "right"),
             ("state", "left"),
         ):
-            table.add_column(column, justify=justify)  # type: ignore[arg-type]
-        for number, row in sorted(self.rows.items()):
+            table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        # Those that wait are many with asha-promote, and what does not fit on the screen is cut
+        for number, row in sorted(
+            self.rows.items(), key=lambda item: (item[1]["state"] == "waiting", item[0])
+        ):
             epochs = f"{row.get('epoch', 0)}/{self.study.config.max_epochs}"
             value = accuracy(row.get("value"))
             state = "running" if row["state"] in ("epoch", "started") else row["state"]

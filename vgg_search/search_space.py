@@ -8,155 +8,15 @@ read, and with `non_decreasing` (the default) a block is never narrower than the
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from vgg_search.arch import Arch, check_arch, count_flops, count_params
+from vgg_search.dimension import RULES, Dim, Suggester, as_number, is_number, parse_dim
 
-Value = bool | int | float | str
 BLOCK_DIMS = ("num_convs", "out_channels")
-# Dimension -> (value where the space is silent, type, rule in words, rule, log scale as a range)
-_RULES: dict[str, tuple[Value | None, type, str, Callable[[Any], bool], bool]] = {
-    "num_blocks": (None, int, ">= 1", lambda v: v >= 1, False),
-    "num_convs": (1, int, ">= 1", lambda v: v >= 1, False),
-    "out_channels": (None, int, ">= 1", lambda v: v >= 1, True),
-    "hidden_features": (4096, int, ">= 1", lambda v: v >= 1, True),
-    "num_hidden": (2, int, ">= 0", lambda v: v >= 0, False),
-    "batch_norm": (False, bool, "true or false", lambda v: isinstance(v, bool), False),
-    "dropout": (0.5, float, "in [0, 1)", lambda v: 0 <= v < 1, False),
-    "lr": (None, float, "> 0", lambda v: v > 0, True),
-    "weight_decay": (0.0, float, ">= 0", lambda v: v >= 0, True),
-    "batch_size": (None, int, ">= 1", lambda v: v >= 1, True),
-}
 _LIMITS = ("max_params", "max_flops")
-
-
-class Suggester(Protocol):
-    """The part of an Optuna trial that sampling needs."""
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int: ...
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None, log: bool
-    ) -> float: ...
-    def suggest_categorical(self, name: str, choices: list[Any]) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Dim:
-    """One dimension: fixed (one choice), a choice (several), or an inclusive range."""
-
-    kind: type
-    choices: tuple[Value, ...] = ()
-    low: float = 0
-    high: float = 0
-    log: bool = False
-    step: float | None = None
-
-    @property
-    def fixed(self) -> bool:
-        return len(self.choices) == 1
-
-    def suggest(self, trial: Suggester, name: str) -> Any:
-        if self.fixed:
-            return self.choices[0]
-        if self.choices:
-            return trial.suggest_categorical(name, list(self.choices))
-        if self.kind is int:
-            low, high, step = int(self.low), int(self.high), int(self.step or 1)
-            return trial.suggest_int(name, low, high, step=step, log=self.log)
-        return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
-
-    def centre(self) -> Value:
-        """Value of a trial that does not search here: the (log) middle, or the first choice."""
-        if self.choices:
-            return self.choices[0]
-        middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
-        if not self.step and self.kind is float:
-            return middle
-        step = self.step or 1
-        return self.kind(self.low + round((middle - self.low) / step) * step)
-
-    def match(self, raw: Any) -> Value | None:
-        """`raw` as a value of this dimension; None where it is none."""
-        value = _as_number(raw)
-        if self.choices:
-            same = (
-                c for c in self.choices if c == value and (type(c) is bool) == (type(value) is bool)
-            )
-            return next(same, None)
-        if not _number(value) or not self.low <= value <= self.high:
-            return None
-        steps = (value - self.low) / (self.step or 1)
-        whole = abs(steps - round(steps)) < 1e-9 or (self.kind is float and not self.step)
-        return self.kind(value) if whole else None
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _parse_dim(name: str, spec: Any) -> Dim:
-    _, kind, rule, holds, log = _RULES[name.rstrip("0123456789").rstrip("_")]
-
-    def value(raw: Any) -> Any:
-        try:
-            # YAML reads 1e-4 (no dot) as text: a number is meant
-            number = raw if kind is bool else float(raw)
-            typed = kind(number)
-            ok = (type(raw) is bool) == (kind is bool) and typed == number and holds(typed)
-            ok = ok and math.isfinite(number)
-        except (TypeError, ValueError, OverflowError):
-            ok = False
-        if not ok:
-            what = "an integer " if kind is int else ""
-            raise ValueError(f"space.{name} must be {what}{rule}, got {raw!r}")
-        return typed
-
-    step = None
-    if isinstance(spec, Mapping):
-        is_range = {"low", "high"} <= set(spec) <= {"low", "high", "log", "step"}
-        if not is_range and set(spec) != {"choices"}:
-            raise ValueError(
-                f"space.{name} must be {{low, high, log, step}} or {{choices}}, got {dict(spec)}"
-            )
-        log, step = bool(spec.get("log", log and not spec.get("step"))), spec.get("step")
-        bounds = [spec["low"], spec["high"]] if "low" in spec else None
-        choices = spec.get("choices", [])
-    else:
-        choices = spec if isinstance(spec, list) else [spec]
-        is_range = len(choices) == 2 and all(map(_number, map(_as_number, choices)))
-        bounds = choices if is_range else None
-    if bounds is None:
-        if not isinstance(choices, list) or not choices:
-            raise ValueError(f"space.{name} must name at least one value, got {choices!r}")
-        return Dim(kind, tuple(dict.fromkeys(map(value, choices))))
-    low, high = map(value, bounds)
-    if low > high:
-        raise ValueError(f"space.{name} must have low <= high, got [{low}, {high}]")
-    if low == high:
-        return Dim(kind, (low,))
-    if log and low <= 0:
-        if isinstance(spec, Mapping) and spec.get("log"):
-            raise ValueError(f"space.{name} on a log scale must have low > 0, got {low}")
-        log = False
-    if step is not None and not (_number(step) and step > 0 and step == kind(step) and not log):
-        what = "an integer " if kind is int else ""
-        raise ValueError(f"space.{name} step must be {what}> 0 without a log scale, got {step!r}")
-    if step is not None and Dim(kind, (), low, high, step=step).match(high) is None:
-        raise ValueError(
-            f"space.{name} must be low plus a number of steps at high, got {dict(spec)}"
-        )
-    return Dim(kind, (), low, high, log, step)
-
-
-def _as_number(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 @dataclass(frozen=True)
@@ -210,8 +70,8 @@ class Space:
             raise ValueError(f"space.non_decreasing must be true or false, got {non_decreasing!r}")
         limits = {}
         for name in _LIMITS:
-            limit = _as_number(spec.pop(name, None))
-            if limit is not None and not (_number(limit) and 1 <= limit < math.inf):
+            limit = as_number(spec.pop(name, None))
+            if limit is not None and not (is_number(limit) and 1 <= limit < math.inf):
                 raise ValueError(f"space.{name} must be >= 1, got {limit!r}")
             if limit is not None:
                 limits[name] = int(limit)
@@ -222,8 +82,8 @@ class Space:
             raise ValueError(
                 f"space must say {missing[0]}, got only {', '.join(spec) or 'nothing'}"
             )
-        dims = {name: _parse_dim(name, spec[name]) for name in known if name in spec}
-        for name, (default, kind, *_) in _RULES.items():
+        dims = {name: parse_dim(name, spec[name]) for name in known if name in spec}
+        for name, (default, kind, *_) in RULES.items():
             if name not in dims and name not in BLOCK_DIMS:
                 default = self.batch_size if name == "batch_size" else default
                 dims[name] = Dim(kind, (default,))  # type: ignore[arg-type]
@@ -249,7 +109,7 @@ class Space:
 
     def _known(self, spec: dict[str, Any]) -> list[str]:
         blocks = range(1, self.resolution.bit_length())
-        known = [*_RULES, *(f"{name}_{i}" for name in BLOCK_DIMS for i in blocks)]
+        known = [*RULES, *(f"{name}_{i}" for name in BLOCK_DIMS for i in blocks)]
         for name in spec:
             if name not in known:
                 from difflib import get_close_matches
@@ -278,7 +138,7 @@ class Space:
                     out_channels = max(out_channels, blocks[-1][1])
                 blocks.append((num_convs, out_channels))
             arch = tuple(blocks)
-        for name in _RULES:
+        for name in RULES:
             if name != "num_blocks" and name not in BLOCK_DIMS:
                 values[name] = self.dims[name].suggest(trial, name)
         return Candidate(arch=arch, **values)

@@ -73,8 +73,9 @@ def show(state: dict[str, Any]) -> str:
         f"study {state['study']}: {word}, {state['num_trials']} trials, "
         f"{state['epochs_trained']} epochs, {duration(state['seconds'])} of search",
         "  " + ", ".join(f"{n} {name}" for name, n in counts.items()),
-        f"  best {accuracy(state['best_val_accuracy'])} (trial {state['best_trial']}), "
-        f"baseline {accuracy(state['baseline_val_accuracy'])}",
+        f"  best {accuracy(state['best_val_accuracy'])}"
+        + (f" (trial {state['best_trial']})" if state["best_trial"] is not None else "")
+        + f", baseline {accuracy(state['baseline_val_accuracy'])}",
         f"  MLflow: {state['unsent']} rows to send, {state['refused']} refused",
     ]
     for row in state["live"]:

@@ -46,7 +46,6 @@ class Recipe:
     erase: int = 0
     ema: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    resolution: int = 28
 
 
 def lr_at(step: int, total_steps: int, recipe: Recipe) -> float:

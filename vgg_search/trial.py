@@ -32,9 +32,7 @@ BEST = "best"
 
 
 # Fields of the experiment that are the recipe's too
-RECIPE_FIELDS = (
-    "momentum schedule label_smoothing flip crop erase ema precision resolution"
-).split()
+RECIPE_FIELDS = ("momentum schedule label_smoothing flip crop erase ema precision").split()
 
 
 def recipe_of(config: Config, candidate: Candidate, max_epochs: int) -> Recipe:

@@ -115,9 +115,9 @@ def _values(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def as_trials(space: Space, known: Sequence[dict[str, Any]]) -> list[FrozenTrial]:
-    """The known trials as a sampler takes them, numbered from below zero up to -1."""
+    """The known trials as a sampler takes them, oldest first, all with the number -1."""
     trials = []
-    for i, row in enumerate(known):
+    for row in known:
         given = optuna.trial.FixedTrial(row["params"])
         for name in row["params"]:
             space.dims[name].suggest(given, name)  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def as_trials(space: Space, known: Sequence[dict[str, Any]]) -> list[FrozenTrial
             intermediate_values=dict(row["values"]),
             constraints={"infeasible": 1.0} if row["infeasible"] else None,
         )
-        # Numbers and ids of this study begin at 0; samplers take the lower number for the older
-        trial.number = trial._trial_id = i - len(known)
+        # Older than this study's first, 0; a lower one Optuna would take for one it has seen
+        trial.number = trial._trial_id = -1
         trials.append(trial)
     return trials
