@@ -27,7 +27,8 @@ from optuna.trial import FrozenTrial, TrialState
 from vgg_search.command_line import read_yaml
 from vgg_search.config import Config
 from vgg_search.journal import EPOCH_KEY, METRIC, UNTRAINED, read_trials
-from vgg_search.study import NUM_TRIALS, Segment, Study, diverged
+from vgg_search.segment import Segment, diverged
+from vgg_search.study import NUM_TRIALS, Study
 
 CREATED = (Op.CREATE_TRIAL, Op.SET_TRIAL_STATE_VALUES)
 

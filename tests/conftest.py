@@ -9,8 +9,17 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+from vgg_search.run import RAY_ENVIRONMENT
+
+if TYPE_CHECKING:
+    from vgg_search.data import Splits
+
+for name, value in RAY_ENVIRONMENT.items():  # before any test imports Ray
+    os.environ.setdefault(name, value)
 
 
 class MlflowServer:
@@ -62,3 +71,21 @@ def mlflow_server(tmp_path: Path) -> Iterator[MlflowServer]:
     server = MlflowServer(folder)
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A Ray of our own, one for all tests: it takes seconds to start."""
+    from vgg_search.config import Config
+    from vgg_search.search import ray_cluster
+
+    with ray_cluster(Config(address="local")):
+        yield
+
+
+@pytest.fixture(scope="session")
+def splits() -> "Splits":
+    """300 training and 100 validation images of the bundled sample."""
+    from vgg_search.data import load_splits
+
+    return load_splits("sample", val_images=100, train_images=300)

@@ -16,7 +16,8 @@ from typing import Any
 from vgg_search.config import Config
 from vgg_search.journal import rows_of
 from vgg_search.search_space import Candidate
-from vgg_search.study import FINISHED, Listener, Segment, Study
+from vgg_search.segment import Listener, Segment
+from vgg_search.study import FINISHED, Study
 
 SPACE: dict[str, Any] = {
     "num_blocks": [1, 3],

@@ -18,7 +18,8 @@ from optuna.trial import TrialState
 from vgg_search.arch import count_flops, count_params
 from vgg_search.config import Config
 from vgg_search.journal import StudyError, read_trials
-from vgg_search.study import FINISHED, RETRIES, Event, Segment, Study
+from vgg_search.segment import Event, Segment
+from vgg_search.study import FINISHED, RETRIES, Study
 
 
 @pytest.fixture
@@ -57,9 +58,9 @@ def test_stopping_leaves_completed_and_pruned_trials_with_every_value(tmp_path: 
         for epoch, value in trial.intermediate_values.items():
             assert value == value_at(trial.params["lr"], epoch)
     assert [trial.value for trial in trials[:2]] == [value_at(0.5, 4), value_at(0.9, 4)]
-    assert study.incumbent == (value_at(0.9, 4), 1)
-    assert study.top() == [1, 3, 0, 2]
-    assert study.device_seconds == 11 * 2.0
+    assert study.ranking.incumbent == (value_at(0.9, 4), 1)
+    assert study.ranking.top() == [1, 3, 0, 2]
+    assert study.budget.device_seconds == 11 * 2.0
 
 
 def test_without_a_scheduler_every_trial_is_completed(tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_a_diverged_trial_is_pruned_infeasible_and_takes_nobodys_place(
     assert first.constraints == {"infeasible": 1.0}
     assert list(first.intermediate_values) == list(range(1, epoch + 1))
     assert first.user_attrs[f"epoch_{epoch}"]["val_loss"] is None  # JSON knows no NaN
-    assert study.top() == [1]
+    assert study.ranking.top() == [1]
 
 
 def test_an_accuracy_that_is_not_finite_is_not_reported_to_the_sampler(tmp_path: Path) -> None:
@@ -302,11 +303,11 @@ def test_device_hours_are_a_budget_that_survives_a_resume(tmp_path: Path) -> Non
     folder, workers = tmp_path / "a", Workers()
     with opened(folder, config) as study:
         workers.run(study, turns=3)
-        assert not study.out_of_budget
+        assert not study.budget.used_up
     with opened(folder, config) as again:
-        assert again.device_seconds == 6.0
+        assert again.budget.device_seconds == 6.0
         workers.run(again, turns=1)
-        assert again.out_of_budget
+        assert again.budget.used_up
 
 
 def test_only_the_top_k_are_worth_a_checkpoint(tmp_path: Path) -> None:
@@ -323,7 +324,7 @@ def test_of_equally_good_trials_the_first_is_the_incumbent(tmp_path: Path) -> No
     config = experiment(num_trials=2, scheduler="none", enqueue=enqueue)
     # The first trial's worker dies, so that the second ends before it.
     workers = Workers(slots=2, faults={0: Fault("died", epoch=4, times=1)})
-    assert search(tmp_path / "a", config, workers).incumbent == (value_at(0.5, 4), 0)
+    assert search(tmp_path / "a", config, workers).ranking.incumbent == (value_at(0.5, 4), 0)
 
 
 # ---- one driver, broken files -----------------------------------------------------------------
@@ -395,9 +396,9 @@ def killed_everywhere(tmp_path: Path, config: Config, step: int, start: float = 
         workers = Workers(faults=dict(FAULTS), disk={n: list(rows) for n, rows in disk.items()})
         resumed = search(folder, config, workers)
         assert record(resumed) == expected, f"killed after line {count}: {lines[count - 1]!r}"
-        assert resumed.incumbent == whole.incumbent
-        assert resumed.best == whole.best
-        assert resumed.device_seconds == whole.device_seconds
+        assert resumed.ranking.incumbent == whole.ranking.incumbent
+        assert resumed.ranking.best == whole.ranking.best
+        assert resumed.budget.device_seconds == whole.budget.device_seconds
         again = [(n, epoch) for n, epoch in workers.trained if epoch <= len(disk.get(n, []))]
         assert not again, f"trained again: {again}"
         assert not resumed.interrupted

@@ -9,7 +9,7 @@ import pytest
 from fake_workers import Fault, Workers, experiment, opened, row_at, search, value_at
 
 from vgg_search.arch import count_flops, count_params
-from vgg_search.study import Segment
+from vgg_search.segment import Segment
 from vgg_search.tables import (
     EPOCH_COLUMNS,
     STATES,

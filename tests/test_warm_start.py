@@ -142,7 +142,7 @@ def test_known_trials_are_seen_by_the_sampler_and_by_nobody_else(tmp_path: Path)
     assert min(t.params["lr"] for t in ours) > 0.5 > min(t.params["lr"] for t in theirs)
     read = read_trials(tmp_path / "b")
     assert len(trial_rows(read)) == summarise(read, 1, 1.0)["num_trials"] == 4
-    assert study.incumbent == max((t.value, t.number) for t in ours)
+    assert study.ranking.incumbent == max((t.value, t.number) for t in ours)
 
 
 def test_a_proposal_equal_to_a_known_trial_is_trained(tmp_path: Path) -> None:

@@ -201,10 +201,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         return 130
-    except (ValueError, ConnectionError) as error:
+    except Exception as error:
         if "--debug" in argv:
             raise
-        print(f"vgg-search: {error}", file=sys.stderr)
+        expected = isinstance(error, (ValueError, ConnectionError))
+        text = str(error) if expected else f"{type(error).__name__}: {error} (--debug tells more)"
+        print(f"vgg-search: {text}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
 
 

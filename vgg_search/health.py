@@ -38,7 +38,6 @@ SUMMARY_KEYS = [
     "seed",
 ]  # fmt: skip
 CONFIG_KEYS = ["space", "resolution", "batch_size", "val_images"]
-
 BLOCK = re.compile(r"(num_convs|out_channels)_(\d+)")  # held by arch, not a column each
 
 # Ten runs a dimension: Loeppky, Sacks and Welch, Technometrics 51 (2009), section 1.

@@ -1,9 +1,11 @@
 """The record of a study: an Optuna journal in the run folder, and what can be read out of it."""
 
 import fcntl
+import math
 import warnings
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -127,10 +129,54 @@ def rows_of(trial: FrozenTrial) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["epoch"])
 
 
+def known_rows(trial: FrozenTrial) -> dict[int, dict[str, Any]]:
+    """A trial's rows by epoch, with NaN where a value was not finite."""
+    rows = rows_of(trial)
+    return {r["epoch"]: {k: math.nan if v is None else v for k, v in r.items()} for r in rows}
+
+
 def candidate_of(attrs: dict[str, Any]) -> Candidate:
     """The resolved proposal in a trial's user attributes."""
     stored = attrs["candidate"]
     return Candidate(**stored | {"arch": as_arch(stored["arch"])})
+
+
+def write_candidate(
+    trial: optuna.Trial, candidate: Candidate, costs: tuple[int, int], seed: int
+) -> None:
+    """Add a resolved proposal to a trial's record; `costs` are its parameters and FLOPs."""
+    attrs: dict[str, Any] = {"candidate": asdict(candidate), "arch": candidate.arch, "seed": seed}
+    attrs |= dict(zip(("num_params", "flops_per_image"), costs, strict=True))
+    for key, value in attrs.items():
+        trial.set_user_attr(key, value)
+
+
+def _told(trial: optuna.Trial) -> FrozenTrial:
+    """The trial as the journal has it: perhaps told more by a driver that was stopped just then."""
+    return trial.storage.get_trial(trial._trial_id)
+
+
+def write_row(trial: optuna.Trial, row: dict[str, Any]) -> None:
+    """Add an epoch's row to a trial's record, and its value where it is finite."""
+    epoch, value = row["epoch"], row[METRIC]
+    if math.isfinite(value) and epoch not in _told(trial).intermediate_values:
+        trial.report(value, epoch)
+    # JSON readers other than Python's know no NaN
+    plain = {k: None if v != v or v in (math.inf, -math.inf) else v for k, v in row.items()}
+    trial.set_user_attr(f"{EPOCH_KEY}{epoch}", plain)
+
+
+def constrain(trial: optuna.Trial, constraints: dict[str, float]) -> None:
+    """Tell the sampler by how much a trial exceeds its limits."""
+    for name in constraints.keys() - _told(trial).constraints.keys():
+        trial.set_constraint(name, constraints[name])
+
+
+def copy_values(trial: optuna.Trial, twin: FrozenTrial) -> None:
+    """Give a trial what its finished twin was told."""
+    for epoch in sorted(twin.intermediate_values.keys() - _told(trial).intermediate_values):
+        trial.report(twin.intermediate_values[epoch], epoch)
+    constrain(trial, twin.constraints)
 
 
 def trial_seed(seed: int, number: int, purpose: int = TRAINING) -> int:

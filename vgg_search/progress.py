@@ -13,7 +13,8 @@ from rich.text import Text
 
 from vgg_search.arch import as_arch, describe
 from vgg_search.journal import METRIC, UNTRAINED
-from vgg_search.study import Event, Study
+from vgg_search.segment import Event
+from vgg_search.study import Study
 
 REFRESH_SECONDS = 0.25
 log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Progress:
         line = f"champion, seed {seed}: epoch {row['epoch']}/{epochs}"
         line += f" train_accuracy {accuracy(row['train_accuracy'])}"
         if self.live:
+            log.info(line)
             self.live.update(Text(line, style="bold"), refresh=True)
         else:
             self.say(line)
@@ -97,18 +99,19 @@ class Progress:
         """Refresh the table, at most four times a second."""
         if self.live and time.monotonic() - self._drawn >= REFRESH_SECONDS:
             self._drawn = time.monotonic()
-            self.live.update(Group(self._headline(), self._table()), refresh=True)
+            self.live.update(Group(*self._headlines(), self._table()), refresh=True)
 
-    def _headline(self) -> Text:
-        study, config = self.study, self.study.config
-        parts = [f"{self.done} of {config.num_trials} trials"]
-        parts += [f"{count} {state}" for state, count in sorted(self.ended.items())]
-        if study.incumbent:
-            value, number = study.incumbent
-            parts.append(f"best {accuracy(value)} (trial {number})")
-        parts.append(f"{duration(study.clock)} gone")
-        parts += [f"{self.left()} left"] if self.left() else []
-        return Text(f"{study.folder.name}: " + " · ".join(parts), style="bold")
+    def _headlines(self) -> list[Text]:
+        """What there is, and where it is heading: two lines, cut where the terminal ends."""
+        study = self.study
+        counts = [f"{self.done} of {study.config.num_trials} trials", f"{len(self.rows)} open"]
+        counts += [f"{count} {state}" for state, count in sorted(self.ended.items())]
+        course = [f"{duration(study.budget.clock)} gone", self.left()]
+        if study.ranking.incumbent:
+            value, number = study.ranking.incumbent
+            course.insert(0, f"best {METRIC} {accuracy(value)} (trial {number})")
+        lines = (f"{study.folder.name}: " + " · ".join(counts), " · ".join(filter(None, course)))
+        return [Text(line, "bold", no_wrap=True, overflow="ellipsis") for line in lines]
 
     @property
     def done(self) -> int:
@@ -116,14 +119,16 @@ class Progress:
         return sum(n for state, n in self.ended.items() if state not in UNTRAINED)
 
     def left(self) -> str:
-        """Time left, by the budget or by the pace so far, whichever is less."""
-        study, done = self.study, self.done
-        guesses = []
-        if study.config.time_budget is not None:
-            guesses.append(study.config.time_budget - study.clock)
-        if done:
-            guesses.append(study.clock / done * (study.config.num_trials - done))
-        return duration(max(0.0, min(guesses))) if guesses else ""
+        """Trials that there will be and time left, by budget or pace, whichever ends first."""
+        config, clock = self.study.config, self.study.budget.clock
+        budget = None if config.time_budget is None else max(0.0, config.time_budget - clock)
+        if not self.done:
+            return "" if budget is None else f"at most {duration(budget)} left"
+        pace = clock / self.done
+        trials, seconds = config.num_trials, max(0.0, pace * (config.num_trials - self.done))
+        if budget is not None and budget < seconds:
+            trials, seconds = self.done + int(budget / pace), budget
+        return f"about {trials} trials, {duration(seconds)} left"
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
@@ -135,7 +140,8 @@ class Progress:
             (METRIC, "right"),
             ("state", "left"),
         ):
-            table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+            # Where the terminal is narrow the arch is cut, and nothing goes on two lines
+            table.add_column(column, justify=justify, no_wrap=column != "arch")  # type: ignore[arg-type]
         # Those that wait are many with asha-promote, and what does not fit on the screen is cut
         for number, row in sorted(
             self.rows.items(), key=lambda item: (item[1]["state"] == "waiting", item[0])

@@ -10,7 +10,8 @@ from optuna.trial import FrozenTrial
 from vgg_search.arch import as_arch, depth, describe, width
 from vgg_search.data import Splits
 from vgg_search.journal import METRIC, UNTRAINED
-from vgg_search.study import Event, Study
+from vgg_search.segment import Event
+from vgg_search.study import Study
 from vgg_search.tracking import Status, Tracker
 
 PARENT, CHAMPION = "study", "champion"
@@ -107,14 +108,16 @@ class Recorder:
         self.tracker.tag(key, **tags)
         self._keep(number)
         self.tracker.end(key, STATUS.get(state, "FINISHED"))
-        if self.study.incumbent:
+        if self.study.ranking.incumbent:
             self.tracker.log(
-                PARENT, {f"best_{METRIC}": self.study.incumbent[0]}, len(self.study.best)
+                PARENT,
+                {f"best_{METRIC}": self.study.ranking.incumbent[0]},
+                len(self.study.ranking.best),
             )
 
     def _keep(self, number: int) -> None:
         """Best checkpoints for the top K over the whole study, none for the rest."""
-        top = set(self.study.top())
+        top = set(self.study.ranking.top())
         for loser in (self.kept | {number}) - top:
             if loser in self.kept:
                 self.tracker.delete_artifact(run_key(loser), "best")

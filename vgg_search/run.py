@@ -22,7 +22,7 @@ from vgg_search.config import Config, ConfigError
 
 if TYPE_CHECKING:
     from vgg_search.data import Splits
-    from vgg_search.progress import Progress, closing
+    from vgg_search.progress import Progress
     from vgg_search.recorder import Recorder
     from vgg_search.study import Study
 
@@ -65,7 +65,7 @@ def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, di
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from vgg_search.data import load_splits
-    from vgg_search.progress import Progress
+    from vgg_search.progress import Progress, closing
     from vgg_search.recorder import Recorder
     from vgg_search.reuse import servable
     from vgg_search.search import ray_cluster, resources, run_search, stop_on_signals
@@ -163,9 +163,9 @@ def crown_best(
     from vgg_search.recorder import CHAMPION
 
     config, folder = study.config, study.folder / "champion"
-    if study.stopping or study.incumbent is None or config.champion_epochs == 0:
+    if study.stopping or study.ranking.incumbent is None or config.champion_epochs == 0:
         return None
-    best = study.optuna.get_trials(deepcopy=False)[study.incumbent[1]]
+    best = study.optuna.get_trials(deepcopy=False)[study.ranking.incumbent[1]]
     card_file = folder / "model.json"
     card: dict[str, Any] | None = json.loads(card_file.read_text()) if card_file.exists() else None
     if card and card["trial"] == best.number:
@@ -207,9 +207,9 @@ def conclude(
 
     folder, tracker = study.folder, recorder.tracker
     trials = study.optuna.get_trials(deepcopy=False)
-    summary = summarise(trials, slots, study.clock)
+    summary = summarise(trials, slots, study.budget.clock)
     lacking = champion is None and study.config.champion_epochs > 0
-    failed = not stopped and (study.incumbent is None or lacking)
+    failed = not stopped and (study.ranking.incumbent is None or lacking)
     state = "interrupted" if stopped else "failed" if failed else "completed"
     wait = SEND_SECONDS if tracker.results("study") else SEND_SECONDS / 4
     wait = STOPPED_SECONDS if stopped else wait

@@ -167,7 +167,7 @@ class StudyStopper(_Unsaved, Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return self.study.stopping or self.study.out_of_budget
+        return self.study.stopping or self.study.budget.used_up
 
 
 class _EachStep(_Unsaved, tune.Callback):
@@ -189,7 +189,7 @@ def run_search(
         TrialWorker, splits=splits, experiment=study.config, folder=study.folder.absolute()
     )
     try:
-        study.start_clock()
+        study.budget.start()
         tune.Tuner(
             tune.with_resources(trainable, wanted),
             tune_config=tune.TuneConfig(
@@ -209,7 +209,7 @@ def run_search(
             ),
         ).fit()
     finally:
-        study.stop_clock()
+        study.budget.stop()
         shutil.rmtree(scratch, ignore_errors=True)
     if study.finished:
         study.close()

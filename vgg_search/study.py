@@ -7,33 +7,23 @@ and `segment_ended`; listeners hear what happened.
 """
 
 import copy
-import math
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from vgg_search import journal
 from vgg_search.arch import as_arch
 from vgg_search.config import Config
-from vgg_search.journal import (
-    EPOCH_KEY,
-    METRIC,
-    PROPOSING,
-    UNTRAINED,
-    FolderLock,
-    candidate_of,
-    make_sampler,
-    open_journal,
-    rows_of,
-    trial_seed,
-)
+from vgg_search.journal import METRIC
 from vgg_search.scheduler import STOP, WAIT, Scheduler, rung_epochs
 from vgg_search.search_space import Candidate
+from vgg_search.segment import Event, EventKind, Listener, Row, Segment, diverged
+from vgg_search.standing import Budget, Ranking
 from vgg_search.warm_start import KNOWN, as_trials
 
 FINISHED: Literal["finished"] = "finished"
@@ -41,40 +31,6 @@ NUM_TRIALS = "num_trials"  # study attribute: the budget, which a resume may hav
 UNUSABLE = ("diverged", "failed")
 RETRIES = 2  # of a segment whose worker died
 UNTRAINED_IN_A_ROW = 200  # proposals that need no training, before the space counts as exhausted
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Work for one worker: train trial `number` until epoch `until`, from its checkpoint if any."""
-
-    number: int
-    candidate: Candidate
-    seed: int
-    until: int
-    known: int  # last epoch in the record; rows after it are to be reported
-    keep_above: float  # a best checkpoint is worth keeping from this val_accuracy on
-    alone: bool = False
-
-
-def diverged(row: dict[str, Any]) -> bool:
-    """Whether an epoch's row tells of a network that cannot be trained on."""
-    return not all(math.isfinite(row[key]) for key in ("train_loss", "val_loss", METRIC))
-
-
-EventKind = Literal["started", "epoch", "waiting", "ended", "retried", "skipped"]
-
-
-@dataclass(frozen=True)
-class Event:
-    """What happened to a trial; `attrs` are its user attributes in the record."""
-
-    kind: EventKind
-    number: int
-    attrs: dict[str, Any]
-    row: dict[str, Any] | None = None
-
-
-Listener = Callable[[Event], None]
 
 
 class Study:
@@ -92,35 +48,27 @@ class Study:
     ) -> None:
         self.folder, self.config, self.listeners = folder, config, list(listeners)
         self.space = config.search_space
-        self._lock = FolderLock(folder)
-        self.optuna, self._storage = open_journal(folder)
+        self._lock = journal.FolderLock(folder)
+        self.optuna, self._storage = journal.open_journal(folder)
         self._facts = {**(facts or {}), NUM_TRIALS: config.num_trials}
-        epochs = (
-            (config.max_epochs,)
-            if config.scheduler == "none"
-            else rung_epochs(config.grace_epochs, config.max_epochs, config.reduction_factor)
+        first = config.max_epochs if config.scheduler == "none" else config.grace_epochs
+        self.scheduler = Scheduler(
+            rung_epochs(first, config.max_epochs, config.reduction_factor),
+            config.reduction_factor,
+            promote=config.scheduler == "asha-promote",
         )
-        promote = config.scheduler == "asha-promote"
-        self.scheduler = Scheduler(epochs, config.reduction_factor, promote)
         self._storage.waiting = self.scheduler.waiting
         self.running: dict[int, Segment] = {}
-        self.best: dict[int, float] = {}  # finished trial -> its best val_accuracy of any epoch
-        self.incumbent: tuple[float, int] | None = None  # (val_accuracy at the last epoch, number)
+        self.budget, self.ranking = Budget(config), Ranking(config.top_k)
         self.trained = 0  # trials that count against num_trials, live ones too
-        self.device_seconds = 0.0
         self.stopping = False  # set from outside: propose nothing more
         self.finished = False  # nothing is left to propose
-        self._exhausted = False
         self._untrained_in_a_row = 0
         self._live: dict[int, optuna.Trial] = {}  # not told yet: queued, running or waiting
         self._queue: deque[Segment] = deque()
         self._deaths: Counter[int] = Counter()
-        self._rows: dict[int, dict[int, dict[str, Any]]] = {}
+        self._rows: dict[int, dict[int, Row]] = {}
         self._done: dict[Candidate, int] = {}
-        self._clock_offset = 0.0
-        self._clock_start: float | None = None
-
-    # ---- opening and closing ------------------------------------------------------------------
 
     def open(self) -> None:
         """Enqueue a new study's first trials, or take up an old one where its record ends."""
@@ -146,14 +94,10 @@ class Study:
 
     def _restore(self, trial: FrozenTrial) -> None:
         number, state = trial.number, trial.user_attrs.get("state")
-        self._rows[number] = rows = {row["epoch"]: row for row in rows_of(trial)}
-        for epoch, row in rows.items():
-            rows[epoch] = {key: math.nan if v is None else v for key, v in row.items()}
-            self.device_seconds += row["epoch_seconds"]
-            self._clock_offset = max(self._clock_offset, row["time"])
-        if state in UNTRAINED:
+        self._rows[number] = rows = journal.known_rows(trial)
+        self.budget.restore(rows.values())
+        if state in journal.UNTRAINED:
             self._untrained_in_a_row += 1
-            self._exhausted = self._untrained_in_a_row >= UNTRAINED_IN_A_ROW
             return
         if "until" in trial.user_attrs:
             self._untrained_in_a_row = 0
@@ -203,29 +147,6 @@ class Study:
         """Trials that are neither finished nor given up: `--resume` goes on with them."""
         return sorted(self._live)
 
-    def start_clock(self) -> None:
-        """The search's time runs from here; after a resume it goes on where the record ends."""
-        self._clock_start = time.monotonic()
-
-    def stop_clock(self) -> None:
-        """The search is over: what the champion takes is not search time."""
-        self._clock_offset, self._clock_start = self.clock, None
-
-    @property
-    def clock(self) -> float:
-        """Seconds of search so far, over all sessions."""
-        now = 0.0 if self._clock_start is None else time.monotonic() - self._clock_start
-        return self._clock_offset + now
-
-    @property
-    def out_of_budget(self) -> bool:
-        config = self.config
-        return (config.time_budget is not None and self.clock >= config.time_budget) or (
-            config.gpu_hours is not None and self.device_seconds >= 3600 * config.gpu_hours
-        )
-
-    # ---- proposing ----------------------------------------------------------------------------
-
     def propose(self) -> Segment | Literal["finished"] | None:
         """The next segment; None while only a running trial can bring one; FINISHED at the end."""
         blocked = self.stopping or any(segment.alone for segment in self.running.values())
@@ -242,7 +163,10 @@ class Study:
             return None if wait else self._queue.popleft()
         promoted = self.scheduler.promotable()
         if promoted is None:
-            while self.trained < self.config.num_trials and not self._exhausted:
+            while (
+                self.trained < self.config.num_trials
+                and self._untrained_in_a_row < UNTRAINED_IN_A_ROW
+            ):
                 segment = self._ask()
                 if segment:
                     return segment
@@ -251,8 +175,8 @@ class Study:
         return self._segment(*promoted) if promoted else None
 
     def _set_sampler(self, number: int, kind: str) -> None:
-        seed = trial_seed(self.config.seed, number, PROPOSING)
-        self.optuna.sampler = make_sampler(kind, seed)
+        seed = journal.trial_seed(self.config.seed, number, journal.PROPOSING)
+        self.optuna.sampler = journal.make_sampler(kind, seed)
 
     def _ask(self) -> Segment | None:
         number = sum(
@@ -272,11 +196,8 @@ class Study:
         arch = trial.user_attrs.get("given_arch")
         with self._storage.sampling():
             candidate = self.space.sample(trial, arch and as_arch(arch))
-        num_params, flops = self.space.costs(candidate)
-        attrs = {"candidate": asdict(candidate), "arch": candidate.arch, "num_params": num_params}
-        attrs |= {"flops_per_image": flops, "seed": trial_seed(self.config.seed, trial.number)}
-        for key, value in attrs.items():
-            trial.set_user_attr(key, value)
+        seed = journal.trial_seed(self.config.seed, trial.number)
+        journal.write_candidate(trial, candidate, self.space.costs(candidate), seed)
         # What was asked for by hand is trained whatever it costs
         excess = {} if arch else self.space.excess(candidate)
         twin = self._done.get(candidate)
@@ -286,9 +207,8 @@ class Study:
             return self._segment(trial.number, self.scheduler.first)
         self.trained -= 1
         self._untrained_in_a_row += 1
-        self._exhausted = self._untrained_in_a_row >= UNTRAINED_IN_A_ROW
         if twin is None:
-            self._constrain(trial, excess)
+            journal.constrain(trial, excess)
             self._tell(trial.number, "infeasible")
         else:
             trial.set_user_attr("duplicate_of", twin)
@@ -302,37 +222,21 @@ class Study:
         attrs = trial.user_attrs
         return Segment(
             number=number,
-            candidate=candidate_of(attrs),
+            candidate=journal.candidate_of(attrs),
             seed=attrs["seed"],
             until=until,
             known=max(self._rows[number], default=0),
-            keep_above=self._worth_keeping(),
+            keep_above=self.ranking.keep_above(),
         )
 
-    def _worth_keeping(self) -> float:
-        top = self.top()
-        if len(top) < self.config.top_k:
-            return 0.0
-        return self.best[top[-1]] if top else math.inf
-
-    def top(self) -> list[int]:
-        """The top_k finished trials by their best val_accuracy, best first."""
-        return sorted(self.best, key=lambda n: (-self.best[n], n))[: self.config.top_k]
-
-    # ---- hearing from workers -----------------------------------------------------------------
-
-    def report(self, number: int, row: dict[str, Any]) -> None:
+    def report(self, number: int, row: Row) -> None:
         """Record one epoch's row; one that is known already (told again after a resume) is not."""
         epoch, rows, trial = row["epoch"], self._rows[number], self._live[number]
         if epoch in rows:
             return
-        rows[epoch] = row = row | {"time": self.clock}
-        self.device_seconds += row["epoch_seconds"]
-        if math.isfinite(row[METRIC]) and epoch not in self._frozen(number).intermediate_values:
-            trial.report(row[METRIC], epoch)
-        # JSON readers other than Python's know no NaN
-        plain = {k: None if v != v or v in (math.inf, -math.inf) else v for k, v in row.items()}
-        trial.set_user_attr(f"{EPOCH_KEY}{epoch}", plain)
+        rows[epoch] = row = row | {"time": self.budget.clock}
+        self.budget.device_seconds += row["epoch_seconds"]
+        journal.write_row(trial, row)
         self._announce("epoch", number, row)
 
     def segment_ended(self, number: int, state: str = "reached", error: str | None = None) -> None:
@@ -361,61 +265,35 @@ class Study:
             self._queue.appendleft(self._segment(number, int(verdict)))
 
     def _tell(self, number: int, state: str, error: str | None = None) -> None:
-        trial, twin = self._live.pop(number), None
+        trial, twin = self._live[number], None
         if state == "duplicate":
-            twin = self._frozen(trial.user_attrs["duplicate_of"])
-            told = self._frozen(number).intermediate_values
-            for epoch in sorted(twin.intermediate_values.keys() - told):
-                trial.report(twin.intermediate_values[epoch], epoch)
-            self._constrain(trial, twin.constraints)
+            twin = self.optuna.get_trials(deepcopy=False)[trial.user_attrs["duplicate_of"]]
+            journal.copy_values(trial, twin)
         if error:
             trial.set_user_attr("error", error)
         trial.set_user_attr("state", state)
         if state in UNUSABLE:
-            self._constrain(trial, {"infeasible": 1.0})
+            journal.constrain(trial, {"infeasible": 1.0})
             self.scheduler.forget(number)
         value = twin.value if twin and twin.state is TrialState.COMPLETE else None
         if state == "completed":
             value = self._rows[number][self.config.max_epochs][METRIC]
         self.optuna.tell(trial, value, TrialState.PRUNED if value is None else None)
-        if state not in UNTRAINED:
+        untrained = state in journal.UNTRAINED
+        if not untrained:
             self._finished(number, trial.user_attrs, value)
-        self._announce("skipped" if state in UNTRAINED else "ended", number, attrs=trial.user_attrs)
-
-    def _constrain(self, trial: optuna.Trial, constraints: dict[str, float]) -> None:
-        told = self._frozen(trial.number).constraints  # by a driver that was stopped just then
-        for name, value in constraints.items():
-            if name not in told:
-                trial.set_constraint(name, value)
+        self._announce("skipped" if untrained else "ended", number)
+        del self._live[number]
 
     def _finished(self, number: int, attrs: dict[str, Any], value: float | None) -> None:
-        candidate = candidate_of(attrs)
+        candidate = journal.candidate_of(attrs)
         self._done[candidate] = min(number, self._done.get(candidate, number))
-        values = [row[METRIC] for row in self._rows[number].values() if row[METRIC] is not None]
-        finite = [v for v in values if math.isfinite(v)]
-        if finite and attrs["state"] in ("completed", "pruned"):
-            self.best[number] = max(finite)
-        if attrs["state"] == "completed" and value is not None:
-            # Of equals the first by number, whatever the order in which they ended
-            known = [self.incumbent] if self.incumbent else []
-            self.incumbent = max([*known, (value, number)], key=lambda best: (best[0], -best[1]))
+        self.ranking.add(number, attrs["state"], self.rows(number), value)
 
-    def rows(self, number: int) -> list[dict[str, Any]]:
+    def rows(self, number: int) -> list[Row]:
         """A trial's rows so far, in order."""
         return [row for _, row in sorted(self._rows[number].items())]
 
-    def _frozen(self, number: int) -> FrozenTrial:
-        return self.optuna.get_trials(deepcopy=False)[number]
-
-    def _announce(
-        self,
-        kind: EventKind,
-        number: int,
-        row: dict[str, Any] | None = None,
-        attrs: dict[str, Any] | None = None,
-    ) -> None:
-        if attrs is None:
-            attrs = self._live[number].user_attrs
-        event = Event(kind, number, attrs, row)
+    def _announce(self, kind: EventKind, number: int, row: Row | None = None) -> None:
         for listener in self.listeners:
-            listener(event)
+            listener(Event(kind, number, self._live[number].user_attrs, row))

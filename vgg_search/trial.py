@@ -24,7 +24,7 @@ from vgg_search.journal import METRIC
 from vgg_search.model import build
 from vgg_search.reuse import save_model
 from vgg_search.search_space import Candidate
-from vgg_search.study import Segment, diverged
+from vgg_search.segment import Segment, diverged
 from vgg_search.train import Recipe, Resident, Training
 
 CHECKPOINT = "last.pt"

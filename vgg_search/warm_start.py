@@ -120,7 +120,7 @@ def as_trials(space: Space, known: Sequence[dict[str, Any]]) -> list[FrozenTrial
     for row in known:
         given = optuna.trial.FixedTrial(row["params"])
         for name in row["params"]:
-            space.dims[name].suggest(given, name)  # type: ignore[arg-type]
+            space.dims[name].suggest(given, name)
         complete = row["value"] is not None
         trial = optuna.trial.create_trial(
             state=TrialState.COMPLETE if complete else TrialState.PRUNED,

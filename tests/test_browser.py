@@ -1,0 +1,256 @@
+"""What a person sees: a real study in a real `mlflow ui` and its report, in a real browser.
+
+Screenshots are left in test-output/, for a person to look at.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+import pytest
+
+pytestmark = pytest.mark.slow
+webdriver = pytest.importorskip("selenium.webdriver")
+By, Wait = (
+    pytest.importorskip("selenium.webdriver.common.by").By,
+    pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait,
+)
+
+NAME, TRIALS, EPOCHS = "seen", 5, 3
+FLAGS = (
+    f"--num-trials {TRIALS} --max-epochs {EPOCHS} --scheduler none --train-images 2000 "
+    "--val-images 500 --champion-epochs 2 --top-k 2 --time-budget null"
+).split()
+PATIENCE = 90  # s; the machine may be busy
+SHOTS = Path(__file__).parents[1] / "test-output"
+ACCURACY = "metrics.`val_accuracy`"
+RUNS = "#/experiments/{}/runs?workflowType=machine_learning&{}"
+EXPANDERS = "[data-component-id$='runnamecellrenderer.tsx_46']"
+
+
+class Ui(NamedTuple):
+    folder: Path
+    url: str
+    experiment: str
+    runs: list[dict[str, Any]]  # as MLflow's REST interface tells them
+
+    def of_kind(self, kind: str) -> list[str]:
+        return [name for name, tags in map(name_and_tags, self.runs) if tags["kind"] == kind]
+
+
+def name_and_tags(run: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    return run["info"]["run_name"], {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+
+
+def ask(url: str, **body: Any) -> dict[str, Any]:
+    sent = urllib.request.Request(
+        url, json.dumps(body).encode() if body else None, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(sent, timeout=30) as answer:
+        return dict(json.load(answer))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a small search ran."""
+    folder = tmp_path_factory.mktemp("browser")
+    command = [sys.executable, "-m", "vgg_search", "run", "--name", NAME, *FLAGS]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ui(study: Path) -> Iterator[Ui]:
+    """`mlflow ui` as the closing message names it, in the folder where the search ran."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    url, log = f"http://127.0.0.1:{port}", study / "ui.log"
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "ui", "--port", str(port)],
+            cwd=study,
+            env=os.environ | quiet,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    try:
+        until, answers = time.monotonic() + 2 * PATIENCE, False
+        while not answers:
+            assert time.monotonic() < until, log.read_text()
+            assert server.poll() is None, log.read_text()
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=5).close()
+                answers = True
+            except OSError:
+                time.sleep(0.5)
+        api = f"{url}/api/2.0/mlflow"
+        found = ask(f"{api}/experiments/get-by-name?experiment_name=vgg-search")["experiment"]
+        runs = ask(f"{api}/runs/search", experiment_ids=[found["experiment_id"]])["runs"]
+        yield Ui(study, url, found["experiment_id"], runs)
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)  # with its workers
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    binary = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not (binary and driver):
+        pytest.skip("no chromium and chromedriver on this machine")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
+
+
+def show(browser: Any, url: str, width: int = 1500, height: int = 900) -> None:
+    """Open a page in a window whose inside has this size, px. The hash alone reloads nothing."""
+    screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    browser.get("about:blank")
+    browser.get(url)
+
+
+def shoot(browser: Any, name: str) -> None:
+    SHOTS.mkdir(exist_ok=True)
+    browser.save_screenshot(str(SHOTS / f"{name}.png"))
+
+
+def wait_for(browser: Any, script: str) -> Any:
+    """What the script returns, once that is true."""
+    return Wait(browser, PATIENCE).until(lambda b: b.execute_script(script), script)
+
+
+def wait_for_text(browser: Any, *texts: str) -> None:
+    Wait(browser, PATIENCE).until(
+        lambda b: all(text in b.find_element(By.TAG_NAME, "body").text for text in texts), texts
+    )
+
+
+def close_assistant(browser: Any, ui: Ui) -> None:
+    """MLflow's chat panel opens by itself on a first visit and takes a third of the page."""
+    show(browser, ui.url)
+    wait_for(browser, "localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false'); return 1")
+    seen = "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1"
+    browser.execute_script(f"localStorage.setItem('{seen}', 'true')")
+
+
+def test_runs_table_nests_trials_under_their_study(browser: Any, ui: Ui) -> None:
+    close_assistant(browser, ui)
+    columns = [ACCURACY, "metrics.`best_val_accuracy`", "params.`lr`", "tags.`state`"]
+    # A saved view, as the page's "Columns" and "Views" make one.
+    state = {"searchFilter": "", "orderByKey": "attributes.start_time", "orderByAsc": True}
+    state |= {"startTime": "ALL", "lifecycleFilter": "Active", "datasetsFilter": []}
+    state |= {"modelVersionFilter": "All Runs", "selectedColumns": columns}
+    view = {"name": "Trials", "createdAt": 1, "updatedAt": 1, "state": json.dumps(state)}
+    tag = {"key": "mlflow.sharedViewState.trials", "value": json.dumps(view)}
+    api = f"{ui.url}/api/2.0/mlflow/experiments/set-experiment-tag"
+    ask(api, experiment_id=ui.experiment, **tag)
+    show(browser, f"{ui.url}/{RUNS.format(ui.experiment, 'viewStateShareKey=trials')}")
+    wait_for_text(browser, NAME, "val_accuracy")
+    trials = ui.of_kind("trial")
+    assert len(trials) == TRIALS
+    body = browser.find_element(By.TAG_NAME, "body").text
+    assert not any(name in body.splitlines() for name in trials)  # folded under the parent
+    expander = wait_for(browser, f'return document.querySelector("{EXPANDERS}")')
+    browser.execute_script("arguments[0].click()", expander)
+    wait_for_text(browser, *trials, "completed")
+    shoot(browser, "mlflow_runs")
+    shown = browser.execute_script(
+        f'return [...document.querySelectorAll(\'[col-id="$${ACCURACY}"], '
+        f'[col-id="{ACCURACY}"]\')].map(cell => cell.innerText)'
+    )
+    values = {
+        float(text.rstrip("…")) for text in shown if text.strip()[:1] in "01" and text.strip()
+    }
+    accuracies = [
+        metric["value"]
+        for run in ui.runs
+        for metric in run["data"]["metrics"]
+        if metric["key"] == "val_accuracy"
+    ]
+    for accuracy in accuracies:
+        assert any(abs(value - accuracy) < 1e-3 for value in values), (accuracy, shown)
+
+
+def test_three_trials_are_compared_by_their_curves(browser: Any, ui: Ui) -> None:
+    close_assistant(browser, ui)
+    chosen = ui.of_kind("trial")[:3]
+    listed = ", ".join(f"'{name}'" for name in chosen)
+    query = {
+        "compareRunsMode": "CHART",
+        "searchFilter": f"attributes.run_name IN ({listed})",
+        "orderByKey": ACCURACY,
+    }
+    show(browser, f"{ui.url}/{RUNS.format(ui.experiment, urlencode(query))}")
+    search = wait_for(
+        browser, "return document.querySelector(\"input[placeholder='Search metric charts']\")"
+    )
+    search.send_keys("^val_accuracy$")
+    cards = "[data-testid=experiment-view-compare-runs-card]"
+    # One card, and in its plot one line a trial with one point an epoch.
+    drawn = wait_for(
+        browser,
+        f"const cards = document.querySelectorAll('{cards}');"
+        "if (cards.length != 1) return null;"
+        "const plot = cards[0].querySelector('.js-plotly-plot');"
+        "const lines = plot && plot.data ? plot.data.filter(line => line.y) : [];"
+        f"if (lines.length < {len(chosen)}) return null;"
+        "return lines.map(line => [line.name, [...line.x].length, [...line.y].length])",
+    )
+    shoot(browser, "mlflow_chart")
+    assert sorted(size for _, *size in drawn) == [[EPOCHS, EPOCHS]] * len(chosen)
+    assert all(any(name in label for label, *_ in drawn) for name in chosen)
+
+
+def test_model_page_shows_the_champion(browser: Any, ui: Ui) -> None:
+    close_assistant(browser, ui)
+    show(browser, f"{ui.url}/#/models/vgg-search?workflowType=machine_learning")
+    wait_for_text(browser, "Version 1", "@ champion", "test_accuracy", NAME)
+    shoot(browser, "mlflow_model")
+
+
+def test_page_of_a_trial_leads_to_its_study(browser: Any, ui: Ui) -> None:
+    close_assistant(browser, ui)
+    run = next(run for run in ui.runs if name_and_tags(run)[0] == ui.of_kind("trial")[0])
+    show(browser, f"{ui.url}/#/experiments/{ui.experiment}/runs/{run['info']['run_id']}")
+    wait_for_text(browser, "Parent run", NAME, "val_accuracy", "weight_decay", "trial_number")
+    shoot(browser, "mlflow_trial")
+
+
+@pytest.mark.parametrize(("device", "width"), [("desktop", 1280), ("phone", 390)])
+def test_report_draws_everything(browser: Any, study: Path, device: str, width: int) -> None:
+    browser.get_log("browser")  # what other pages said
+    show(browser, (study / "runs" / NAME / "report.html").as_uri(), width)
+    total, drawn = wait_for(
+        browser,
+        "const plots = [...document.querySelectorAll('.js-plotly-plot')];"
+        "const full = plots.filter(p => p.querySelector('.main-svg') && p.clientHeight > 100);"
+        "return plots.length && full.length == plots.length && [plots.length, full.length]",
+    )
+    assert total == drawn >= 8
+    shoot(browser, f"report_{device}")
+    inside, page = browser.execute_script(
+        "return [innerWidth, document.documentElement.scrollWidth]"
+    )
+    assert (inside, page) == (width, width)
+    assert browser.get_log("browser") == []

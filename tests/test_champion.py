@@ -1,0 +1,127 @@
+"""The champion: the best network on all training images, with fresh seeds, tested once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_workers import SPACE, Workers, experiment, opened
+from optuna.trial import FrozenTrial
+from ray.exceptions import RayError
+
+from vgg_search.champion import FRESH, crown, planned_epochs
+from vgg_search.config import Config
+from vgg_search.data import CLASSES, Splits, load_test
+from vgg_search.journal import trial_seed
+from vgg_search.reuse import Servable, evaluate, load
+from vgg_search.study import Study
+
+WANTED = {"cpu": 1.0, "gpu": 0.0}
+FACTS = {"commit": "abc", "versions": {"torch": torch.__version__}}
+
+
+def tiny(**fields: Any) -> Config:
+    given = {"num_trials": 1, "scheduler": "none", "dataset": "sample", "precision": "fp32"}
+    given |= {"enqueue": [{"arch": ((1, 8),), "lr": 0.05}], "batch_size": 64}
+    return experiment(**given | fields)
+
+
+def searched(study: Study) -> FrozenTrial:
+    """The study's best trial; the search needs no networks here."""
+    assert Workers().run(study)
+    assert study.ranking.incumbent
+    return study.optuna.get_trials(deepcopy=False)[study.ranking.incumbent[1]]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_each_seed_is_trained_whole_and_tested(tmp_path: Path, splits: Splits) -> None:
+    heard: list[tuple[int, int, dict[str, Any]]] = []
+    config = tiny(champion_epochs=2, champion_seeds=2, seed=3)
+    with opened(tmp_path / "s", config) as study:
+        best = searched(study)
+        card = crown(study, best, splits, WANTED, FACTS, lambda *row: heard.append(row))
+    assert card
+    rows = {seed: [row for index, _, row in heard if index == seed] for seed in (0, 1)}
+    for told in rows.values():
+        assert [row["epoch"] for row in told] == [1, 2]
+        assert not any(key.startswith("val_") for row in told for key in row)
+    assert {epochs for _, epochs, _ in heard} == {2}
+    assert rows[0][0]["train_loss"] != rows[1][0]["train_loss"]
+
+    folder = tmp_path / "s" / "champion"
+    assert {file.name for file in folder.iterdir()} == {"model.json", "model.safetensors"}
+    stored = json.loads((folder / "model.json").read_text())
+    assert stored.items() >= json.loads(json.dumps(card)).items()
+    assert stored["seed"] == trial_seed(3, FRESH) != best.user_attrs["seed"]
+    expected = {
+        "dataset": "sample",
+        "digest": splits.digest,
+        "study": "s",
+        "trial": 0,
+        "epochs": 2,
+        "classes": list(CLASSES),
+        "resolution": 28,
+        "num_params": best.user_attrs["num_params"],
+        "commit": "abc",
+    }
+    assert {key: stored[key] for key in expected} == expected
+    assert stored["params"]["lr"] == best.params["lr"]
+    assert stored["recipe"]["schedule"] == "one-cycle"
+
+    metrics = stored["metrics"]
+    assert metrics["val_accuracy"] == best.value  # its trial's, on validation
+    accuracies = metrics["test_accuracies"]
+    assert metrics["test_accuracy"] == accuracies[0]
+    assert metrics["test_accuracy_mean"] == pytest.approx(sum(accuracies) / 2)
+    champion = load(folder)
+    assert isinstance(champion, Servable)
+    assert champion.network.num_params == stored["num_params"]
+    again = evaluate(champion, *load_test("sample"))
+    assert again["test_accuracy"] == metrics["test_accuracy"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_stop_ends_it_without_a_champion(tmp_path: Path, splits: Splits) -> None:
+    with opened(tmp_path / "s", tiny(champion_epochs=1000)) as study:
+        best = searched(study)
+
+        def stop(*_: Any) -> None:
+            study.stopping = True
+
+        assert crown(study, best, splits, WANTED, FACTS, stop) is None
+    assert not (tmp_path / "s" / "champion").exists()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_error_in_its_training_is_the_callers(tmp_path: Path, splits: Splits) -> None:
+    config = tiny(champion_epochs=1, space=SPACE | {"hidden_features": 2**40})
+    with opened(tmp_path / "s", config) as study:
+        best = searched(study)
+        with pytest.raises(RayError, match="can't allocate memory"):
+            crown(study, best, splits, WANTED, FACTS, lambda *_: None)
+    assert not (tmp_path / "s" / "champion").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "budget", "epochs"),
+    [
+        # 2 s an epoch in the search, a third more images: half the budget bears time / 2 / 2.67
+        (50, 60, 11),
+        (5, 60, 5),
+        (50, 1, 1),
+        (50, None, 50),
+    ],
+)
+def test_epochs_are_what_is_asked_for_or_what_the_time_bears(
+    tmp_path: Path, splits: Splits, asked: int, budget: float | None, epochs: int
+) -> None:
+    config = tiny(champion_epochs=asked, time_budget=budget)
+    with opened(tmp_path / "s", config) as study:
+        assert planned_epochs(searched(study), config, splits) == epochs
+
+
+def test_the_test_split_is_read_in_two_places() -> None:
+    package = Path(__file__).parents[1] / "vgg_search"
+    readers = [file.name for file in package.glob("*.py") if "load_test(" in file.read_text()]
+    assert sorted(readers) == ["__main__.py", "champion.py", "data.py"]

@@ -1,0 +1,83 @@
+"""What an experiment would do, said before anything is trained or written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_workers import SPACE, experiment
+
+from vgg_search.arch import count_flops, count_params, describe
+from vgg_search.forecast import SAMPLES, expected_epochs, forecast, sample, slots_here
+
+
+@pytest.mark.parametrize(
+    ("fields", "epochs"),
+    [
+        # Rungs 1, 2, 4: all train 1 epoch, a half one more, a quarter two more
+        ({"max_epochs": 4, "reduction_factor": 2}, 1 + 1 / 2 + 2 / 4),
+        # Rungs 1, 3, 6: all 1, a third two more, a ninth three more
+        ({"max_epochs": 6, "reduction_factor": 3}, 1 + 2 / 3 + 3 / 9),
+        ({"max_epochs": 27, "grace_epochs": 3, "reduction_factor": 3}, 3 + 6 / 3 + 18 / 9),
+        ({"max_epochs": 5, "grace_epochs": 5}, 5),
+        ({"max_epochs": 7, "scheduler": "none"}, 7),
+    ],
+)
+def test_expected_epochs(fields: dict[str, Any], epochs: float) -> None:
+    assert expected_epochs(experiment(**fields)) == pytest.approx(epochs)
+
+
+def test_it_prints_networks_and_time_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = experiment(num_trials=10, train_images=500, max_concurrent=2, name="later")
+    result = forecast(config)
+    assert list(tmp_path.iterdir()) == []
+    out = capsys.readouterr().out
+    assert out.startswith(config.dump())
+    assert len(result["networks"]) == SAMPLES
+    for network in result["networks"]:
+        arch, head = network["arch"], {"hidden_features": 32, "num_hidden": 1}
+        assert network["num_params"] == count_params(arch, **head)
+        assert network["flops_per_image"] == count_flops(arch, **head)
+        assert network["epoch_seconds"] >= 0
+        assert f"{describe(arch)}  depth " in out
+        assert f"  {network['num_params']:,} parameters, " in out
+    assert out.count("    block1     ") == SAMPLES
+    assert out.count("    output     10\n") == SAMPLES
+    assert result["trials"] == 10
+    assert "about 10 trials in " in out.splitlines()[-1]
+    assert "on 2 workers of this machine, 2.0 epochs a trial" in out.splitlines()[-1]
+    seconds = sum(network["epoch_seconds"] for network in result["networks"]) / SAMPLES
+    assert result["search_seconds"] == pytest.approx(10 * 2.0 * seconds / 2, abs=0.06)
+
+
+def test_a_time_budget_says_how_many_trials_it_bears(capsys: pytest.CaptureFixture[str]) -> None:
+    config = experiment(num_trials=1_000_000, time_budget=60, max_concurrent=1)
+    result = forecast(config)
+    assert result["search_seconds"] == 60
+    assert 1 <= result["trials"] < 1_000_000
+    assert f"about {result['trials']} trials in 1m00s on 1 workers" in capsys.readouterr().out
+
+
+def test_samples_are_feasible_and_the_same_each_time() -> None:
+    config = experiment(space=SPACE | {"max_params": 20_000})
+    found = sample(config, 5)
+    assert len(found) == 5
+    assert found == sample(config, 5)
+    assert all(config.search_space.costs(candidate)[0] <= 20_000 for candidate in found)
+
+
+def test_a_space_without_a_feasible_network_is_an_error() -> None:
+    config = experiment(space=SPACE | {"max_params": 10})
+    with pytest.raises(ValueError, match=r"^space must have networks within max_params "):
+        forecast(config)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts this machine's cores")
+def test_workers_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert slots_here(experiment(cpus_per_trial=2)) == 4
+    assert slots_here(experiment(cpus_per_trial=0.5)) == 16
+    assert slots_here(experiment(cpus_per_trial=16)) == 1

@@ -1,0 +1,279 @@
+"""The search on a real Ray: what a trial may ask for, segments on reused workers, and signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from fake_workers import SPACE, Workers, experiment, opened, row_at
+
+from vgg_search.config import Config
+from vgg_search.data import Splits
+from vgg_search.journal import read_trials, rows_of
+from vgg_search.search import (
+    DeviceError,
+    StudySearcher,
+    StudyStopper,
+    resources,
+    run_search,
+    stop_on_signals,
+)
+from vgg_search.segment import Event
+from vgg_search.study import FINISHED, Study
+
+CORES = os.cpu_count() or 1
+
+
+def tiny(**fields: Any) -> Config:
+    given = {"num_trials": 5, "max_epochs": 2, "batch_size": 64, "precision": "fp32"}
+    return experiment(**given | {"space": SPACE | {"lr": [0.01, 0.2]}} | fields)
+
+
+# ---- what a trial asks for --------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_trial_has_a_core_and_as_many_run_as_there_are() -> None:
+    assert resources(Config()) == ({"cpu": 1.0, "gpu": 0.0}, CORES)
+    assert resources(Config(max_concurrent=1))[1] == 1
+    assert resources(Config(max_concurrent=1000))[1] == CORES
+    assert resources(Config(cpus_per_trial=0.5)) == ({"cpu": 0.5, "gpu": 0.0}, 2 * CORES)
+    assert resources(Config(cpus_per_trial=CORES))[1] == 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_no_node_has_is_refused_before_anything_starts() -> None:
+    text = rf"^cpus_per_trial must be <= {CORES}, the most that a node has, got {CORES + 1}$"
+    with pytest.raises(DeviceError, match=text):
+        resources(Config(cpus_per_trial=CORES + 1))
+    text = r"^gpus_per_trial must be <= 0, the most that a node has, got 0\.5$"
+    with pytest.raises(DeviceError, match=text):
+        resources(Config(gpus_per_trial=0.5))
+    text = "^this experiment needs a GPU, none found; add --needs-gpu false to train on the CPU$"
+    with pytest.raises(DeviceError, match=text):
+        resources(Config(needs_gpu=True))
+
+
+NODES = """
+import json, sys
+from vgg_search.run import RAY_ENVIRONMENT
+import os
+os.environ.update(RAY_ENVIRONMENT)
+import ray
+from ray.cluster_utils import Cluster
+from vgg_search.config import Config
+from vgg_search.search import resources
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+cluster.add_node(num_cpus=3, num_gpus=2)
+cluster.add_node(num_cpus=2, num_gpus=0)
+ray.init(address=cluster.address, log_to_driver=False, logging_level="CRITICAL")
+answers = []
+for fields in json.loads(sys.argv[1]):
+    try:
+        answers.append(resources(Config(**fields)))
+    except ValueError as error:
+        answers.append(str(error))
+print(json.dumps(answers))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_places_are_counted_node_by_node() -> None:
+    """A head without cores, a node of 3 cores and 2 GPUs, a node of 2 cores."""
+    asked: list[tuple[dict[str, Any], Any]] = [
+        ({}, [{"cpu": 1.0, "gpu": 1.0}, 2]),
+        ({"gpus_per_trial": 0}, [{"cpu": 1.0, "gpu": 0.0}, 5]),
+        ({"gpus_per_trial": 0, "cpus_per_trial": 2}, [{"cpu": 2.0, "gpu": 0.0}, 2]),
+        ({"gpus_per_trial": 0.5}, [{"cpu": 1.0, "gpu": 0.5}, 3]),
+        ({"gpus_per_trial": 0.6}, [{"cpu": 1.0, "gpu": 0.6}, 2]),
+        ({"gpus_per_trial": 2}, [{"cpu": 1.0, "gpu": 2.0}, 1]),
+        (
+            {"gpus_per_trial": 0, "cpus_per_trial": 4},
+            "cpus_per_trial must be <= 3, the most that a node has, got 4",
+        ),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", NODES, json.dumps([fields for fields, _ in asked])],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [answer for _, answer in asked]
+
+
+# ---- the search -------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cluster")
+def test_segments_are_trained_on_workers_that_stay(tmp_path: Path, splits: Splits) -> None:
+    folder, drawn, config = tmp_path / "s", [], tiny(scheduler="asha-promote")
+    with opened(folder, config) as study:
+        run_search(study, splits, {"cpu": 1.0, "gpu": 0.0}, CORES, lambda: drawn.append(1))
+        assert study.finished
+        assert not study.running
+    assert drawn
+    trials = read_trials(folder)
+    assert len(trials) == 5
+    assert all(trial.state.is_finished() for trial in trials)
+    states = [trial.user_attrs["state"] for trial in trials]
+    assert states.count("completed") >= 1
+    rows = [row for trial in trials for row in rows_of(trial)]
+    assert len({row["worker"] for row in rows}) <= CORES
+    assert str(os.getpid()) not in {row["worker"].partition(":")[2] for row in rows}
+    for trial in trials:
+        assert [row["epoch"] for row in rows_of(trial)] == list(trial.intermediate_values)
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.pt")}
+    assert files == {f"trials/{number}/last.pt" for number in range(5)}  # nothing of Ray's here
+    assert {path.name for path in folder.iterdir()} <= {"trials", "study.journal", ".driver.lock"}
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_bad_trial_is_recorded_and_the_others_go_on(tmp_path: Path, splits: Splits) -> None:
+    enqueue: list[dict[str, Any]] = [
+        {"arch": ((1, 8),), "lr": 0.1, "hidden_features": 2**40},
+        {"arch": ((1, 8),), "lr": 1e6},
+        {"arch": ((1, 8),), "lr": 0.1, "hidden_features": 32},
+    ]
+    space = SPACE | {"lr": [0.01, 1e7], "hidden_features": {"choices": [32, 2**40]}}
+    events: list[Event] = []
+    config = tiny(num_trials=3, scheduler="none", space=space, enqueue=enqueue)
+    with opened(tmp_path / "s", config, [events.append]) as study:
+        run_search(study, splits, {"cpu": 1.0, "gpu": 0.0}, 1, lambda: None)
+    trials = read_trials(tmp_path / "s")
+    assert [t.user_attrs["state"] for t in trials] == ["failed", "diverged", "completed"]
+    assert "can't allocate memory" in trials[0].user_attrs["error"]
+    # Once more, alone on the device
+    assert [event.kind for event in events if event.number == 0][-2:] == ["retried", "ended"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_stopped_search_leaves_its_trials_to_a_resume(tmp_path: Path, splits: Splits) -> None:
+    config = tiny(num_trials=1000, scheduler="none", max_epochs=1000)
+    with opened(tmp_path / "s", config) as study:
+
+        def stop(event: Event) -> None:
+            study.stopping = study.stopping or event.kind == "epoch"
+
+        study.listeners.append(stop)
+        run_search(study, splits, {"cpu": 1.0, "gpu": 0.0}, 1, lambda: None)
+        assert not study.finished
+        assert study.interrupted
+    assert not any(trial.state.is_finished() for trial in read_trials(tmp_path / "s"))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_search_without_budget_left_trains_nothing(tmp_path: Path, splits: Splits) -> None:
+    with opened(tmp_path / "s", tiny(time_budget=5)) as study:
+        study.budget._before = 5.0  # what a resumed study has used up
+        run_search(study, splits, {"cpu": 1.0, "gpu": 0.0}, 1, lambda: None)
+        assert not study.finished
+    assert not any(rows_of(trial) for trial in read_trials(tmp_path / "s"))
+
+
+# ---- between Ray and the study, without Ray ---------------------------------------------------
+
+
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as Ray hands it on."""
+    return {"number": 0, "training_iteration": 1} | {f"row/{k}": v for k, v in row.items()}
+
+
+def rows(study: Study, count: int) -> list[dict[str, Any]]:
+    """What a worker would tell of trial 0."""
+    return [row_at(study.running[0].candidate, epoch) for epoch in range(1, count + 1)]
+
+
+def test_the_searcher_hands_segments_out_and_hears_every_row(tmp_path: Path) -> None:
+    with opened(tmp_path / "s", experiment(num_trials=1, scheduler="none")) as study:
+        searcher = StudySearcher(study)
+        given = searcher.suggest("ray-a")
+        assert isinstance(given, dict)
+        assert (given["segment"].number, given["segment"].until) == (0, 4)
+        assert searcher.suggest("ray-b") is None  # one runs, and there are no more
+        told = [flat(row) for row in rows(study, 4)]
+        for result in told[:3]:
+            searcher.on_trial_result("ray-a", result)
+        searcher.on_trial_complete("ray-a", told[3] | {"end": "reached", "done": True})
+        assert [row["epoch"] for row in study.rows(0)] == [1, 2, 3, 4]
+        assert "row/epoch" not in study.rows(0)[0]
+        assert searcher.suggest("ray-b") == StudySearcher.FINISHED
+        assert FINISHED == "finished"
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [(None, True), (None, False), ({"number": 0}, True)],
+)
+def test_a_worker_that_is_gone_is_a_death_and_not_a_failure(
+    tmp_path: Path, result: dict[str, Any] | None, error: bool
+) -> None:
+    with opened(tmp_path / "s", experiment(num_trials=1, scheduler="none")) as study:
+        searcher = StudySearcher(study)
+        searcher.suggest("ray-a")
+        searcher.on_trial_complete("ray-a", result, error)
+        again = searcher.suggest("ray-b")
+        assert isinstance(again, dict)
+        assert again["segment"].number == 0
+
+
+def test_the_stopper_looks_at_the_study(tmp_path: Path) -> None:
+    config = experiment(num_trials=1, gpu_hours=1 / 3600)
+    with opened(tmp_path / "s", config) as study:
+        stopper = StudyStopper(study)
+        assert not stopper("any", {})
+        assert not stopper.stop_all()
+        Workers().run(study, turns=1)  # 2 s of a device
+        assert stopper.stop_all()
+    with opened(tmp_path / "t", experiment()) as study:
+        study.stopping = True
+        assert StudyStopper(study).stop_all()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_stops_the_study(tmp_path: Path, number: signal.Signals) -> None:
+    with opened(tmp_path / "s", experiment()) as study:
+        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        with stop_on_signals(study) as received:
+            assert not study.stopping
+            signal.raise_signal(number)
+            assert study.stopping
+            assert received == [number]
+            assert study.propose() == FINISHED
+            assert not study.finished  # but stopped
+        assert {s: signal.getsignal(s) for s in before} == before
+
+
+TWICE = """
+import os, signal, sys
+from pathlib import Path
+from fake_workers import experiment, opened
+from vgg_search.search import stop_on_signals
+with opened(Path(sys.argv[1]), experiment()) as study, stop_on_signals(study):
+    os.kill(os.getpid(), signal.SIGINT)
+    print("once", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("twice", flush=True)
+"""
+
+
+def test_the_second_signal_ends_the_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TWICE, str(tmp_path / "s")]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=100)
+    assert (done.returncode, done.stdout) == (143, "once\n"), done.stderr
+
+
+def test_nothing_of_ours_is_pickled_for_a_restore(tmp_path: Path) -> None:
+    with opened(tmp_path / "s", experiment()) as study:
+        for part in (StudySearcher(study), StudyStopper(study)):
+            assert type(ray.cloudpickle.loads(ray.cloudpickle.dumps(part))) is object

@@ -1,0 +1,76 @@
+"""Where a search stands: what it has used of its budget, and its finished trials by score."""
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vgg_search.config import Config
+from vgg_search.journal import METRIC
+
+
+@dataclass
+class Budget:
+    """Time and device seconds of a search, over all its sessions."""
+
+    config: Config
+    device_seconds: float = 0.0
+    _before: float = 0.0  # seconds of the sessions before this one
+    _started: float | None = None
+
+    def restore(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Count the epochs of an earlier session."""
+        for row in rows:
+            self.device_seconds += row["epoch_seconds"]
+            self._before = max(self._before, row["time"])
+
+    def start(self) -> None:
+        """The search's time runs from here; after a resume it goes on where the record ends."""
+        self._started = time.monotonic()
+
+    def stop(self) -> None:
+        """The search is over: what the champion takes is not search time."""
+        self._before, self._started = self.clock, None
+
+    @property
+    def clock(self) -> float:
+        """Seconds of search so far."""
+        return self._before + (0.0 if self._started is None else time.monotonic() - self._started)
+
+    @property
+    def used_up(self) -> bool:
+        seconds, hours = self.config.time_budget, self.config.gpu_hours
+        return (seconds is not None and self.clock >= seconds) or (
+            hours is not None and self.device_seconds >= 3600 * hours
+        )
+
+
+@dataclass
+class Ranking:
+    """Finished trials by score: the incumbent, and the top K."""
+
+    top_k: int
+    best: dict[int, float] = field(default_factory=dict)  # number -> best val_accuracy
+    incumbent: tuple[float, int] | None = None  # (val_accuracy at the last epoch, number)
+
+    def add(self, number: int, state: str, rows: list[dict[str, Any]], value: float | None) -> None:
+        """A trial has ended; `value` is that of a completed one."""
+        finite = [row[METRIC] for row in rows if math.isfinite(row[METRIC])]
+        if finite and state in ("completed", "pruned"):
+            self.best[number] = max(finite)
+        if state == "completed" and value is not None:
+            # Of equals the first by number, whatever the order in which they ended
+            known = [self.incumbent] if self.incumbent else []
+            self.incumbent = max([*known, (value, number)], key=lambda best: (best[0], -best[1]))
+
+    def top(self) -> list[int]:
+        """Numbers of the top K by their best val_accuracy, best first."""
+        return sorted(self.best, key=lambda n: (-self.best[n], n))[: self.top_k]
+
+    def keep_above(self) -> float:
+        """The val_accuracy from which on a checkpoint may be among the top K."""
+        top = self.top()
+        if len(top) < self.top_k:
+            return 0.0
+        return self.best[top[-1]] if top else math.inf
