@@ -64,11 +64,9 @@ class Replay:
             # The one field of an experiment that decides something and that a resume may change
             self.study.config = self.study.config.model_copy(update=line["user_attr"])
         elif op in CREATED and line.get("state", TrialState.RUNNING) == TrialState.RUNNING:
-            found = self.trial(number)
-            if found is None:
+            if self.trial(number) is None:
                 self.propose(number)
-                found = self.trial(number)
-            compare(self.recorded[number], found, ("param", "range"))
+            self.same(number, ("param", "range"))
             self.counts["proposals"] += 1
         elif op == Op.SET_TRIAL_USER_ATTR:
             [(key, value)] = line["user_attr"].items()
@@ -80,6 +78,10 @@ class Replay:
                 self.errors[number] = value
             elif key == "state":
                 self.ended(number, value)
+
+    def same(self, number: int, kinds: str | tuple[str, ...]) -> None:
+        """Compare what is known of a trial by now."""
+        compare(self.recorded[number], self.study.optuna.get_trials(deepcopy=False)[number], kinds)
 
     def propose(self, number: int) -> None:
         """A worker asked for work and the record shows that trial `number` was touched."""
@@ -106,7 +108,7 @@ class Replay:
         row = {key: math.nan if value is None else value for key, value in row.items()}
         segment = self.study.running[number]
         self.study.report(number, row)
-        compare(self.recorded[number], self.trial(number), f"{METRIC} at {row['epoch']},")
+        self.same(number, f"{METRIC} at {row['epoch']},")
         self.counts["epochs"] += 1
         if diverged(row):
             self.study.segment_ended(number, "diverged")
@@ -206,7 +208,7 @@ def main(argv: Sequence[str]) -> int:
         print("usage: python experiments/replay.py runs/NAME", file=sys.stderr)
         return 2
     try:
-        counts = replay(Path(argv[0]))
+        counts = replay(Path(argv[0]).resolve())
     except DifferenceError as difference:
         print(f"replay: {difference}", file=sys.stderr)
         return 1

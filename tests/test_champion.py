@@ -10,7 +10,7 @@ from fake_workers import SPACE, Workers, experiment, opened
 from optuna.trial import FrozenTrial
 from ray.exceptions import RayError
 
-from vgg_search.champion import FRESH, crown, planned_epochs
+from vgg_search.champion import FRESH, TIME_SHARE, crown, planned_epochs
 from vgg_search.config import Config
 from vgg_search.data import CLASSES, Splits, load_test
 from vgg_search.journal import trial_seed
@@ -106,9 +106,9 @@ def test_an_error_in_its_training_is_the_callers(tmp_path: Path, splits: Splits)
 @pytest.mark.parametrize(
     ("asked", "budget", "epochs"),
     [
-        # 2 s an epoch in the search, a third more images: half the budget bears time / 2 / 2.67
-        (50, 60, 11),
-        (5, 60, 5),
+        # 2 s an epoch in the search and a third more images: 2.67 s, of which 81 s bear 30
+        (50, 81 / TIME_SHARE, 30),
+        (5, 81 / TIME_SHARE, 5),
         (50, 1, 1),
         (50, None, 50),
     ],

@@ -45,7 +45,7 @@ def test_a_refusal_comes_before_anything_is_written(tmp_path: Path) -> None:
     config = experiment(
         name="mine", storage_path=str(tmp_path / "runs"), dataset="fashion-mnist", data_dir=tmp_path
     )
-    with pytest.raises(ValueError, match="^data_dir must hold train-images"):
+    with pytest.raises(ValueError, match=r"^data_dir must hold train-images"):
         search_and_crown(config, resume=False, quiet=True)
     assert list(tmp_path.iterdir()) == []
 

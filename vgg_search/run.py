@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -133,11 +134,10 @@ def provenance() -> dict[str, Any]:
     import torch
 
     ask, here = "git describe --always --dirty --abbrev=12".split(), Path(__file__).parent
-    try:
+    commit = ""
+    if (here.parent / ".git").exists() and shutil.which("git"):
         asked = subprocess.run(ask, cwd=here, capture_output=True, text=True, check=False)
         commit = asked.stdout.strip()
-    except OSError:  # no git here
-        commit = ""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "versions": {"python": platform.python_version(), **versions},

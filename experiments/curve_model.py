@@ -1,0 +1,188 @@
+"""Learning curves of any configuration, from a model of `record_curves.py`'s table.
+
+Samplers propose learning rates that nobody trained, so there is a model between the recorded
+configurations, as in tabular benchmarks that went the same way (NAS-Bench-301, arXiv:2008.09777;
+YAHPO Gym, arXiv:2109.03670): a Gaussian process on -log(1 - accuracy) of all epochs at once.
+Rounding each proposal to the nearest recorded one instead would give a sampler plateaus that
+reality has not, and answer most late proposals as duplicates. `World.quality` says how well the
+model ranks configurations that it has not seen.
+
+    python experiments/curve_model.py       # prints it
+"""
+
+import csv
+import gzip
+import math
+import warnings
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from record_curves import EPOCHS, TABLE, experiment
+
+from vgg_search.arch import as_arch
+from vgg_search.journal import METRIC
+from vgg_search.search_space import Candidate
+from vgg_search.segment import Segment
+
+CHANCE, ALIVE = 0.1, 0.6  # accuracies
+FLOPS = 7  # of the features
+
+
+def features(candidate: Candidate) -> list[float]:
+    """What the model sees of a configuration."""
+    arch = candidate.arch
+    params, flops = experiment().search_space.costs(candidate)
+    depth = [len(arch), sum(convs for convs, _ in arch), arch[0][0], arch[-1][0]]
+    width = [arch[0][1], arch[-1][1], math.log(params), math.log(flops)]
+    rest = [math.log2(candidate.hidden_features), candidate.batch_norm, candidate.dropout]
+    return [*depth, *width, *rest, math.log10(candidate.lr), math.log10(candidate.weight_decay)]
+
+
+def read_table() -> list[dict[str, Any]]:
+    """Rows of the table with `candidate` and `curve` (EPOCHS,), NaN once a training was lost."""
+    rows = []
+    with gzip.open(TABLE, "rt", newline="") as file:
+        for row in csv.DictReader(file):
+            arch = as_arch([block.split("x") for block in row["arch"].split("-")])
+            kinds: dict[str, Callable[[str], Any]] = {"batch_norm": lambda text: text == "True"}
+            kinds |= dict.fromkeys(("lr", "weight_decay", "dropout"), float)
+            names = "lr weight_decay batch_size dropout hidden_features num_hidden batch_norm"
+            values = {name: kinds.get(name, int)(row[name]) for name in names.split()}
+            curve = [float(row[f"{METRIC}_{e}"] or "nan") for e in range(1, EPOCHS + 1)]
+            lost = [row[f"train_loss_{e}"] == "" for e in range(1, EPOCHS + 1)]
+            seconds = [float(row[f"epoch_seconds_{e}"] or "nan") for e in range(1, EPOCHS + 1)]
+            rows.append(
+                {"candidate": Candidate(arch=arch, **values), "seed": int(row["seed"])}
+                | {"curve": np.where(lost, np.nan, curve), "seconds": np.nanmedian(seconds)}
+            )
+    return rows
+
+
+def squash(accuracy: np.ndarray) -> np.ndarray:
+    """Where errors of a good network count as much as those of a poor one."""
+    return -np.log(1.0001 - accuracy)
+
+
+class World:
+    """Curves of any configuration, from the table's. `best`: the best recorded one's value."""
+
+    def __init__(self) -> None:
+        rows = read_table()
+        first, second = ([row for row in rows if row["seed"] == seed] for seed in (0, 1))
+        self.candidates = [row["candidate"] for row in first]
+        self.inputs = np.array([features(candidate) for candidate in self.candidates])
+        self.curves = np.array(
+            [[a["curve"], b["curve"]] for a, b in zip(first, second, strict=True)]
+        )
+        filled = squash(np.nan_to_num(self.curves, nan=CHANCE))  # (configs, seeds, epochs)
+        self.outputs, self.differences = filled.mean(1), filled[:, 1] - filled[:, 0]
+        self.alive = (np.nan_to_num(self.curves[:, :, -1]) > ALIVE).all(1)
+        costs = np.array([[1.0, math.exp(row[FLOPS])] for row in self.inputs])  # flops
+        seconds = np.array(
+            [[a["seconds"], b["seconds"]] for a, b in zip(first, second, strict=True)]
+        ).mean(1)
+        # Relative errors, for the machine was shared: all epochs were slow at some time
+        weights = 1 / seconds
+        self.cost = np.linalg.lstsq(costs * weights[:, None], seconds * weights, rcond=None)[0]
+        self._known: dict[tuple[Candidate, int], tuple[np.ndarray, np.ndarray]] = {}
+
+    @staticmethod
+    def model() -> Any:
+        from sklearn.gaussian_process import GaussianProcessRegressor
+        from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        scales = Matern(np.ones(13), (0.1, 100.0), nu=2.5)
+        process = GaussianProcessRegressor(
+            ConstantKernel() * scales + WhiteKernel(), normalize_y=True, random_state=0
+        )
+        return make_pipeline(StandardScaler(), process)
+
+    @cached_property
+    def fitted(self) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a length scale at its bound: a feature without effect
+            return self.model().fit(self.inputs, self.outputs)
+
+    def predict(self, candidate: Candidate) -> np.ndarray:
+        """Squashed accuracy of each epoch, without noise."""
+        return self.fitted.predict(np.array([features(candidate)]))[0]
+
+    @cached_property
+    def best(self) -> float:
+        """Value of the best recorded configuration, as the model has it: noise averaged out."""
+        return float(self.accuracy(self.fitted.predict(self.inputs)[:, -1]).max())
+
+    @staticmethod
+    def accuracy(squashed: np.ndarray) -> np.ndarray:
+        return np.clip(1.0001 - np.exp(-squashed), CHANCE, 0.999)
+
+    def nearest(self, candidate: Candidate, among: np.ndarray) -> int:
+        """The recorded configuration most like it, in the model's own measure of distance."""
+        scaler, process = self.fitted[0], self.fitted[1]
+        scales = process.kernel_.k1.k2.length_scale
+        difference = scaler.transform([features(candidate)]) - scaler.transform(self.inputs)
+        distance = ((difference / scales) ** 2).sum(1)
+        return int(np.where(among, distance, np.inf).argmin())
+
+    def curves_of(self, candidate: Candidate, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """(as it is, as reported) val_accuracy by epoch; NaN from where a training is lost."""
+        key = (candidate, seed)
+        if key not in self._known:
+            mean = self.predict(candidate)
+            true = self.accuracy(mean)
+            alive = true[-1] > ALIVE
+            near = self.nearest(candidate, self.alive if alive else ~self.alive)
+            # Half of the difference reproduces the two seeds; 0.71 of it has their variance
+            share = (1 if seed % 2 else -1) * (math.sqrt(0.5) if alive else 0.5)
+            seen = self.accuracy(mean + share * self.differences[near])
+            if not alive:  # as lost as its neighbour, whose loss may have left the numbers
+                seen = np.where(np.isnan(self.curves[near, seed % 2]), np.nan, seen)
+            self._known[key] = true, seen
+        return self._known[key]
+
+    def seconds(self, candidate: Candidate) -> float:
+        """Of an epoch: an offset and a share of the network's FLOPs, fitted to the table."""
+        return float(self.cost @ [1.0, experiment().search_space.costs(candidate)[1]])
+
+    def quality(self) -> dict[str, float]:
+        """How the model ranks configurations that it was not shown (ten folds)."""
+        from scipy.stats import spearmanr
+        from sklearn.model_selection import KFold, cross_val_predict
+
+        folds = KFold(10, shuffle=True, random_state=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            guess = cross_val_predict(self.model(), self.inputs, self.outputs, cv=folds)
+        alive = self.outputs[:, -1] > squash(np.array(ALIVE))
+        seeds = np.nan_to_num(self.curves[:, :, -1], nan=CHANCE)
+        errors = np.abs(np.exp(-guess) - np.exp(-self.outputs))[alive, -1]
+        return {
+            "configurations": len(guess),
+            "lost": int(np.isnan(self.curves[:, :, -1]).sum()),
+            "above_0.6": int(alive.sum()),
+            "rank_correlation": spearmanr(guess[:, -1], self.outputs[:, -1])[0],
+            "rank_correlation_above_0.6": spearmanr(guess[alive, -1], self.outputs[alive, -1])[0],
+            "rank_correlation_first_epoch": spearmanr(guess[:, 0], self.outputs[:, 0])[0],
+            "rank_correlation_of_two_seeds": spearmanr(*seeds.T)[0],
+            "rank_correlation_of_two_seeds_above_0.6": spearmanr(*seeds[alive].T)[0],
+            "rank_correlation_epoch_1_and_9": spearmanr(self.outputs[:, 0], self.outputs[:, -1])[0],
+            "rank_correlation_epoch_3_and_9": spearmanr(self.outputs[:, 2], self.outputs[:, -1])[0],
+            "mean_absolute_error_above_0.6": errors.mean(),
+            "best": self.best,
+        }
+
+    def row(self, segment: Segment, epoch: int) -> dict[str, Any]:
+        value = self.curves_of(segment.candidate, segment.seed)[1][epoch - 1]
+        loss = 1.0 if math.isfinite(value) else math.nan
+        seconds = self.seconds(segment.candidate)
+        losses = {"train_loss": loss, "val_loss": loss, METRIC: float(value)}
+        return {"epoch": epoch, **losses, "epoch_seconds": seconds}
+
+
+if __name__ == "__main__":
+    for name, value in World().quality().items():
+        print(f"{name}: {value:.4g}")
