@@ -2,6 +2,7 @@
 
 import fcntl
 import math
+import time
 import warnings
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,11 +35,17 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         """Raises StudyError if another process holds the folder."""
         self._file: IO[str] = (folder / ".driver.lock").open("a")
+        if not (self._take() or self._take(after=0.1)):  # `status` takes it for an instant
+            self._file.close()
+            raise StudyError(f"study {folder.name} is in use by a running search")
+
+    def _take(self, after: float = 0.0) -> bool:
+        time.sleep(after)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._file.close()
-            raise StudyError(f"study {folder.name} is in use by a running search") from None
+            return False
+        return True
 
     def release(self) -> None:
         self._file.close()
