@@ -88,7 +88,10 @@ class Progress:
     def champion(self, seed: int, epochs: int, row: dict[str, Any]) -> None:
         """One epoch of the champion's training."""
         line = f"champion, seed {seed}: epoch {row['epoch']}/{epochs}"
-        line += f" train_accuracy {accuracy(row['train_accuracy'])}"
+        self.announce(line + f" train_accuracy {accuracy(row['train_accuracy'])}")
+
+    def announce(self, line: str) -> None:
+        """What goes on after the search, in the table's place."""
         if self.live:
             log.info(line)
             self.live.update(Text(line, style="bold"), refresh=True)

@@ -43,7 +43,16 @@ class Recorder:
 
     def start(self) -> None:
         config = self.config.model_dump(mode="json")
+        versions = ", ".join(f"{name} {text}" for name, text in self.facts["versions"].items())
         tags = {"kind": "study", "dataset": self.dataset, "state": "running", **self.facts}
+        tags |= {
+            "versions": versions,
+            "mlflow.source.name": "python -m vgg_search.run",
+            "mlflow.source.type": "LOCAL",
+            "mlflow.note.content": f"A search of {self.config.num_trials} VGG-style networks on "
+            f"{self.dataset}, ranked by `{METRIC}`. The trials are child runs; `report.html` is "
+            "among the artifacts.",
+        }
         self.tracker.run(PARENT, self.study.folder.name, tags, config)
         self._describe_data(PARENT)
         self.tracker.artifact(PARENT, self.study.folder / "config.yaml")
@@ -97,13 +106,17 @@ class Recorder:
     def _log(self, number: int, row: dict[str, Any]) -> None:
         self.tracker.log(run_key(number), {k: row[k] for k in EPOCH_METRICS}, row["epoch"])
 
-    def _end(self, number: int, state: str, error: str | None) -> None:
-        key, rows = run_key(number), self.study.rows(number)
+    def _log_best(self, number: int) -> None:
+        rows = self.study.rows(number)
         if rows:
             best = max(rows, key=lambda row: row[METRIC] if row[METRIC] == row[METRIC] else -1.0)
             last = {"peak_memory_mib": max(row["peak_memory_mib"] for row in rows)}
             last |= {f"best_{METRIC}": best[METRIC], "best_epoch": best["epoch"]}
-            self.tracker.log(key, last, rows[-1]["epoch"])
+            self.tracker.log(run_key(number), last, rows[-1]["epoch"])
+
+    def _end(self, number: int, state: str, error: str | None) -> None:
+        key = run_key(number)
+        self._log_best(number)
         tags = {"state": state} | ({"error": error[-4000:]} if error else {})
         self.tracker.tag(key, **tags)
         self._keep(number)
@@ -144,6 +157,7 @@ class Recorder:
     def interrupt(self) -> None:
         """Close the runs of trials that a later `--resume` goes on with."""
         for number in self.study.interrupted:
+            self._log_best(number)
             self.tracker.tag(run_key(number), state="interrupted")
             self.tracker.end(run_key(number), "KILLED")
 

@@ -39,6 +39,9 @@ RAY_ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    # A thread that waits for another sleeps instead of spinning: on a busy machine two threads
+    # that spin train at a tenth of the speed of one (measured: 220 against 2,200 images/s)
+    "OMP_WAIT_POLICY": "PASSIVE",
     # Workers keep freed memory, in huge pages: 8 % more images a second
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"
     ":glibc.malloc.trim_threshold=4294967296",
@@ -77,6 +80,8 @@ def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, di
     splits = load_splits(config.dataset, config.data_dir, config.val_images, config.train_images)
     known = knowledge(config, splits.digest, folder)
     facts = {DIGEST: splits.digest} | ({} if known is None else {KNOWN: known})
+    if not quiet:
+        print(f"study {folder.name}: starting Ray and its workers", file=sys.stderr)
     with ray_cluster(config):
         wanted, slots = resources(config)
         folder.mkdir(parents=True, exist_ok=True)
@@ -173,6 +178,7 @@ def crown_best(
             recorder.champion_ended(card, folder)
         return card
     recorder.champion_started(best)
+    progress.announce(f"champion: trial {best.number}'s network, anew on all training images")
 
     def listen(seed: int, epochs: int, row: dict[str, Any]) -> None:
         progress.champion(seed, epochs, row)

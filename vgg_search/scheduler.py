@@ -69,7 +69,11 @@ class Scheduler:
         if self.promote:
             self.waiting[number] = epoch
             return WAIT
-        return self.next_rung(epoch) if number in self._best(epoch, at_least=1) else STOP
+        # The best 1/eta without sorting them: a rung may hold thousands
+        rung, mine = self.values[epoch], (-value, number)
+        better = sum((-other, n) < mine for n, other in rung.items())
+        goes_on = better < max(1, len(rung) // self.reduction_factor)
+        return self.next_rung(epoch) if goes_on else STOP
 
     def promotable(self, closing: bool = False) -> tuple[int, int] | None:
         """(number, epoch it may train to) of the trial to promote next, from the highest rung down.
@@ -78,7 +82,7 @@ class Scheduler:
         than eta have reached it, unless a trial of that rung has gone on already: so every search
         ends with a network trained to the end.
         """
-        for epoch in reversed(self.epochs[:-1]):
+        for epoch in reversed(self.epochs[:-1] if self.waiting else ()):
             beyond = self.values[self.next_rung(epoch)]
             going_on = any(n not in self.waiting and n not in beyond for n in self.values[epoch])
             for number in self._best(epoch, at_least=int(closing and not beyond and not going_on)):

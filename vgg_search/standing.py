@@ -1,5 +1,6 @@
 """Where a search stands: what it has used of its budget, and its finished trials by score."""
 
+import heapq
 import math
 import time
 from collections.abc import Iterable
@@ -66,7 +67,7 @@ class Ranking:
 
     def top(self) -> list[int]:
         """Numbers of the top K by their best val_accuracy, best first."""
-        return sorted(self.best, key=lambda n: (-self.best[n], n))[: self.top_k]
+        return heapq.nsmallest(self.top_k, self.best, key=lambda n: (-self.best[n], n))
 
     def keep_above(self) -> float:
         """The val_accuracy from which on a checkpoint may be among the top K."""

@@ -179,10 +179,7 @@ class Study:
         self.optuna.sampler = journal.make_sampler(kind, seed)
 
     def _ask(self) -> Segment | None:
-        number = sum(
-            trial.state is not TrialState.WAITING
-            for trial in self.optuna.get_trials(deepcopy=False)
-        )
+        number = len(self._rows)  # the next that is not waiting in Optuna's queue
         self._set_sampler(number, self.config.sampler)
         with self._storage.sampling():
             trial = self.optuna.ask()
