@@ -22,7 +22,7 @@ pytestmark = [  # MLflow's own
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*type hint is inferred as AnyType:UserWarning"),
 ]
-FACTS = {"commit": "abc", "host": "here"}
+FACTS = {"versions": {"torch": "2"}, "commit": "abc", "host": "here"}
 COUNT = itertools.count()
 
 
