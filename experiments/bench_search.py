@@ -50,12 +50,23 @@ MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 
 
 class Ours:
-    """The package's study, as a real run has it."""
+    """The package's study, as a real run has it, unless it is given what no experiment can say.
 
-    def __init__(self, seed: int, folder: Path, startup: int | None = None, **fields: Any) -> None:
+    `startup`: proposals before TPE's first. `show_running`: samplers see every trial that runs and
+    has a row as one pruned at its last epoch, not those only that wait at a rung.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        folder: Path,
+        startup: int | None = None,
+        show_running: bool = False,
+        **fields: Any,
+    ) -> None:
         config = experiment(seed=seed, num_trials=1_000_000, **fields)
         journal.make_sampler = make_sampler
-        if startup is not None:  # no field of the experiment, so it is put in the sampler's place
+        if startup is not None:
             journal.make_sampler = lambda _, seed: optuna.samplers.TPESampler(
                 seed=seed,
                 n_startup_trials=startup,
@@ -65,6 +76,8 @@ class Ours:
             )
         self.study = Study(folder, config)
         self.study.open()
+        if show_running:
+            self.study._storage.waiting = Shown(self.study)
         self.propose, self.ended = self.study.propose, self.study.segment_ended
 
     def report(self, number: int, row: dict[str, Any]) -> bool:
@@ -73,6 +86,16 @@ class Ours:
 
     def close(self) -> None:
         self.study.release()
+
+
+class Shown:
+    """The trials of a study that run or wait, and have a row."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+
+    def __contains__(self, number: int) -> bool:
+        return number in self.study._live and bool(self.study._rows.get(number))
 
 
 class Stock:
@@ -158,7 +181,18 @@ CONTENDERS: dict[str, Maker] = {
     "ray ASHA, OptunaSearch": partial(Stock, rule="ray", as_complete=True),
 }
 # One thing changed at a time, from tpe+asha and tpe+promote
-VARIANTS: dict[str, Maker] = {
+grace_2: dict[str, Any] = {"grace_epochs": 2}
+SHOWN: dict[str, Maker] = {
+    f"{name}, running shown": partial(Ours, sampler="tpe", show_running=True, **given)
+    for name, given in {
+        "tpe": {"scheduler": "none"},
+        "tpe+asha": asha,
+        "tpe+promote": promote,
+        "tpe+asha, grace 2": asha | grace_2,
+        "tpe+promote, grace 2": promote | grace_2,
+    }.items()
+}
+VARIANTS: dict[str, Maker] = SHOWN | {
     f"{name}, {what}": partial(Ours, sampler="tpe", **given, **change)
     for name, given in (("tpe+asha", asha), ("tpe+promote", promote))
     for what, change in CHANGES.items()
@@ -232,14 +266,15 @@ def jobs(seeds: int, only: list[str]) -> Iterator[tuple[str, Maker, int, int]]:
         yield from (
             (name, make, WORKERS, seed) for seed in range(seeds) if name in only or not only
         )
-    for workers in (1, 64):
-        for name in ("random", "tpe+asha", "tpe+promote"):
+    half = range(max(1, seeds // 2))
+    for workers in (1, 2, 64):
+        for name in ("random", "random+asha", "tpe+asha", "tpe+promote"):
             if name in only or not only:
-                make = CONTENDERS[name]
-                yield from ((name, make, workers, seed) for seed in range(max(1, seeds // 2)))
+                yield from ((name, CONTENDERS[name], workers, seed) for seed in half)
     for name, make in VARIANTS.items():
         if name in only or not only:
-            yield from ((name, make, WORKERS, seed) for seed in range(max(1, seeds // 2)))
+            several = range(seeds) if name in SHOWN else half
+            yield from ((name, make, WORKERS, seed) for seed in several)
 
 
 def run_all(world: World, seeds: int, only: list[str]) -> None:

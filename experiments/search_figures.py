@@ -82,7 +82,7 @@ def table_rows(best: float, workers: int, names: Iterable[str]) -> list[str]:
 def write_tables(best: float, contenders: Iterable[str], variants: Iterable[str]) -> None:
     """Put the tables between the README's markers; the rest of it is left as it is."""
     parts = [f"Eight workers, {BUDGET} epochs:", "", *table_rows(best, WORKERS, contenders)]
-    for workers in (1, 64):
+    for workers in (1, 2, 64):
         head = f"{workers} worker{'s' * (workers > 1)}, {BUDGET} epochs:"
         parts += ["", head, "", *table_rows(best, workers, contenders)]
     parts += ["", "One setting changed, eight workers:", ""]
@@ -101,7 +101,7 @@ def draw(best: float) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = ["random", "tpe", "random+asha", "tpe+asha", "tpe+promote", "ray ASHA, OptunaSearch"]
+    shown = ["random", "random+asha", "tpe", "tpe+asha", "tpe+promote", "ray ASHA, OptunaSearch"]
     traces, runs = read_rows(TRACES), read_rows(RUNS)
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
     for axis, spent, label in zip(
@@ -130,7 +130,7 @@ def draw(best: float) -> None:
             axis.plot(grid, middle, color=f"C{colour}", label=name)
             axis.fill_between(grid, low, high, color=f"C{colour}", alpha=0.12, linewidth=0)
         axis.axhline(100 * CLOSE, color="grey", linewidth=0.8, linestyle=":")
-        axis.set(xlabel=label, yscale="symlog", ylim=(-0.3, 80), xlim=(0, grid[-1]))
+        axis.set(xlabel=label, ylim=(-0.5, 10), xlim=(0, grid[-1]))
         axis.set_yscale("symlog", linthresh=0.5)
         axis.set_yticks(
             [-0.2, 0, 0.2, 0.5, 1, 2, 5, 10, 20, 50], "-0.2 0 0.2 0.5 1 2 5 10 20 50".split()
