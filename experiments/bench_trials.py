@@ -6,7 +6,7 @@
     ... busy        # 64 trials with ASHA: how much of the slots' time is training
     add --out results/2026-11-24_trials to keep logs, a CSV a trial and a README
 
-`short` and `middle` run both stacks in turn (A B A B with --rounds 2), each as a process of its own,
+`short` and `middle` run both stacks in turn (A B A B with --rounds 2), each as its own process,
 on the same configurations, images, recipe and number of epochs, with no early stopping, both with
 MLflow on SQLite. What counts is wall time from starting the process to its end, when everything is
 logged and, for ours, tables and report are written; beside it, without the start of interpreter,
@@ -216,11 +216,15 @@ def fill_startups(trials: list[dict[str, Any]], slots: int) -> None:
 
 
 def run_process(command: list[str], work: Path) -> tuple[float, float]:
-    """Run to the end with its output in `work`/log.txt; (began, ended) in seconds since the epoch."""
+    """Run to the end with its output in `work`/log.txt; (began, ended), s since the epoch."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("VGG_SEARCH_", "MLFLOW_"))}
     env.pop("RAY_ADDRESS", None)
     env["VGG_SEARCH_DATA_DIR"] = str(data_dir())
     env.setdefault("PYTHONPATH", str(ROOT))
+    # Bytecode is cached, as in any installation; without it every process compiles what it imports,
+    # which more than doubles the start of each trial of the tutorial stack.
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    env["PYTHONPYCACHEPREFIX"] = str(Path(tempfile.gettempdir(), "bench_trials-bytecode"))
     with (work / "log.txt").open("w") as log:
         began = time.time()
         code = subprocess.run(command, cwd=work, env=env, stdout=log, stderr=log).returncode
@@ -378,8 +382,8 @@ def section(mode: str, result: dict[str, Any]) -> str:
         f"{size['train_images']:,} training and {size['val_images']:,} validation images",
         "",
         f"Command: `{result['command']}`, {result['date']}. Commit {machine['commit']}. "
-        f"{machine['cpu']}, {machine['cores']} cores, avx512_bf16 {machine['avx512_bf16']}, amx_bf16 "
-        f"{machine['amx_bf16']}; Python {machine['python']}, torch {machine['torch']}, Ray "
+        f"{machine['cpu']}, {machine['cores']} cores, avx512_bf16 {machine['avx512_bf16']}, "
+        f"amx_bf16 {machine['amx_bf16']}; Python {machine['python']}, torch {machine['torch']}, Ray "
         f"{machine['ray']}, Optuna {machine['optuna']}, MLflow {machine['mlflow']}. "
         f"precision of vgg_search: {result['precision']}.",
         "",
@@ -399,8 +403,8 @@ def section(mode: str, result: dict[str, Any]) -> str:
         c = result["comparison"]
         lines += [
             f"- val_accuracy, ours less the tutorial's on the same configuration: mean "
-            f"{c['accuracy_difference']:+.4f}, standard error {c['accuracy_difference_se']:.4f}, sd "
-            f"{c['accuracy_difference_sd']:.4f}",
+            f"{c['accuracy_difference']:+.4f}, standard error {c['accuracy_difference_se']:.4f}, "
+            f"sd {c['accuracy_difference_sd']:.4f}",
         ]
     for row in runs:
         if row["first_starts"]:
@@ -415,12 +419,13 @@ def section(mode: str, result: dict[str, Any]) -> str:
 
 HEAD = """# Trials a minute, start-up and busy slots
 
-Made by `experiments/bench_trials.py`, which writes this page from the numbers beside it: `<mode>.json`
+Made by `experiments/bench_trials.py`, which writes this page from what lies beside it: `<mode>.json`
 (figures), `<mode>.csv` (a row a trial), `<mode>/` (each run's raw log, its input, and of ours
 summary.json). Wall time counts from the start of the process to its end, with all of it in MLflow
 (SQLite, both); "after start" leaves out interpreter, imports and the start of Ray; "search" is
 `Tuner.fit()`. Start-up is what a trial costs its slot besides its epochs; the first trial of each
-worker (ours) or slot (tutorial) is apart. Slots busy: training and validation as a share of slots x
+worker (ours) or slot (tutorial) is apart. Both stacks run once with 4 trials before, uncounted, so
+that bytecode and files are cached. Slots busy: training and validation as a share of slots x
 search. The tutorial stack is `experiments/tutorial_stack.py`: it says which page each part is from.
 Both train the same networks on the same images with the same recipe in as many epochs: SGD,
 Nesterov momentum 0.9, weight decay 5e-4, one-cycle learning rate, batch 128, no augmentation, no
@@ -464,15 +469,18 @@ def main() -> None:
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="bench_trials-") as top:
         prepare_data(Path(top), size)
-        for turn in range(1, options.rounds + 1):
+        for turn in range(options.rounds + 1):
             for stack in stacks:
                 work = Path(top, f"{turn}-{stack}")
                 work.mkdir()
                 load = os.getloadavg()[0]
+                now = size if turn else size | {"trials": 4}
                 if stack == OURS:
-                    run = run_ours(work, experiment(mode, size, options.precision))
+                    run = run_ours(work, experiment(mode, now, options.precision))
                 else:
-                    run = run_tutorial(work, mode, size)
+                    run = run_tutorial(work, mode, now)
+                if not turn:  # a warm-up: bytecode and the system's file cache
+                    continue
                 run |= {"round": turn, "load_before": load, "load_after": os.getloadavg()[0]}
                 run["logged"] = logged(work)
                 runs.append(run)

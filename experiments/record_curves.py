@@ -1,10 +1,10 @@
 """Record learning curves of many networks once, so that searches can be simulated afterwards.
 
-    python experiments/record_curves.py --data-dir DATA_DIR            # hours of one core at most
+    python experiments/record_curves.py --data-dir DATA_DIR                  # half an hour or so
     python experiments/record_curves.py --data-dir DATA_DIR --configs 400    # go on to more
 
 Random configurations of `SPACE` are trained for real, with the package's own training and its
-default recipe, at a small scale: `TRAIN_IMAGES` and `VAL_IMAGES` of the training split, one thread.
+default recipe, at a small scale: few images, 14 px, one thread.
 Each configuration is trained with `SEEDS` seeds, one after the other, so that a recording cut short
 is a smaller table. Finished trainings are appended to WORK, and a second start goes on after them;
 at the end they are packed into TABLE, one row a training: the configuration, its seed, and for each

@@ -26,9 +26,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [{k: v if k == "contender" else float(v) for k, v in row.items()} for row in rows]
 
 
-def reached(changes: list[dict[str, Any]], goal: float, spent: str) -> float:
-    """Epochs or seconds until the incumbent was as good as `goal`, without noise; inf: never."""
-    return next((change[spent] for change in changes if change["true"] >= goal), math.inf)
+def reached(changes: list[dict[str, Any]], goal: float, spent: str, value: str = "true") -> float:
+    """Epochs or seconds until the incumbent was as good as `goal`; inf: never."""
+    return next((change[spent] for change in changes if change[value] >= goal), math.inf)
 
 
 def quartiles(values: list[float], form: str) -> str:
@@ -45,11 +45,12 @@ def table_rows(best: float, workers: int, names: Iterable[str]) -> list[str]:
         if row["workers"] == workers:
             changes[row["contender"], int(row["seed"])].append(row)
     runs = [row for row in read_rows(RUNS) if row["workers"] == workers]
-    goals = {int(row["seed"]): row["true"] for row in runs if row["contender"] == "random"}
+    goals = {int(row["seed"]): row for row in runs if row["contender"] == "random"}
     lines = [
         "| search | n | trials | regret at the end, points | epochs to within 0.2 points | "
-        "seconds to within 0.2 points | epochs to random's best, of random's | won, lost |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "seconds to within 0.2 points | epochs to random's best, share of random's | "
+        "the same, as observed | won, lost |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in names:
         mine = [row for row in runs if row["contender"] == name]
@@ -58,11 +59,15 @@ def table_rows(best: float, workers: int, names: Iterable[str]) -> list[str]:
             continue
         told = [changes[name, seed] for seed in seeds]
         regret = [100 * (best - row["true"]) for row in mine]
-        shares = [
-            reached(c, goals[seed], "epochs") / BUDGET for c, seed in zip(told, seeds, strict=True)
-        ]
-        won = sum(row["true"] > goals[seed] for row, seed in zip(mine, seeds, strict=True))
-        lost = sum(row["true"] < goals[seed] for row, seed in zip(mine, seeds, strict=True))
+        shares = {
+            value: [
+                reached(c, goals[seed][value], "epochs", value) / BUDGET
+                for c, seed in zip(told, seeds, strict=True)
+            ]
+            for value in ("true", "observed")
+        }
+        won = sum(row["true"] > goals[seed]["true"] for row, seed in zip(mine, seeds, strict=True))
+        lost = sum(row["true"] < goals[seed]["true"] for row, seed in zip(mine, seeds, strict=True))
         cells = [
             name,
             str(len(mine)),
@@ -72,10 +77,55 @@ def table_rows(best: float, workers: int, names: Iterable[str]) -> list[str]:
                 quartiles([reached(c, best - CLOSE, s) for c in told], ".0f")
                 for s in ("epochs", "seconds")
             ),
-            quartiles(shares, ".2f"),
+            *(quartiles(shares[value], ".2f") for value in shares),
             f"{won}, {lost}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+PAIRS = [  # (one, other, workers)
+    ("random+asha", "random", 8),
+    ("random+promote", "random", 8),
+    ("tpe", "random", 8),
+    ("tpe+asha", "random", 8),
+    ("tpe+promote", "random", 8),
+    ("tpe+asha", "random+asha", 8),
+    ("tpe+promote", "tpe+asha", 8),
+    ("tpe+asha", "optuna SHA", 8),
+    ("tpe+asha", "ray ASHA", 8),
+    ("tpe+asha", "ray ASHA, OptunaSearch", 8),
+    ("tpe+asha", "random", 2),
+    ("tpe+promote", "tpe+asha", 2),
+    ("tpe+asha", "random", 1),
+    ("tpe+promote", "tpe+asha", 1),
+    ("tpe, running shown", "tpe", 8),
+    ("tpe+asha, running shown", "tpe+asha", 8),
+    ("tpe+promote, running shown", "tpe+promote", 8),
+    ("tpe+asha, grace 2", "tpe+asha", 8),
+    ("tpe+promote, grace 2", "tpe+promote", 8),
+    ("tpe+promote, grace 2, running shown", "tpe+promote", 8),
+    ("tpe+asha, startup 5", "tpe+asha", 8),
+    ("tpe+promote, startup 5", "tpe+promote", 8),
+]
+
+
+def pair_rows() -> list[str]:
+    """Differences at the end of searches with the same seed, whose first proposals are the same."""
+    from scipy.stats import wilcoxon
+
+    final = {
+        (r["contender"], int(r["workers"]), int(r["seed"])): r["true"] for r in read_rows(RUNS)
+    }
+    lines = ["| one less the other | workers | n | mean, points | median | won, lost | p |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    for one, other, workers in PAIRS:
+        seeds = [seed for name, w, seed in final if (name, w) == (one, workers)]
+        pairs = [(one, workers, s) for s in seeds if (other, workers, s) in final]
+        gains = 100 * np.array([final[key] - final[other, workers, key[2]] for key in pairs])
+        cells = [f"{one} - {other}", str(workers), str(len(gains)), f"{gains.mean():+.2f}"]
+        cells += [f"{np.median(gains):+.2f}", f"{(gains > 0).sum()}, {(gains < 0).sum()}"]
+        lines.append("| " + " | ".join([*cells, f"{wilcoxon(gains).pvalue:.3f}"]) + " |")
     return lines
 
 
@@ -87,6 +137,10 @@ def write_tables(best: float, contenders: Iterable[str], variants: Iterable[str]
         parts += ["", head, "", *table_rows(best, workers, contenders)]
     parts += ["", "One setting changed, eight workers:", ""]
     parts += table_rows(best, WORKERS, ["tpe+asha", "tpe+promote", *variants])
+    head = (
+        "Pairs with the same seed, value without noise at the end; p: Wilcoxon's signed-rank test:"
+    )
+    parts += ["", head, "", *pair_rows()]
     page = RESULTS / "README.md"
     start, end = "<!-- tables, made by bench_search.py -->", "<!-- end of tables -->"
     text = page.read_text() if page.exists() else f"{start}\n{end}\n"
@@ -101,7 +155,7 @@ def draw(best: float) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = ["random", "random+asha", "tpe", "tpe+asha", "tpe+promote", "ray ASHA, OptunaSearch"]
+    shown = ["random", "random+asha", "tpe", "tpe, running shown", "tpe+asha", "tpe+promote"]
     traces, runs = read_rows(TRACES), read_rows(RUNS)
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
     for axis, spent, label in zip(
@@ -130,11 +184,12 @@ def draw(best: float) -> None:
             axis.plot(grid, middle, color=f"C{colour}", label=name)
             axis.fill_between(grid, low, high, color=f"C{colour}", alpha=0.12, linewidth=0)
         axis.axhline(100 * CLOSE, color="grey", linewidth=0.8, linestyle=":")
-        axis.set(xlabel=label, ylim=(-0.5, 10), xlim=(0, grid[-1]))
+        axis.set(xlabel=label, xlim=(0, grid[-1]))
         axis.set_yscale("symlog", linthresh=0.5)
         axis.set_yticks(
-            [-0.2, 0, 0.2, 0.5, 1, 2, 5, 10, 20, 50], "-0.2 0 0.2 0.5 1 2 5 10 20 50".split()
+            [-0.5, -0.2, 0, 0.2, 0.5, 1, 2, 5, 10], "-0.5 -0.2 0 0.2 0.5 1 2 5 10".split()
         )
+        axis.set_ylim(-0.7, 10)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("regret of the incumbent, points of val_accuracy")
     axes[0].legend(title="median and quartiles")

@@ -5,12 +5,12 @@ DataLoader, a checkpoint with each report, ASHAScheduler), Ray "Running Tune exp
 Optuna" (OptunaSearch), Ray "Using MLflow with Tune" (MLflowLoggerCallback), PyTorch's CIFAR10
 tutorial (datasets, transforms, loop). Nothing of vgg_search is imported. Where the pages leave a
 choice, the faster one is taken: num_workers=0, the DataLoader's default (Ray's page has 8, which
-starts 16 processes an epoch), and save_artifact=False, the callback's default (Ray's page has True).
+starts 16 processes an epoch), and save_artifact=False, the callback's default (Ray's page: True).
 
     python experiments/tutorial_stack.py SPEC.json      # made by bench_trials.py
 
 SPEC holds configs (arch and lr of each trial), epochs, batch_size, weight_decay, momentum, warmup,
-hidden_features, data_dir, index_file (train and val: indices into the training split), tracking_uri,
+hidden_features, data_dir, index_file (train and val: indices of the training split), tracking_uri,
 storage and result_file.
 """
 

@@ -66,7 +66,7 @@ MISTAKES: list[tuple[str, str]] = [
         "--baseline [[1,8],[1,8],[1,8],[1,8],[1,8]]",
         "num_blocks must be <= 4 at resolution 28, got 5",
     ),
-    ("--grace-epochs 7", "grace_epochs must be <= max_epochs (6), got 7"),
+    ("--grace-epochs 7", "grace_epochs must be <= max_epochs (4), got 7"),
     ("--tracking-uri ftp://host", f"{URI}"),
     ("--tracking-uri localhost:5000", f"{URI}"),
     ("--tracking-uri http://", f"{URI}"),

@@ -98,7 +98,7 @@ class Part:
         folder = study.folder
         self.study, self.splits = study, splits
         self.tracker = Tracker(folder, f"sqlite:///{folder / 'm.db'}", "e", "s", servable)
-        self.recorder = Recorder(self.tracker, study, splits, {"commit": "abc"})
+        self.recorder = Recorder(self.tracker, study, splits, {"versions": {}, "commit": "abc"})
         study.listeners.append(self.recorder)
         self.recorder.start()
 

@@ -73,10 +73,13 @@ def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, di
     from vgg_search.recorder import Recorder
     from vgg_search.reuse import servable
     from vgg_search.search import ray_cluster, resources, run_search, stop_on_signals
+    from vgg_search.status import in_use
     from vgg_search.study import Study
     from vgg_search.tracking import Tracker, default_uri
     from vgg_search.warm_start import DIGEST, KNOWN, knowledge
 
+    if in_use(folder):  # before anything is started; opening the study makes sure of it
+        raise ConfigError(f"study {folder.name} is in use by a running search")
     splits = load_splits(config.dataset, config.data_dir, config.val_images, config.train_images)
     known = knowledge(config, splits.digest, folder)
     facts = {DIGEST: splits.digest} | ({} if known is None else {KNOWN: known})
