@@ -383,8 +383,8 @@ def section(mode: str, result: dict[str, Any]) -> str:
         "",
         f"Command: `{result['command']}`, {result['date']}. Commit {machine['commit']}. "
         f"{machine['cpu']}, {machine['cores']} cores, avx512_bf16 {machine['avx512_bf16']}, "
-        f"amx_bf16 {machine['amx_bf16']}; Python {machine['python']}, torch {machine['torch']}, Ray "
-        f"{machine['ray']}, Optuna {machine['optuna']}, MLflow {machine['mlflow']}. "
+        f"amx_bf16 {machine['amx_bf16']}; Python {machine['python']}, torch {machine['torch']}, "
+        f"Ray {machine['ray']}, Optuna {machine['optuna']}, MLflow {machine['mlflow']}. "
         f"precision of vgg_search: {result['precision']}.",
         "",
         table(runs),
@@ -419,7 +419,7 @@ def section(mode: str, result: dict[str, Any]) -> str:
 
 HEAD = """# Trials a minute, start-up and busy slots
 
-Made by `experiments/bench_trials.py`, which writes this page from what lies beside it: `<mode>.json`
+Made by `experiments/bench_trials.py`, which writes this page from what is beside it: `<mode>.json`
 (figures), `<mode>.csv` (a row a trial), `<mode>/` (each run's raw log, its input, and of ours
 summary.json). Wall time counts from the start of the process to its end, with all of it in MLflow
 (SQLite, both); "after start" leaves out interpreter, imports and the start of Ray; "search" is
