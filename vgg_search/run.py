@@ -83,7 +83,7 @@ def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, di
     splits = load_splits(config.dataset, config.data_dir, config.val_images, config.train_images)
     known = knowledge(config, splits.digest, folder)
     facts = {DIGEST: splits.digest} | ({} if known is None else {KNOWN: known})
-    if not quiet:
+    if sys.stderr.isatty() and not quiet:  # somebody waits; a mistake found later is one line
         print(f"study {folder.name}: starting Ray and its workers", file=sys.stderr)
     with ray_cluster(config):
         wanted, slots = resources(config)
