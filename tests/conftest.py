@@ -76,8 +76,8 @@ def mlflow_server(tmp_path: Path) -> Iterator[MlflowServer]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """A Ray of our own, one for all tests: it takes seconds to start."""
+    from vgg_search.cluster import ray_cluster
     from vgg_search.config import Config
-    from vgg_search.search import ray_cluster
 
     with ray_cluster(Config(address="local")):
         yield

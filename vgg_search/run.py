@@ -68,11 +68,12 @@ def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, di
     # Late: these import torch, Ray and Optuna, and a mistake in a flag is to be answered at once.
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    from vgg_search.cluster import ray_cluster, resources
     from vgg_search.data import load_splits
     from vgg_search.progress import Progress, closing
     from vgg_search.recorder import Recorder
     from vgg_search.reuse import servable
-    from vgg_search.search import ray_cluster, resources, run_search, stop_on_signals
+    from vgg_search.search import run_search, stop_on_signals
     from vgg_search.status import in_use
     from vgg_search.study import Study
     from vgg_search.tracking import Tracker, default_uri

@@ -5,84 +5,21 @@ out segments and hears of rows, its stopper is how the study ends, and its own t
 checkpoints and its restore are not used.
 """
 
-import logging
 import os
 import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-import vgg_search
-from vgg_search.config import Config
 from vgg_search.data import Splits
 from vgg_search.study import FINISHED, Study
 from vgg_search.trial import TrialWorker
-
-
-class DeviceError(ValueError):
-    """The cluster lacks what a trial asks for."""
-
-
-@contextmanager
-def ray_cluster(config: Config) -> Iterator[None]:
-    """A connection to the cluster of `config.address` or RAY_ADDRESS, else a Ray of our own."""
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    package = str(Path(vgg_search.__file__).parent)
-    ray.init(
-        address=address,
-        include_dashboard=False if address == "local" else None,
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-        runtime_env=None if address == "local" else {"py_modules": [package]},
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def resources(config: Config) -> tuple[dict[str, float], int]:
-    """(what a trial asks for, trials at a time). Raises DeviceError if no node has room for one."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    there = {name: max(node.get(name.upper(), 0.0) for node in nodes) for name in ("cpu", "gpu")}
-    gpus = config.gpus_per_trial
-    if gpus == "auto":
-        gpus = 1.0 if there["gpu"] else 0.0
-    if config.needs_gpu and not there["gpu"]:
-        raise DeviceError(
-            "this experiment needs a GPU, none found; add --needs-gpu false to train on the CPU"
-        )
-    wanted = {"cpu": config.cpus_per_trial, "gpu": float(gpus)}
-    for name, amount in wanted.items():
-        if amount > there[name]:
-            raise DeviceError(
-                f"{name}s_per_trial must be <= {there[name]:g}, the most that a node has, "
-                f"got {amount:g}"
-            )
-    slots = sum(_places(node, **wanted) for node in nodes)
-    if not slots:
-        raise DeviceError(
-            f"no node has what a trial asks for: {wanted['cpu']:g} CPUs and {wanted['gpu']:g} GPUs"
-        )
-    return wanted, min(slots, config.max_concurrent or slots)
-
-
-def _places(node: dict[str, float], cpu: float, gpu: float) -> int:
-    """How many trials a node has room for; a share of a GPU is one GPU's."""
-    by_cpu, gpus = int(node.get("CPU", 0.0) / cpu), node.get("GPU", 0.0)
-    if not gpu:
-        return by_cpu
-    return min(by_cpu, int(gpus) * int(1 / gpu) if gpu < 1 else int(gpus / gpu))
 
 
 @contextmanager

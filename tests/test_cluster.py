@@ -1,0 +1,87 @@
+"""The cluster: what its nodes have room for."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from vgg_search.cluster import DeviceError, resources
+from vgg_search.config import Config
+
+CORES = os.cpu_count() or 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_trial_has_a_core_and_as_many_run_as_there_are() -> None:
+    assert resources(Config()) == ({"cpu": 1.0, "gpu": 0.0}, CORES)
+    assert resources(Config(max_concurrent=1))[1] == 1
+    assert resources(Config(max_concurrent=1000))[1] == CORES
+    assert resources(Config(cpus_per_trial=0.5)) == ({"cpu": 0.5, "gpu": 0.0}, 2 * CORES)
+    assert resources(Config(cpus_per_trial=CORES))[1] == 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_no_node_has_is_refused_before_anything_starts() -> None:
+    text = rf"^cpus_per_trial must be <= {CORES}, the most that a node has, got {CORES + 1}$"
+    with pytest.raises(DeviceError, match=text):
+        resources(Config(cpus_per_trial=CORES + 1))
+    text = r"^gpus_per_trial must be <= 0, the most that a node has, got 0\.5$"
+    with pytest.raises(DeviceError, match=text):
+        resources(Config(gpus_per_trial=0.5))
+    text = "^this experiment needs a GPU, none found; add --needs-gpu false to train on the CPU$"
+    with pytest.raises(DeviceError, match=text):
+        resources(Config(needs_gpu=True))
+
+
+NODES = """
+import json, sys
+from vgg_search.run import RAY_ENVIRONMENT
+import os
+os.environ.update(RAY_ENVIRONMENT)
+import ray
+from ray.cluster_utils import Cluster
+from vgg_search.config import Config
+from vgg_search.cluster import resources
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+cluster.add_node(num_cpus=3, num_gpus=2)
+cluster.add_node(num_cpus=2, num_gpus=0)
+ray.init(address=cluster.address, log_to_driver=False, logging_level="CRITICAL")
+answers = []
+for fields in json.loads(sys.argv[1]):
+    try:
+        answers.append(resources(Config(**fields)))
+    except ValueError as error:
+        answers.append(str(error))
+print(json.dumps(answers))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_places_are_counted_node_by_node() -> None:
+    """A head without cores, a node of 3 cores and 2 GPUs, a node of 2 cores."""
+    asked: list[tuple[dict[str, Any], Any]] = [
+        ({}, [{"cpu": 1.0, "gpu": 1.0}, 2]),
+        ({"gpus_per_trial": 0}, [{"cpu": 1.0, "gpu": 0.0}, 5]),
+        ({"gpus_per_trial": 0, "cpus_per_trial": 2}, [{"cpu": 2.0, "gpu": 0.0}, 2]),
+        ({"gpus_per_trial": 0.5}, [{"cpu": 1.0, "gpu": 0.5}, 3]),
+        ({"gpus_per_trial": 0.6}, [{"cpu": 1.0, "gpu": 0.6}, 2]),
+        ({"gpus_per_trial": 2}, [{"cpu": 1.0, "gpu": 2.0}, 1]),
+        (
+            {"gpus_per_trial": 0, "cpus_per_trial": 4},
+            "cpus_per_trial must be <= 3, the most that a node has, got 4",
+        ),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", NODES, json.dumps([fields for fields, _ in asked])],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [answer for _, answer in asked]
