@@ -93,7 +93,8 @@ def evaluate(network: VGG, images: Tensor, labels: Tensor, plan: Plan) -> tuple[
     """(mean loss, accuracy) over all images (N, 28, 28) uint8, none dropped."""
     scores = logits(network, images, plan)
     hits = (scores.argmax(1) == labels).sum()
-    return F.cross_entropy(scores, labels).item(), hits.item() / len(labels)
+    loss, correct = torch.stack([F.cross_entropy(scores, labels), hits]).tolist()
+    return loss, correct / len(labels)
 
 
 @torch.no_grad()
@@ -101,9 +102,9 @@ def logits(network: VGG, images: Tensor, plan: Plan) -> Tensor:
     """Logits (N, 10), float32, in eval mode, in batches of bounded memory."""
     training = network.training
     network.eval()
-    batch = max(8, plan.evaluation_batch * 28**2 // network.resolution**2)
+    batches = images.split(plan.evaluation_batch(network.resolution))
     with plan.autocast():
-        parts = [network(prepare(part, network.resolution)) for part in images.split(batch)]
+        parts = [network(prepare(batch, network.resolution)) for batch in batches]
     network.train(training)
     return torch.cat(parts).float()
 

@@ -1,0 +1,108 @@
+"""What could be switched on or off in the training step: one comparison each, in images a second.
+
+    VGG_SEARCH_DATA_DIR=... python experiments/bench_choices.py choices [--only NAME] [--out FOLDER]
+
+Lanes that take turns, as in `bench_training.py`, which has the options; a ratio is to the first
+lane, which is how a worker of vgg_search trains unless it says otherwise. The allocators need
+Debian's libjemalloc2.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import bench_training
+import torch
+from bench_training import lane
+from torch.nn import functional as F
+
+from vgg_search import train
+from vgg_search.data import MEAN, STD
+from vgg_search.train import Training
+
+
+def sgd(**how: bool) -> Callable[[Training], None]:
+    def change(training: Training) -> None:
+        # Other than fused, these read lr at each step, from a tensor on the CPU.
+        group = training.optimizer.param_groups[0]
+        names = ("lr", "momentum", "nesterov", "weight_decay")
+        training.optimizer = torch.optim.SGD(
+            training.network.parameters(), **{name: group[name] for name in names}, **how
+        )
+
+    return change
+
+
+def compiled(training: Training) -> None:
+    training.network.layers = torch.compile(training.network.layers)
+
+
+def contiguous(training: Training) -> None:
+    training.network.to(memory_format=torch.contiguous_format)
+
+
+def half_prepare(images: torch.Tensor, resolution: int) -> torch.Tensor:
+    pixels = images.unsqueeze(1).to(torch.bfloat16).mul_(1 / (255 * STD)).sub_(MEAN / STD)
+    if resolution != images.shape[-1]:
+        pixels = F.interpolate(pixels, (resolution, resolution), mode="bilinear")
+    return pixels
+
+
+def half(_: Training) -> None:
+    train.prepare = half_prepare
+
+
+bench_training.CHANGES |= {
+    "foreach": sgd(foreach=True),
+    "loop": sgd(foreach=False),
+    "compiled": compiled,
+    "contiguous": contiguous,
+    "half": half,
+}
+
+
+def allocator_lanes(net: str) -> list[dict[str, Any]]:
+    jemalloc = "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"
+    forever = {"MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always"}
+    return [
+        lane("glibc as it comes", net, env={}, settled=False),
+        lane("mallopt in the process", net, env={}),
+        lane("mallopt and GLIBC_TUNABLES", net),
+        lane("jemalloc", net, env={"LD_PRELOAD": jemalloc}, settled=False),
+        lane("jemalloc that keeps all, huge pages", net, env={"LD_PRELOAD": jemalloc, **forever},
+             settled=False),
+    ]  # fmt: skip
+
+
+def changed(net: str, precision: str, *changes: str) -> list[dict[str, Any]]:
+    return [
+        lane("as it is", net, precision=precision),
+        *(lane(change, net, precision=precision, change=change) for change in changes),
+    ]
+
+
+bench_training.MODES = {
+    "choices": {
+        "precision": [lane(p, "three-bn", precision=p) for p in ("fp32", "bf16")],
+        "allocator at 28 px": allocator_lanes("three-bn"),
+        "allocator at 224 px": allocator_lanes("narrow"),
+        "memory format, bf16": changed("three-bn", "bf16", "contiguous"),
+        "memory format, fp32": changed("three-bn", "fp32", "contiguous"),
+        "optimiser, small": changed("small", "auto", "foreach", "loop"),
+        "optimiser, three-bn": changed("three-bn", "auto", "foreach", "loop"),
+        "half-precision images at 28 px": changed("small", "bf16", "half"),
+        "half-precision images at 224 px": changed("narrow", "bf16", "half"),
+        "torch.compile, small": changed("small", "auto", "compiled"),
+        "torch.compile, three-bn": changed("three-bn", "auto", "compiled"),
+        "threads, small": [
+            lane("one trial, two threads", "small", threads=2),
+            lane("two trials, one thread each", "small", times=2),
+        ],
+        "threads, three-bn": [
+            lane("one trial, two threads", "three-bn", threads=2),
+            lane("two trials, one thread each", "three-bn", times=2),
+        ],
+    }
+}
+
+if __name__ == "__main__":
+    bench_training.main()

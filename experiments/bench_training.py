@@ -1,0 +1,300 @@
+"""Images a second of the training step: against a DataLoader loop, and as a share of the peak.
+
+    VGG_SEARCH_DATA_DIR=... python experiments/bench_training.py loader
+    ... peak        # the step's floating-point operations against the machine's matrix products
+    add --only NAME for one comparison, --out results/2026-11-24_training to keep the raw logs
+
+Each variant is a process of its own (a lane), with its threads and its allocator; the lanes of a
+comparison take turns, an epoch each, A B A B, one at a time, and the first round is not counted.
+Images a second are those of training alone. Floating-point operations are counted by
+`vgg_search.arch.count_flops` (2 a multiply-add, convolutions and matrices, a forward pass), and a
+training step as 3 forward passes. The peak is the fastest product of two square matrices, of three
+sizes, in the same precision and with as many threads, by torch's matmul and by oneDNN's 1x1
+convolution: on AMD the first, Intel's MKL, reaches half of the second in float32.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from vgg_search.arch import NOTEBOOK_ARCH, count_flops
+from vgg_search.data import MEAN, STD, load_splits
+from vgg_search.device import plan, settle
+from vgg_search.model import build
+from vgg_search.run import RAY_ENVIRONMENT
+from vgg_search.train import Recipe, Resident, Training, lr_at
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAD = {"hidden_features": 256, "num_hidden": 1, "dropout": 0.0}
+FULL_HEAD = {"hidden_features": 4096, "num_hidden": 2, "dropout": 0.5}
+THREE = {"arch": ((2, 32), (2, 64), (2, 128)), "resolution": 28, **HEAD}
+# `narrow` is what the notebook's authors trained, a quarter as wide as their Figure's VGG-11.
+NARROW = ((1, 16), (1, 32), (2, 64), (2, 128), (2, 128))
+NETS: dict[str, dict[str, Any]] = {
+    "small": {"arch": ((1, 16), (1, 32)), "resolution": 28, **HEAD, "batch_norm": True},
+    "three": THREE,
+    "three-bn": {**THREE, "batch_norm": True},
+    "narrow": {"arch": NARROW, "resolution": 224, **FULL_HEAD},
+    "notebook": {"arch": NOTEBOOK_ARCH, "resolution": 224, **FULL_HEAD},
+}
+# Images of an epoch: half a second to half a minute
+IMAGES = {"small": 10_240, "three": 5_120, "three-bn": 5_120, "narrow": 512, "notebook": 256}
+BATCH = 128
+EPOCHS = 50  # of the schedule; fewer are trained
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+# ---- a lane: one process that runs an epoch each time it reads a line ---------------------------
+
+
+def recipe_of(spec: dict[str, Any]) -> Recipe:
+    return Recipe(
+        max_epochs=EPOCHS, batch_size=BATCH, lr=0.01, weight_decay=5e-4, momentum=0.9, flip=True,
+        precision=spec["precision"], ema=spec.get("ema", False),
+    )  # fmt: skip
+
+
+def ours(spec: dict[str, Any]) -> Callable[[], float]:
+    """An epoch of `vgg_search.train`; returns images a second. A change is named in `CHANGES`."""
+    (settle if spec["settled"] else torch.set_num_threads)(spec["threads"])
+    splits = load_splits("auto", os.environ.get("VGG_SEARCH_DATA_DIR"), 1000, IMAGES[spec["net"]])
+    labels = torch.from_numpy(splits.train_labels).long()
+    data = Resident(torch.from_numpy(splits.train_images), labels)
+    training = Training(build(NETS[spec["net"]], 0), data, recipe_of(spec), 0)
+    if "change" in spec:
+        CHANGES[spec["change"]](training)
+    rows = training.run(EPOCHS)
+    return lambda: next(rows)["images_per_second"]
+
+
+def loader(spec: dict[str, Any]) -> Callable[[], float]:
+    """An epoch of the loop that PyTorch's tutorials teach, on the same network and recipe."""
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms
+
+    torch.set_num_threads(spec["threads"])
+    splits = load_splits("auto", os.environ.get("VGG_SEARCH_DATA_DIR"), 1000, IMAGES[spec["net"]])
+    side = NETS[spec["net"]]["resolution"]
+    steps = [transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    steps += [transforms.Normalize(MEAN, STD)]
+    transform = transforms.Compose(([transforms.Resize(side)] if side != 28 else []) + steps)
+
+    class Images(Dataset):
+        """As torchvision's FashionMNIST gives them: a PIL image, transformed, and its label."""
+
+        def __len__(self) -> int:
+            return len(splits.train_images)
+
+        def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+            return transform(Image.fromarray(splits.train_images[i])), int(splits.train_labels[i])
+
+    network, recipe = build(NETS[spec["net"]], 0).train(), recipe_of(spec)
+    batches = DataLoader(Images(), batch_size=BATCH, shuffle=True)
+    optimizer = torch.optim.SGD(
+        network.parameters(), recipe.lr, recipe.momentum, nesterov=True, weight_decay=5e-4
+    )
+    total = EPOCHS * len(batches)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: lr_at(step, total, recipe) / recipe.lr
+    )
+    criterion = torch.nn.CrossEntropyLoss()
+
+    def epoch() -> float:
+        began, running_loss = time.perf_counter(), 0.0
+        for inputs, labels in batches:
+            optimizer.zero_grad()
+            loss = criterion(network(inputs), labels)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            running_loss += loss.item()
+        return len(splits.train_images) / (time.perf_counter() - began)
+
+    return epoch
+
+
+def peak(spec: dict[str, Any]) -> Callable[[], float]:
+    """Floating-point operations a second, in 10^9, of the fastest matrix product."""
+    settle(spec["threads"])
+    dtype, last = DTYPES[spec["precision"]], torch.channels_last
+
+    def seconds(product: Callable[[], torch.Tensor]) -> float:
+        product()
+        times = []
+        for _ in range(4):
+            began = time.perf_counter()
+            product()
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    def once() -> float:
+        best = 0.0
+        for n in (512, 1024, 2048):
+            a, b = torch.randn(n, n, dtype=dtype), torch.randn(n, n, dtype=dtype)
+            image = torch.randn(16, n, 8, n // 128, dtype=dtype).to(memory_format=last)
+            kernel = b.view(n, n, 1, 1).to(memory_format=last)
+            for product in (lambda: a @ b, lambda: F.conv2d(image, kernel)):  # noqa: B023
+                best = max(best, 2 * n**3 / seconds(product) / 1e9)
+        return best
+
+    with torch.no_grad():
+        once()
+    return torch.no_grad()(once)
+
+
+CHANGES: dict[str, Callable[[Training], None]] = {}
+LOOPS = {"ours": ours, "loader": loader, "peak": peak}
+
+
+# ---- comparisons: lanes that take turns ---------------------------------------------------------
+
+
+def lane(name: str, net: str, **spec: Any) -> dict[str, Any]:
+    """Default: our step, one thread, in the environment of a worker."""
+    env = {key: RAY_ENVIRONMENT[key] for key in ("GLIBC_TUNABLES", "OMP_WAIT_POLICY")}
+    base = {"loop": "ours", "precision": "auto", "threads": 1, "settled": True, "times": 1}
+    return {"name": name, "net": net, "env": env, **base, **spec}
+
+
+def loader_lanes(net: str, precision: str) -> list[dict[str, Any]]:
+    return [
+        lane("DataLoader loop, fp32", net, loop="loader", precision="fp32", env={}),
+        lane(f"ours, {precision}", net, precision=precision),
+    ]
+
+
+def peak_lanes(net: str) -> list[dict[str, Any]]:
+    kinds = [("peak", p) for p in DTYPES] + [("ours", p) for p in DTYPES]
+    return [lane(f"{loop}, {p}", net, loop=loop, precision=p) for loop, p in kinds]
+
+
+MODES: dict[str, dict[str, list[dict[str, Any]]]] = {}
+MODES["loader"] = {
+    f"{net} {precision}": loader_lanes(net, precision)
+    for net in ("small", "three-bn", "narrow")
+    for precision in ("bf16", "fp32")
+}
+MODES["peak"] = {net: peak_lanes(net) for net in ("three", "three-bn", "narrow", "notebook")}
+
+
+class Lane:
+    """The process or processes of one lane, which wait for their turn."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        drop = ("GLIBC_TUNABLES", "OMP_WAIT_POLICY", "LD_PRELOAD", "MALLOC_CONF")
+        env = {key: value for key, value in os.environ.items() if key not in drop}
+        command = [sys.executable, sys.argv[0], "--lane", json.dumps(spec)]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        env |= {"PYTHONPATH": str(ROOT), **spec["env"]}
+        self.processes = [subprocess.Popen(command, env=env, **pipes) for _ in range(spec["times"])]
+        for process in self.processes:
+            self._answer(process)
+
+    def epoch(self) -> float:
+        """Images a second (or 10^9 operations) of one epoch, of all its processes together."""
+        for process in self.processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        return sum(float(self._answer(process)) for process in self.processes)
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.communicate()
+
+    @staticmethod
+    def _answer(process: subprocess.Popen) -> str:
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a lane ended with {process.wait()}: {process.args}")
+        return line
+
+
+def serve(spec: dict[str, Any]) -> None:
+    epoch = LOOPS[spec["loop"]](spec)
+    print("stands", flush=True)
+    for _ in sys.stdin:
+        print(epoch(), flush=True)
+
+
+def compare(lanes: list[dict[str, Any]], rounds: int) -> list[dict[str, Any]]:
+    """Each lane with its values: of the uncounted first round, and of `rounds` more."""
+    standing = [Lane(spec) for spec in lanes]
+    try:
+        values = [[one.epoch() for one in standing] for _ in range(rounds + 1)]
+    finally:
+        for one in standing:
+            one.close()
+    return [
+        {**spec, "first": first, "values": list(rest)}
+        for spec, (first, *rest) in zip(lanes, zip(*values, strict=True), strict=True)
+    ]
+
+
+def report(name: str, lanes: list[dict[str, Any]]) -> str:
+    """A table: of each lane its median and range, and its ratio to the first, round by round."""
+    lines = [f"## {name}", "| lane | median | lowest | highest | to the first lane | of the peak |"]
+    lines.append("| --- " * 6 + "|")
+    peaks = {p: max(x["values"]) for x in lanes for p in [x["precision"]] if x["loop"] == "peak"}
+    for one in lanes:
+        middle, values = statistics.median(one["values"]), one["values"]
+        ratios = [a / b for a, b in zip(values, lanes[0]["values"], strict=True)]
+        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        share = ""
+        if one["loop"] == "ours" and peaks:
+            flops = 3 * count_flops(**{k: v for k, v in NETS[one["net"]].items() if k in COUNTED})
+            share = f"{flops * middle / 1e9 / peaks[one['precision']]:.1%}"
+        lines.append(
+            f"| {one['name']} | {middle:.1f} | {min(values):.1f} | {max(values):.1f} "
+            f"| {'' if peaks else ratio} | {share} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+COUNTED = ("arch", "resolution", "hidden_features", "num_hidden")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("mode", choices=MODES, nargs="?")
+    parser.add_argument("--only", action="append", help="a comparison's name, or how it starts")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--lane", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.lane:
+        return serve(options.lane)
+    from bench_trials import environment
+
+    wanted = tuple(options.only or [""])
+    for name, lanes in MODES[options.mode].items():
+        if not name.startswith(wanted):
+            continue
+        load = os.getloadavg()[0]
+        kept = {
+            "mode": options.mode, "name": name, "date": time.strftime("%Y-%m-%d %H:%M"),
+            "command": " ".join(["python", *sys.argv]),
+            "environment": environment(), "auto": str(plan("auto", "cpu")),
+            "load_before": load, "lanes": compare(lanes, options.rounds),
+            "load_after": os.getloadavg()[0],
+        }  # fmt: skip
+        print(report(f"{options.mode}, {name}", kept["lanes"]), flush=True)
+        if options.out:
+            options.out.mkdir(parents=True, exist_ok=True)
+            with (options.out / "bench.jsonl").open("a") as file:
+                file.write(json.dumps(kept) + "\n")
+    return None
+
+
+if __name__ == "__main__":
+    main()
