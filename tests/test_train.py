@@ -233,6 +233,19 @@ def test_the_plain_recipe_is_the_notebooks_loop(data):
         torch.testing.assert_close(run.weights()[name], value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_steps_are_those_of_torchs_sgd(data, momentum):
+    recipe = replace(PLAIN, momentum=momentum, weight_decay=5e-3)
+    run, twin = training(data, recipe, dropout=0.0), training(data, recipe, dropout=0.0)
+    theirs = torch.optim.SGD(
+        twin.parameters, recipe.lr, momentum, weight_decay=5e-3, nesterov=momentum > 0, foreach=False
+    )
+    twin._descend = theirs.step
+    assert next(run.run(1))["train_loss"] == pytest.approx(next(twin.run(1))["train_loss"])
+    for name, value in twin.weights().items():
+        torch.testing.assert_close(run.weights()[name], value, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("batch_size", [1, 96, 999, 1000, 5000])
 def test_an_epoch_sees_every_image_once_in_even_batches(data, batch_size):
     count = 40 if batch_size == 1 else 1000

@@ -124,7 +124,7 @@ class Graphs:
     A step that cannot be captured is called as it is from then on.
     """
 
-    EAGER = 3  # steps before the capture, in which libraries and optimizer allocate what they keep
+    EAGER = 3  # steps before the capture, in which libraries allocate what they keep
 
     def __init__(self) -> None:
         self.seen: Counter[int] = Counter()

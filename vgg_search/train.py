@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.sgd import sgd
 
 from vgg_search import augment
 from vgg_search.data import MEAN, STD, Splits
@@ -125,14 +126,8 @@ class Training:
         # What validation sees: the network itself, or the average of its past.
         self.measured = copy.deepcopy(network).eval() if recipe.ema else network
         self.lr = torch.zeros((), device=device)
-        self.optimizer = torch.optim.SGD(
-            network.parameters(),
-            lr=self.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.momentum > 0,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
+        self.parameters = list(network.parameters())
+        self.velocity = [torch.zeros_like(p) if recipe.momentum else None for p in self.parameters]
         self.totals = torch.zeros(2, device=device)  # summed loss, correct answers
         self.graphs = Graphs()
         self.epoch = 0
@@ -227,11 +222,28 @@ class Training:
             scores = self.network(prepare(images, self.network.resolution))
         scores = scores.float()
         loss = F.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
-        self.optimizer.zero_grad()
+        self.network.zero_grad()
         loss.backward()
-        self.optimizer.step()
+        self._descend()
         hits = (scores.argmax(1) == labels).sum()
         self.totals += torch.stack([loss.detach() * len(labels), hits])
+
+    @torch.no_grad()
+    def _descend(self) -> None:
+        """One step of SGD: the function behind torch.optim.SGD, whose class imports torch's compiler
+        in every new process (0.9 s of CPU)."""
+        sgd(
+            self.parameters,
+            [p.grad for p in self.parameters if p.grad is not None],
+            self.velocity,
+            lr=self.lr,
+            momentum=self.recipe.momentum,
+            nesterov=self.recipe.momentum > 0,
+            weight_decay=self.recipe.weight_decay,
+            dampening=0,
+            maximize=False,
+            fused=True,
+        )
 
     def _average(self, step: int) -> None:
         """Move the measured weights and batch-norm statistics towards the network's."""
@@ -254,13 +266,13 @@ class Training:
             "rows": self.rows,
             "network": self.network.state_dict(),
             "measured": self.measured.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "velocity": self.velocity,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self.rows = state["epoch"], list(state["rows"])
         self.network.load_state_dict(state["network"])
         self.measured.load_state_dict(state["measured"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self.optimizer.param_groups[0]["lr"] = self.lr
-        self.graphs = Graphs()  # the captured ones write to the momentum that was replaced
+        for mine, saved in zip(self.velocity, state["velocity"], strict=True):
+            if mine is not None:  # in place: captured graphs write to it
+                mine.copy_(saved)
