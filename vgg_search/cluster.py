@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayError
 
 import vgg_search
 from vgg_search.config import Config
+
+log = logging.getLogger("vgg_search")
 
 
 class DeviceError(ValueError):
@@ -42,7 +45,7 @@ def resources(config: Config) -> tuple[dict[str, float], int]:
     there = {name: max(node.get(name.upper(), 0.0) for node in nodes) for name in ("cpu", "gpu")}
     gpus = config.gpus_per_trial
     if gpus == "auto":
-        gpus = 1.0 if there["gpu"] else 0.0
+        gpus = gpu_share(config, nodes) if there["gpu"] else 0.0
     if config.needs_gpu and not there["gpu"]:
         raise DeviceError(
             "this experiment needs a GPU, none found; add --needs-gpu false to train on the CPU"
@@ -60,6 +63,24 @@ def resources(config: Config) -> tuple[dict[str, float], int]:
             f"no node has what a trial asks for: {wanted['cpu']:g} CPUs and {wanted['gpu']:g} GPUs"
         )
     return wanted, min(slots, config.max_concurrent or slots)
+
+
+def gpu_share(config: Config, nodes: list[dict[str, float]]) -> float:
+    """The part of a GPU that a trial is given for `auto`, as measured on one of the GPUs."""
+    from vgg_search.packing import measure, share  # torch, which a search without GPUs can wait for
+
+    probe = ray.remote(num_cpus=config.cpus_per_trial, num_gpus=1, max_retries=0)(measure)
+    try:
+        load = ray.get(probe.remote(config))
+    except RayError as error:
+        load = None
+        log.warning("trials have a GPU each: %s", str(error).strip().splitlines()[-1])
+    if load is None:
+        return 1.0
+    cores = min(node["CPU"] / node["GPU"] for node in nodes if node.get("GPU"))
+    trials = load.trials(int(cores / config.cpus_per_trial))
+    log.info("%d trials a GPU: %s", trials, load)
+    return share(trials)
 
 
 def _places(node: dict[str, float], cpu: float, gpu: float) -> int:

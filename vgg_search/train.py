@@ -126,8 +126,10 @@ class Training:
         # What validation sees: the network itself, or the average of its past.
         self.measured = copy.deepcopy(network).eval() if recipe.ema else network
         self.lr = torch.zeros((), device=device)
-        self.parameters = list(network.parameters())
-        self.velocity = [torch.zeros_like(p) if recipe.momentum else None for p in self.parameters]
+        self.parameters: list[Tensor] = list(network.parameters())
+        self.velocity: list[Tensor | None] = [
+            torch.zeros_like(p) if recipe.momentum else None for p in self.parameters
+        ]
         self.totals = torch.zeros(2, device=device)  # summed loss, correct answers
         self.graphs = Graphs()
         self.epoch = 0
@@ -230,11 +232,12 @@ class Training:
 
     @torch.no_grad()
     def _descend(self) -> None:
-        """One step of SGD: the function behind torch.optim.SGD, whose class imports torch's compiler
-        in every new process (0.9 s of CPU)."""
+        """A step of SGD, by the function behind torch.optim.SGD: the class imports torch's compiler
+        (0.9 s of CPU in every new process)."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
         sgd(
             self.parameters,
-            [p.grad for p in self.parameters if p.grad is not None],
+            gradients,
             self.velocity,
             lr=self.lr,
             momentum=self.recipe.momentum,
