@@ -1,7 +1,9 @@
 """What the trial engine promises over many trials: shared data, flat memory, the same numbers."""
 
+import os
 import subprocess
 import sys
+from collections import Counter
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,13 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return work / "runs" / "many"
+
+
+@pytest.mark.slow
+def test_every_slot_has_a_worker_however_short_the_trials_are(many: Path) -> None:
+    workers = Counter(row["worker"] for trial in read_trials(many) for row in rows_of(trial))
+    assert len(workers) == min(os.cpu_count() or 1, TRIALS)
+    assert min(workers.values()) > TRIALS / 10
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from ray.tune.stopper import Stopper
 
 from vgg_search.data import Splits
 from vgg_search.study import FINISHED, Study
-from vgg_search.trial import TrialWorker
+from vgg_search.trial import TrialWorker, forget_workers
 
 
 @contextmanager
@@ -122,8 +122,13 @@ def run_search(
 ) -> None:
     """Train until the study has finished, is told to stop, or is out of budget."""
     scratch = tempfile.mkdtemp(prefix="vgg_search-")
+    left = study.config.num_trials - study.trained + len(study.interrupted)
     trainable = tune.with_parameters(
-        TrialWorker, splits=splits, experiment=study.config, folder=study.folder.absolute()
+        TrialWorker,
+        splits=splits,
+        experiment=study.config,
+        folder=study.folder.absolute(),
+        others=(scratch, min(slots, left)),
     )
     try:
         study.budget.start()
@@ -147,6 +152,7 @@ def run_search(
         ).fit()
     finally:
         study.budget.stop()
+        forget_workers(scratch)
         shutil.rmtree(scratch, ignore_errors=True)
     if study.finished:
         study.close()
