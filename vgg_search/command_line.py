@@ -17,6 +17,8 @@ from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource, EnvSettingsSource, SettingsError
 
 from vgg_search.config import RESUMABLE, Config, ConfigError, check_tracker
+from vgg_search.mirror import bring
+from vgg_search.storage import Place, local_folder
 
 
 class _Parser(argparse.ArgumentParser):
@@ -154,7 +156,10 @@ def load_config(
 def _resumed(name: str, given: dict[str, Any]) -> Config:
     """The stored experiment of a study with what is given anew laid over it."""
     storage_path = _build(given | {"name": name}).storage_path
-    stored_file = Path(storage_path, name, "config.yaml")
+    folder, place = local_folder(storage_path, name), Place.of(storage_path, name)
+    if place.remote:  # perhaps of a driver on another machine
+        bring(place, folder)
+    stored_file = folder / "config.yaml"
     if not stored_file.is_file():
         raise ConfigError(f"no study named {name} in {storage_path}")
     before = _build(read_yaml(stored_file))
