@@ -34,12 +34,14 @@ class LocalNodes:
         token.write_text(secrets.token_hex(32))
         self.port = free_port()
         self.address = f"127.0.0.2:{self.port}"
-        self.dashboard_port = free_port()
+        self.dashboard = f"http://127.0.0.1:{free_port()}"
         self.environment = {
             "RAY_ADDRESS": self.address,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # Of a job that is submitted: its `python` is this one
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}  # by IP address
 
@@ -54,7 +56,7 @@ class LocalNodes:
         where = ["--address", self.address]
         if not self.nodes:
             where = ["--head", "--port", str(self.port), "--dashboard-port"]
-            where += [str(self.dashboard_port), "--include-dashboard", "true"]
+            where += [self.dashboard.rpartition(":")[2], "--include-dashboard", "true"]
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *where]
         command += ["--node-ip-address", ip, "--num-cpus", str(num_cpus), "--num-gpus", "0"]
         command += ["--object-store-memory", str(300 * 2**20), "--disable-usage-stats"]
@@ -104,3 +106,26 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def main(argv: list[str]) -> int:
+    """Start the nodes, run the command, end the nodes; returns the command's exit code."""
+    workers = 2
+    if argv[:1] == ["--workers"]:
+        workers, argv = int(argv[1]), argv[2:]
+    command = argv or SMOKE.split()
+    with tempfile.TemporaryDirectory(prefix="vgg-nodes-") as folder, LocalNodes(Path(folder)) as on:
+        for number in range(workers + 1):
+            began = time.monotonic()
+            ip = on.start(num_cpus=min(number, 1))
+            print(f"node {ip} is up after {time.monotonic() - began:.0f} s", file=sys.stderr)
+        print(f"dashboard: {on.dashboard}", file=sys.stderr)
+        driver = subprocess.Popen(command, env=os.environ | on.environment)
+        # Ctrl-C reaches the driver too, which ends in its own way; SIGTERM is handed on
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda number, _: driver.send_signal(number))
+        return driver.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
