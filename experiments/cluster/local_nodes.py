@@ -83,6 +83,11 @@ class LocalNodes:
             time.sleep(0.1)
         return ip
 
+    @property
+    def running(self) -> list[str]:
+        """Addresses of the nodes that have not ended, the head's first."""
+        return [ip for ip, process in self.nodes.items() if process.poll() is None]
+
     def end(self, ip: str, number: int = signal.SIGKILL) -> None:
         """End a node: at once (a machine that is gone), or with SIGTERM as a batch system does."""
         process = self.nodes[ip]
