@@ -15,12 +15,11 @@ import torch
 from optuna.trial import FrozenTrial
 from ray.exceptions import RayError
 
-from vgg_search.checkpoint import Keeper
+from vgg_search.checkpoint import Keeper, Task, Together
 from vgg_search.cluster import Cluster
 from vgg_search.config import Config
 from vgg_search.data import CLASSES, MEAN, STD, Splits, load_test
 from vgg_search.device import settle
-from vgg_search.distributed import Task, Together
 from vgg_search.journal import METRIC, candidate_of, rows_of, trial_seed
 from vgg_search.model import VGG, build
 from vgg_search.reuse import Servable, evaluate, load, save_model

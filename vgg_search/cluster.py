@@ -15,17 +15,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
-from ray.tune import PlacementGroupFactory
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import vgg_search
 from vgg_search.config import Config, ConfigError
-from vgg_search.distributed import Together, train_together
 from vgg_search.storage import Place, StorageError
+
+if TYPE_CHECKING:
+    from ray.tune import PlacementGroupFactory
+
+    from vgg_search.checkpoint import Together
 
 PACKAGE = Path(vgg_search.__file__).parent
 # Of the driver's environment, what workers on other machines are to have too (see run.py)
@@ -194,15 +197,19 @@ class Cluster:
         there //= self.config.workers_per_trial  # which may be on several nodes
         return min(there, self.config.max_concurrent or there)
 
-    def together(self) -> Together | None:
+    def together(self) -> "Together | None":
         """How several processes train one network; None where a trial has one."""
         number, wanted = self.config.workers_per_trial, self.wanted
         if number == 1:
             return None
+        from vgg_search.distributed import train_together  # seconds, which most searches save
+
         return partial(train_together, ranks=number, wanted=wanted, selector=self.selector)
 
-    def request(self) -> PlacementGroupFactory:
+    def request(self) -> "PlacementGroupFactory":
         """What Ray is asked for to run a trial."""
+        from ray.tune import PlacementGroupFactory
+
         bundle = {name.upper(): amount for name, amount in self.wanted.items() if amount}
         if self.config.workers_per_trial > 1:  # Ray Train asks for its workers' own
             bundle = {"memory": 2.0**20}

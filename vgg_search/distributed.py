@@ -7,9 +7,8 @@ last checkpoint. Starting them takes 10 to 20 s.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -21,36 +20,13 @@ from ray.util.queue import Empty, Queue
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from vgg_search.checkpoint import Keeper
-from vgg_search.data import Splits
+from vgg_search.checkpoint import Task
 from vgg_search.device import settle
 from vgg_search.model import VGG, build
 from vgg_search.train import Recipe, Resident, Training
 
 Row = dict[str, Any]
-Together = Callable[["Task", Any], Iterator[Row]]  # `train_together`, told how many and where
 RESTARTS = 2  # of all ranks, because one of them died
-
-
-@dataclass(frozen=True)
-class Task:
-    """A training, and where its checkpoints are."""
-
-    network: dict[str, Any]
-    """What `model.build` builds it from."""
-    recipe: Recipe
-    seed: int
-    threads: int
-    keeper: Keeper
-    whole: bool = False
-    """Train on validation too, and have none."""
-
-    def training(self, splits: Splits, device: torch.device | str) -> Training:
-        """In one process, where its checkpoint ends."""
-        data = Resident.load(splits, device, self.whole)
-        training = Training(build(self.network, self.seed), data, self.recipe, self.seed)
-        self.keeper.resume(training)
-        return training
 
 
 class Rank(Training):

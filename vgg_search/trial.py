@@ -17,11 +17,10 @@ import ray
 import torch
 from ray import tune
 
-from vgg_search.checkpoint import Keeper
+from vgg_search.checkpoint import Keeper, Task, Together
 from vgg_search.config import Config
 from vgg_search.data import Splits
 from vgg_search.device import settle
-from vgg_search.distributed import Task, Together
 from vgg_search.journal import METRIC
 from vgg_search.model import build
 from vgg_search.search_space import Candidate
