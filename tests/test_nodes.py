@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -278,7 +277,7 @@ def test_two_workers_train_one_network_and_one_may_die(nodes: Any, tmp_path: Pat
         def ranks() -> list[int]:
             if not any(rows_of(trial) for trial in so_far(study)):
                 return []
-            found = [p.pid for p in psutil.process_iter() if b"RayTrainWorker" in command_of(p)]
+            found = [pid for pid in processes() if b"RayTrainWorker" in command_of(pid)]
             return [pid for pid in found if node_of(nodes, f":{pid}")]
 
         alive = wait_for(ranks, driver, tmp_path)
@@ -308,9 +307,13 @@ def test_two_workers_train_one_network_and_one_may_die(nodes: Any, tmp_path: Pat
         assert theirs["val_accuracy"] == pytest.approx(ours["val_accuracy"], abs=0.04)
 
 
-def command_of(process: psutil.Process) -> bytes:
-    with contextlib.suppress(psutil.Error):
-        return " ".join(process.cmdline()).encode()
+def processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def command_of(pid: int) -> bytes:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
     return b""
 
 
@@ -383,8 +386,8 @@ def test_a_preempted_job_is_requeued_and_goes_on(tmp_path: Path) -> None:
 
 def end_session(leader: subprocess.Popen[str]) -> None:
     """What a batch system does at the end: whatever of the job is left is killed."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(ProcessLookupError, psutil.Error):
-            if os.getsid(process.pid) == leader.pid:
-                process.kill()
+    for pid in processes():
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == leader.pid:
+                os.kill(pid, signal.SIGKILL)
     leader.wait()
