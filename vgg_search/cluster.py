@@ -12,7 +12,7 @@ import platform
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(vgg_search.__file__).parent
 # Of the driver's environment, what workers on other machines are to have too (see run.py)
 WORKER_ENVIRONMENT = ("OMP_WAIT_POLICY", "GLIBC_TUNABLES")
-ANSWER_SECONDS = 60.0  # for a node to be looked at: its first worker takes some to start
+ANSWER_SECONDS = 120.0  # for a node to be looked at: to import torch may take a minute there
 LOOK_SECONDS = 2.0  # between two looks at the list of nodes
 LOCAL = "local"  # a Ray of our own
 
@@ -98,7 +98,13 @@ def versions() -> dict[str, str]:
 
 
 def _look(place: Place, key: str) -> tuple[dict[str, str], str | None]:
-    """On a node: its versions, and what is wrong with the storage as seen from it."""
+    """On a node: its versions, and what is wrong with the storage as seen from it.
+
+    A trial's imports are made too: they may be what fails, and Ray keeps the process that has made
+    them for the node's first trial.
+    """
+    import vgg_search.trial  # noqa: F401
+
     try:
         with place.reading("driver/key") as file:
             if file is None or file.read_text() != key:
@@ -138,6 +144,8 @@ class Cluster:
             self._judge(node, f"no answer in {ANSWER_SECONDS:g} s")
             probe.remove("")
         self._asked.clear()
+        with suppress(OSError):  # if it was made for this
+            Path(self.config.storage_path).rmdir()
         rest, every = sum(self._sound.values()), len(self._sound)
         if rest < every and not (rest and self.config.skip_bad_nodes):
             raise NodeError(

@@ -44,6 +44,7 @@ class LocalNodes:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}  # by IP address
+        self.metrics: dict[str, int] = {}  # ports of the nodes' Prometheus pages
 
     def start(self, num_cpus: int = 1, **settings: str) -> str:
         """Start the head, then, at each further call, a node; returns its IP address.
@@ -61,9 +62,11 @@ class LocalNodes:
         command += ["--node-ip-address", ip, "--num-cpus", str(num_cpus), "--num-gpus", "0"]
         command += ["--object-store-memory", str(300 * 2**20), "--disable-usage-stats"]
         command += ["--temp-dir", str(temporary), "--include-log-monitor", "false"]
-        ports = ["dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export"]
-        for name in ports + ([] if self.nodes else ["ray-client-server"]):
-            command += [f"--{name}-port", str(free_port())]
+        names = ["dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export"]
+        ports = {name: free_port() for name in names + ["ray-client-server"] * (not self.nodes)}
+        for name, port in ports.items():
+            command += [f"--{name}-port", str(port)]
+        self.metrics[ip] = ports["metrics-export"]
         log = self.folder / f"{ip}.log"
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         with log.open("wb") as out:
