@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SPACE = {"num_blocks": 2, "num_convs": [1, 2], "out_channels": [8, 16], "hidden_features": 32}
+SPACE: dict[str, Any] = {"num_blocks": 2, "num_convs": [1, 2], "out_channels": [8, 16]}
+SPACE |= {"hidden_features": 32, "num_hidden": 1, "dropout": 0.0, "lr": [0.02, 0.2]}
 ARCH = ((1, 16), (1, 32))
 SEEDS, EPOCHS = (0, 1, 2), 3
 

@@ -43,7 +43,8 @@ SMALL = {
     "baseline": "null",
     "precision": "fp32",
 }
-SPACE = {"num_blocks": 2, "num_convs": 1, "out_channels": [32, 48], "hidden_features": 64}
+SPACE = {"num_blocks": 2, "num_convs": [1, 2], "out_channels": [16, 24, 32], "hidden_features": 64}
+SPACE |= {"num_hidden": 1, "dropout": 0.0, "lr": [0.02, 0.2]}
 
 
 @pytest.fixture(scope="module")

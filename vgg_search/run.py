@@ -41,6 +41,8 @@ RAY_ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    # Workers are started side by side: `StudySearcher` sees to it that there are not too many
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",
     # A process imports what a trial needs as soon as Ray starts it, not when the trial comes: with
     # the driver's own imports at the same time, 2 s less until the first trial
     "RAY_preload_python_modules": "torch,ray.tune,vgg_search.trial",
