@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from fake_workers import SPACE, Workers, experiment, opened
+from nodes import cluster_of
 from optuna.trial import FrozenTrial
 from ray.exceptions import RayError
 
@@ -17,7 +18,6 @@ from vgg_search.journal import trial_seed
 from vgg_search.reuse import Servable, evaluate, load
 from vgg_search.study import Study
 
-WANTED = {"cpu": 1.0, "gpu": 0.0}
 FACTS = {"commit": "abc", "versions": {"torch": torch.__version__}}
 
 
@@ -40,7 +40,7 @@ def test_each_seed_is_trained_whole_and_tested(tmp_path: Path, splits: Splits) -
     config = tiny(champion_epochs=2, champion_seeds=2, seed=3)
     with opened(tmp_path / "s", config) as study:
         best = searched(study)
-        card = crown(study, best, splits, WANTED, FACTS, lambda *row: heard.append(row))
+        card = crown(study, best, splits, cluster_of(study), FACTS, lambda *row: heard.append(row))
     assert card
     rows = {seed: [row for index, _, row in heard if index == seed] for seed in (0, 1)}
     for told in rows.values():
@@ -89,7 +89,7 @@ def test_a_stop_ends_it_without_a_champion(tmp_path: Path, splits: Splits) -> No
         def stop(*_: Any) -> None:
             study.stopping = True
 
-        assert crown(study, best, splits, WANTED, FACTS, stop) is None
+        assert crown(study, best, splits, cluster_of(study), FACTS, stop) is None
     assert not (tmp_path / "s" / "champion").exists()
 
 
@@ -99,7 +99,7 @@ def test_an_error_in_its_training_is_the_callers(tmp_path: Path, splits: Splits)
     with opened(tmp_path / "s", config) as study:
         best = searched(study)
         with pytest.raises(RayError, match="can't allocate memory"):
-            crown(study, best, splits, WANTED, FACTS, lambda *_: None)
+            crown(study, best, splits, cluster_of(study), FACTS, lambda *_: None)
     assert not (tmp_path / "s" / "champion").exists()
 
 

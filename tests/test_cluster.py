@@ -8,32 +8,36 @@ from typing import Any
 
 import pytest
 
-from vgg_search.cluster import DeviceError, resources
+from vgg_search.cluster import DeviceError, alive, resources
 from vgg_search.config import Config
 
 CORES = os.cpu_count() or 1
 
 
+def resources_of(config: Config) -> tuple[dict[str, float], int]:
+    return resources(config, [node["Resources"] for node in alive()])
+
+
 @pytest.mark.usefixtures("cluster")
 def test_a_trial_has_a_core_and_as_many_run_as_there_are() -> None:
-    assert resources(Config()) == ({"cpu": 1.0, "gpu": 0.0}, CORES)
-    assert resources(Config(max_concurrent=1))[1] == 1
-    assert resources(Config(max_concurrent=1000))[1] == CORES
-    assert resources(Config(cpus_per_trial=0.5)) == ({"cpu": 0.5, "gpu": 0.0}, 2 * CORES)
-    assert resources(Config(cpus_per_trial=CORES))[1] == 1
+    assert resources_of(Config()) == ({"cpu": 1.0, "gpu": 0.0}, CORES)
+    assert resources_of(Config(max_concurrent=1))[1] == 1
+    assert resources_of(Config(max_concurrent=1000))[1] == CORES
+    assert resources_of(Config(cpus_per_trial=0.5)) == ({"cpu": 0.5, "gpu": 0.0}, 2 * CORES)
+    assert resources_of(Config(cpus_per_trial=CORES))[1] == 1
 
 
 @pytest.mark.usefixtures("cluster")
 def test_what_no_node_has_is_refused_before_anything_starts() -> None:
     text = rf"^cpus_per_trial must be <= {CORES}, the most that a node has, got {CORES + 1}$"
     with pytest.raises(DeviceError, match=text):
-        resources(Config(cpus_per_trial=CORES + 1))
+        resources_of(Config(cpus_per_trial=CORES + 1))
     text = r"^gpus_per_trial must be <= 0, the most that a node has, got 0\.5$"
     with pytest.raises(DeviceError, match=text):
-        resources(Config(gpus_per_trial=0.5))
+        resources_of(Config(gpus_per_trial=0.5))
     text = "^this experiment needs a GPU, none found; add --needs-gpu false to train on the CPU$"
     with pytest.raises(DeviceError, match=text):
-        resources(Config(needs_gpu=True))
+        resources_of(Config(needs_gpu=True))
 
 
 NODES = """
@@ -44,7 +48,7 @@ os.environ.update(RAY_ENVIRONMENT)
 import ray
 from ray.cluster_utils import Cluster
 from vgg_search.config import Config
-from vgg_search.cluster import resources
+from vgg_search.cluster import alive, resources
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 cluster.add_node(num_cpus=3, num_gpus=2)
@@ -53,7 +57,7 @@ ray.init(address=cluster.address, log_to_driver=False, logging_level="CRITICAL")
 answers = []
 for fields in json.loads(sys.argv[1]):
     try:
-        answers.append(resources(Config(**fields)))
+        answers.append(resources(Config(**fields), [node["Resources"] for node in alive()]))
     except ValueError as error:
         answers.append(str(error))
 print(json.dumps(answers))

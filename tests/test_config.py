@@ -170,7 +170,9 @@ def test_a_resumed_study_may_have_other_budgets_cluster_and_tracking(stored: Con
     given = {
         "num_trials": "50", "time_budget": "2h", "gpu_hours": "3", "address": "auto",
         "cpus_per_trial": "2", "gpus_per_trial": "0.5", "max_concurrent": "3",
-        "tracking_uri": "sqlite:///other.db", "experiment": "other", "data_dir": "elsewhere",
+        "workers_per_trial": "2", "skip_bad_nodes": "true",
+        "tracking_uri": "sqlite:///other.db", "experiment": "other",
+        "data_dir": "elsewhere",
     }  # fmt: skip
     assert given.keys() | {"storage_path"} == RESUMABLE
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
@@ -195,6 +197,15 @@ def test_a_resumed_study_is_the_same_study(stored: Config, field: str) -> None:
     text = f"^{field} must stay {re.escape(old)} when a study is resumed, got "
     with pytest.raises(ConfigError, match=text):
         load("--resume", "old", f"--{field.replace('_', '-')}", str(value))
+
+
+def test_the_same_command_starts_a_study_and_goes_on_with_it(stored: Config) -> None:
+    resumed, options = load_config(["--name", "old", "--resume", "old"])
+    assert (resumed, options.resume) == (stored, "old")
+    started, options = load_config(["--name", "new", "--resume", "new", "--seed", "7"])
+    assert (started.name, started.seed, options.resume) == ("new", 7, None)
+    with pytest.raises(ConfigError, match=r"^no study named new in runs$"):
+        load_config(["--name", "other", "--resume", "new"])
 
 
 def test_the_environment_counts_in_a_resume_too(

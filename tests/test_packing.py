@@ -8,7 +8,7 @@ import pytest
 import torch
 from fake_workers import experiment
 
-from vgg_search.cluster import _places
+from vgg_search.cluster import room
 from vgg_search.packing import BATCHES, Load, footprint, largest, measure, rehearsal, share
 
 GIB = 2**30
@@ -47,7 +47,7 @@ def test_trials_fill_what_one_leaves_idle_within_memory_and_cores(
 @pytest.mark.parametrize("trials", range(1, 9))
 def test_shares_of_a_gpu_have_room_on_it(trials: int) -> None:
     assert trials * share(trials) <= 1
-    assert _places({"CPU": 16.0, "GPU": 2.0}, cpu=1.0, gpu=share(trials)) == 2 * trials
+    assert room({"CPU": 16.0, "GPU": 2.0}, cpu=1.0, gpu=share(trials)) == 2 * trials
 
 
 def test_a_load_says_what_was_measured() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fake_workers import Workers, experiment, opened
+from nodes import cluster_of
 
 from vgg_search.config import ConfigError
 from vgg_search.data import Splits
@@ -27,8 +28,6 @@ from vgg_search.run import (
 )
 from vgg_search.study import Study
 from vgg_search.tracking import Tracker
-
-WANTED = {"cpu": 1.0, "gpu": 0.0}
 
 
 def test_a_new_study_does_not_take_an_old_ones_place(tmp_path: Path) -> None:
@@ -104,7 +103,7 @@ class Part:
 
     def crown(self) -> dict[str, Any] | None:
         progress = Progress(self.study, quiet=True)
-        return crown_best(self.study, self.splits, WANTED, self.recorder, progress)
+        return crown_best(self.study, self.splits, cluster_of(self.study), self.recorder, progress)
 
     def put(self) -> list[tuple[str, str]]:
         """(kind, status) of what was put for the champion's run, batches apart."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import ray
 from fake_workers import SPACE, Workers, experiment, opened, row_at
+from nodes import cluster_of
 
 from vgg_search.config import Config
 from vgg_search.data import Splits
@@ -38,7 +39,7 @@ def tiny(**fields: Any) -> Config:
 def test_segments_are_trained_on_workers_that_stay(tmp_path: Path, splits: Splits) -> None:
     folder, drawn, config = tmp_path / "s", [], tiny(scheduler="asha-promote")
     with opened(folder, config) as study:
-        run_search(study, splits, {"cpu": 1.0, "gpu": 0.0}, CORES, lambda: drawn.append(1))
+        run_search(study, splits, cluster_of(study), lambda: drawn.append(1))
         assert study.finished
         assert not study.running
     assert drawn
@@ -66,9 +67,9 @@ def test_a_bad_trial_is_recorded_and_the_others_go_on(tmp_path: Path, splits: Sp
     ]
     space = SPACE | {"lr": [0.01, 1e7], "hidden_features": {"choices": [32, 2**40]}}
     events: list[Event] = []
-    config = tiny(num_trials=3, scheduler="none", space=space, enqueue=enqueue)
+    config = tiny(num_trials=3, scheduler="none", space=space, enqueue=enqueue, max_concurrent=1)
     with opened(tmp_path / "s", config, [events.append]) as study:
-        run_search(study, splits, {"cpu": 1.0, "gpu": 0.0}, 1, lambda: None)
+        run_search(study, splits, cluster_of(study), lambda: None)
     trials = read_trials(tmp_path / "s")
     assert [t.user_attrs["state"] for t in trials] == ["failed", "diverged", "completed"]
     assert "can't allocate memory" in trials[0].user_attrs["error"]
@@ -79,14 +80,14 @@ def test_a_bad_trial_is_recorded_and_the_others_go_on(tmp_path: Path, splits: Sp
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_stopped_search_leaves_its_trials_to_a_resume(tmp_path: Path, splits: Splits) -> None:
-    config = tiny(num_trials=1000, scheduler="none", max_epochs=1000)
+    config = tiny(num_trials=1000, scheduler="none", max_epochs=1000, max_concurrent=1)
     with opened(tmp_path / "s", config) as study:
 
         def stop(event: Event) -> None:
             study.stopping = study.stopping or event.kind == "epoch"
 
         study.listeners.append(stop)
-        run_search(study, splits, {"cpu": 1.0, "gpu": 0.0}, 1, lambda: None)
+        run_search(study, splits, cluster_of(study), lambda: None)
         assert not study.finished
         assert study.interrupted
     assert not any(trial.state.is_finished() for trial in read_trials(tmp_path / "s"))
@@ -96,7 +97,7 @@ def test_a_stopped_search_leaves_its_trials_to_a_resume(tmp_path: Path, splits: 
 def test_a_search_without_budget_left_trains_nothing(tmp_path: Path, splits: Splits) -> None:
     with opened(tmp_path / "s", tiny(time_budget=5)) as study:
         study.budget._before = 5.0  # what a resumed study has used up
-        run_search(study, splits, {"cpu": 1.0, "gpu": 0.0}, 1, lambda: None)
+        run_search(study, splits, cluster_of(study), lambda: None)
         assert not study.finished
     assert not any(rows_of(trial) for trial in read_trials(tmp_path / "s"))
 
@@ -116,7 +117,7 @@ def rows(study: Study, count: int) -> list[dict[str, Any]]:
 
 def test_the_searcher_hands_segments_out_and_hears_every_row(tmp_path: Path) -> None:
     with opened(tmp_path / "s", experiment(num_trials=1, scheduler="none")) as study:
-        searcher = StudySearcher(study)
+        searcher = StudySearcher(study, lambda: 2)
         given = searcher.suggest("ray-a")
         assert isinstance(given, dict)
         assert (given["segment"].number, given["segment"].until) == (0, 4)
@@ -139,12 +140,28 @@ def test_a_worker_that_is_gone_is_a_death_and_not_a_failure(
     tmp_path: Path, result: dict[str, Any] | None, error: bool
 ) -> None:
     with opened(tmp_path / "s", experiment(num_trials=1, scheduler="none")) as study:
-        searcher = StudySearcher(study)
+        searcher = StudySearcher(study, lambda: 2)
         searcher.suggest("ray-a")
         searcher.on_trial_complete("ray-a", result, error)
         again = searcher.suggest("ray-b")
         assert isinstance(again, dict)
         assert again["segment"].number == 0
+
+
+def test_no_more_segments_than_places_are_handed_out(tmp_path: Path) -> None:
+    places = [1]
+    with opened(tmp_path / "s", experiment(num_trials=9)) as study:
+        searcher = StudySearcher(study, lambda: places[0])
+        assert isinstance(searcher.suggest("ray-a"), dict)
+        assert searcher.suggest("ray-b") is None
+        places[0] = 2  # a node has joined
+        assert isinstance(searcher.suggest("ray-b"), dict)
+        assert searcher.suggest("ray-c") is None
+        places[0] = 0  # all are gone: the next to come is waited for
+        searcher.on_trial_complete("ray-a", error=True)
+        assert searcher.suggest("ray-c") is None
+        searcher.on_trial_complete("ray-b", error=True)
+        assert isinstance(searcher.suggest("ray-c"), dict)
 
 
 def test_the_stopper_looks_at_the_study(tmp_path: Path) -> None:
@@ -196,5 +213,5 @@ def test_the_second_signal_ends_the_process(tmp_path: Path) -> None:
 
 def test_nothing_of_ours_is_pickled_for_a_restore(tmp_path: Path) -> None:
     with opened(tmp_path / "s", experiment()) as study:
-        for part in (StudySearcher(study), StudyStopper(study)):
+        for part in (StudySearcher(study, lambda: 2), StudyStopper(study)):
             assert type(ray.cloudpickle.loads(ray.cloudpickle.dumps(part))) is object

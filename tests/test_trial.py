@@ -13,21 +13,20 @@ import pytest
 import torch
 from fake_workers import experiment
 
+from vgg_search.checkpoint import save_checkpoint
 from vgg_search.config import Config
 from vgg_search.data import Splits
 from vgg_search.device import plan
 from vgg_search.reuse import load_folder
 from vgg_search.search_space import Candidate
 from vgg_search.segment import Segment
+from vgg_search.storage import BEST, CHECKPOINT, Place
 from vgg_search.train import Recipe, Resident, evaluate
 from vgg_search.trial import (
-    BEST,
-    CHECKPOINT,
     RECIPE_FIELDS,
     TrialWorker,
     out_of_memory,
     recipe_of,
-    save_checkpoint,
 )
 
 MEASURED = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr")
@@ -58,7 +57,7 @@ def make(tmp_path: Path, splits: Splits) -> Make:
     ) -> TrialWorker:
         made = kind.__new__(kind)  # Ray's constructor makes folders at home
         config = experiment(precision="fp32", crop=2, **given)
-        made.setup({"segment": first}, data, config, tmp_path)
+        made.setup({"segment": first}, data, config, Place(str(tmp_path)))
         return made
 
     return one

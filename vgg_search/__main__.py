@@ -15,6 +15,7 @@ from typing import Any
 
 from vgg_search.command_line import parser
 from vgg_search.config import ConfigError
+from vgg_search.storage import local_folder
 
 Result = tuple[int, dict[str, Any]]
 MODEL = "a run or champion folder, or models:/NAME@ALIAS; without it, the latest champion"
@@ -153,7 +154,7 @@ def _study(command: str, argv: Sequence[str]) -> tuple[Path, argparse.Namespace]
     if command == "sync":
         made.add_argument("--timeout", type=float, default=600.0, help="seconds to try (600)")
     options = made.parse_args(argv)
-    runs = Path(options.storage_path)
+    runs = local_folder(options.storage_path, "")
     folders = sorted(runs.glob("*/study.journal"), key=lambda file: file.stat().st_mtime)
     if not options.name and not folders:
         raise ConfigError(f"no study found under {runs}")

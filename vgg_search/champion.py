@@ -15,15 +15,16 @@ import torch
 from optuna.trial import FrozenTrial
 from ray.exceptions import RayError
 
+from vgg_search.checkpoint import Keeper, Task, Together
+from vgg_search.cluster import Cluster
 from vgg_search.config import Config
 from vgg_search.data import CLASSES, MEAN, STD, Splits, load_test
 from vgg_search.device import settle
 from vgg_search.journal import METRIC, candidate_of, rows_of, trial_seed
 from vgg_search.model import VGG, build
 from vgg_search.reuse import Servable, evaluate, load, save_model
-from vgg_search.search_space import Candidate
+from vgg_search.storage import TRIALS
 from vgg_search.study import Study
-from vgg_search.train import Resident, Training
 from vgg_search.trial import RECIPE_FIELDS, pick_device, recipe_of
 
 __all__ = ["RayError", "crown", "load"]
@@ -37,7 +38,7 @@ def crown(
     study: Study,
     best: FrozenTrial,
     splits: Splits,
-    wanted: dict[str, float],
+    cluster: Cluster,
     facts: dict[str, Any],
     listen: Callable[[int, int, Row], None],
 ) -> dict[str, Any] | None:
@@ -49,16 +50,22 @@ def crown(
     """
     config, candidate = study.config, candidate_of(best.user_attrs)
     epochs, number = planned_epochs(best, config, splits), config.champion_seeds
-    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    wanted, nodes = cluster.wanted, [node.get("CPU", 0.0) for node in cluster.nodes()]
     cores = max(1, int(min(max(nodes), sum(nodes) // number)))  # a task has its place on one node
     cpus = config.cpus_per_trial if wanted["gpu"] else max(config.cpus_per_trial, cores)
-    train = ray.remote(num_cpus=cpus, num_gpus=wanted["gpu"], max_retries=2)(_train)
-    data = ray.put(splits)
+    asked: dict[str, Any] = {"num_cpus": cpus, "num_gpus": wanted["gpu"], "max_retries": 2}
+    together = cluster.together()
+    if together:  # Ray Train asks for what its workers need
+        cpus, asked = config.cpus_per_trial, {"num_cpus": 0}
+    train = ray.remote(**asked, label_selector=cluster.selector)(_train)
+    network, recipe = candidate.network(config.resolution), recipe_of(config, candidate, epochs)
     seeds = [trial_seed(config.seed, FRESH + i) for i in range(number)]
-    streams: dict[Any, int] = {  # generators of references to rows -> index of the seed
-        train.remote(config, candidate, data, epochs, seed, int(cpus)): i
-        for i, seed in enumerate(seeds)
-    }
+    folders = [f"{TRIALS}/champion-{best.number}-{epochs}-{i}" for i in range(number)]
+    data, streams = ray.put(splits), {}  # generators of references to rows -> index of the seed
+    for i, (seed, folder) in enumerate(zip(seeds, folders, strict=True)):
+        keeper = Keeper(cluster.place, folder, epochs)
+        task = Task(network, recipe, seed, max(1, int(cpus)), keeper, whole=True)
+        streams[train.remote(task, [data], together)] = i
     networks: dict[int, VGG] = {}
     while streams:
         ready: list[Any] = ray.wait(list(streams), timeout=0.2, fetch_local=False)[0]
@@ -71,8 +78,8 @@ def crown(
             if "weights" not in item:
                 listen(streams[stream], epochs, item)
                 continue
-            network = networks[streams.pop(stream)] = build(candidate.network(config.resolution), 0)
-            network.load_state_dict({k: torch.tensor(v) for k, v in item["weights"].items()})
+            trained = networks[streams.pop(stream)] = build(network, 0)
+            trained.load_state_dict({k: torch.tensor(v) for k, v in item["weights"].items()})
     card = facts | {
         "dataset": splits.name,
         "digest": splits.digest,
@@ -96,6 +103,8 @@ def crown(
         "test_accuracy_mean": float(np.mean(accuracies)),
     }
     save_model(study.folder / "champion", networks[0], card)
+    for folder in folders:
+        cluster.place.remove(folder)
     return card
 
 
@@ -109,18 +118,17 @@ def planned_epochs(best: FrozenTrial, config: Config, splits: Splits) -> int:
     return max(1, min(config.champion_epochs, int(TIME_SHARE * config.time_budget / seconds)))
 
 
-def _train(
-    config: Config,
-    candidate: Candidate,
-    splits: Splits,
-    epochs: int,
-    seed: int,
-    threads: int,
-) -> Iterator[Row]:
-    """Rows of one champion, then {"weights": ...}."""
-    settle(threads)
-    network = build(candidate.network(config.resolution), seed)
-    recipe = recipe_of(config, candidate, epochs)
-    training = Training(network, Resident.load(splits, pick_device(), whole=True), recipe, seed)
-    yield from training.run(epochs)
-    yield {"weights": {name: t.cpu().numpy() for name, t in training.measured.state_dict().items()}}
+def _train(task: Task, data: list[Any], together: Together | None) -> Iterator[Row]:
+    """Rows of one champion, then {"weights": ...}. All of them again if it was begun before."""
+    yield from together(task, data[0]) if together else _train_alone(task, ray.get(data[0]))
+    training = task.training(ray.get(data[0]), "cpu")
+    yield {"weights": {name: t.numpy() for name, t in training.weights().items()}}
+
+
+def _train_alone(task: Task, splits: Splits) -> Iterator[Row]:
+    settle(task.threads)
+    training = task.training(splits, pick_device())
+    yield from task.keeper.untold(training)
+    for row in training.run(task.keeper.until):
+        task.keeper.after(row, training)
+        yield row

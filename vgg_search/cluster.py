@@ -1,16 +1,41 @@
-"""The cluster a search runs on: how it is joined, and what its nodes have room for."""
+"""The cluster a search runs on: how it is joined, what its nodes are, and room for trials there.
 
+Nothing is assumed of a node: before the first trial each one says which versions it has and whether
+it sees the study's storage, and a node that joins later is asked when it does.
+"""
+
+import hashlib
+import importlib.metadata
 import logging
 import os
+import platform
+import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import vgg_search
-from vgg_search.config import Config
+from vgg_search.config import Config, ConfigError
+from vgg_search.storage import Place, StorageError
+
+if TYPE_CHECKING:
+    from ray.tune import PlacementGroupFactory
+
+    from vgg_search.checkpoint import Together
+
+PACKAGE = Path(vgg_search.__file__).parent
+# Of the driver's environment, what workers on other machines are to have too (see run.py)
+WORKER_ENVIRONMENT = ("OMP_WAIT_POLICY", "GLIBC_TUNABLES")
+ANSWER_SECONDS = 120.0  # for a node to be looked at: to import torch may take a minute there
+LOOK_SECONDS = 2.0  # between two looks at the list of nodes
+LOCAL = "local"  # a Ray of our own
 
 log = logging.getLogger("vgg_search")
 
@@ -19,29 +44,192 @@ class DeviceError(ValueError):
     """The cluster lacks what a trial asks for."""
 
 
+class NodeError(ValueError):
+    """Nodes that cannot take part."""
+
+
+def address_of(config: Config) -> str:
+    """Where the cluster is."""
+    return config.address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
 @contextmanager
 def ray_cluster(config: Config) -> Iterator[None]:
-    """A connection to the cluster of `config.address` or RAY_ADDRESS, else a Ray of our own."""
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    """A connection to the cluster of `config.address` or RAY_ADDRESS, else a Ray of our own.
+
+    A cluster's workers get this package from here; they need its dependencies installed only.
+    """
+    address = address_of(config)
+    if "://" in address:
+        raise ConfigError(
+            f"address must be auto or host:port of a Ray cluster, got {address}; from a machine "
+            "outside of it: ray job submit"
+        )
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    package = str(Path(vgg_search.__file__).parent)
-    ray.init(
-        address=address,
-        include_dashboard=False if address == "local" else None,
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-        runtime_env=None if address == "local" else {"py_modules": [package]},
-    )
+    shipped: dict[str, Any] = {"py_modules": [str(PACKAGE)]}
+    shipped["env_vars"] = {k: os.environ[k] for k in WORKER_ENVIRONMENT if k in os.environ}
+    try:
+        ray.init(
+            address=address,
+            include_dashboard=False if address == LOCAL else None,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            runtime_env=None if address == LOCAL else shipped,
+        )
+    except (ConnectionError, RuntimeError) as error:
+        text = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"address must be a Ray cluster that answers, got {address}: {text}"
+        ) from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def resources(config: Config) -> tuple[dict[str, float], int]:
+def versions() -> dict[str, str]:
+    """What has to be the same on every node; of this package, a digest of its sources."""
+    digest = hashlib.sha256()
+    for file in sorted(PACKAGE.glob("*.py")):
+        digest.update(file.read_bytes())
+    found = {name: importlib.metadata.version(name) for name in ("ray", "torch")}
+    return {"Python": platform.python_version(), **found, "vgg_search": digest.hexdigest()[:12]}
+
+
+def _look(place: Place, key: str) -> tuple[dict[str, str], str | None]:
+    """On a node: its versions, and what is wrong with the storage as seen from it.
+
+    A trial's imports are made too: they may be what fails, and Ray keeps the process that has made
+    them for the node's first trial.
+    """
+    import vgg_search.trial  # noqa: F401
+
+    try:
+        with place.reading("driver/key") as file:
+            if file is None or file.read_text() != key:
+                return versions(), "storage_path is not the driver's: another disk lies there"
+        with place.writing("node") as folder:
+            folder.mkdir(exist_ok=True)
+            (folder / uuid.uuid4().hex).touch()
+    except (OSError, StorageError) as error:
+        return versions(), str(error)
+    return versions(), None
+
+
+class Cluster:
+    """The nodes of a connected cluster, and how many trials have room on those that are sound."""
+
+    def __init__(self, config: Config, place: Place) -> None:
+        """Asks every node. Raises NodeError if one is unsound, unless `skip_bad_nodes`, and
+        DeviceError if no node has room for a trial."""
+        self.config, self.place = config, place
+        self._alive, self._listed = alive(), time.monotonic()
+        self._sound: dict[str, bool] = {}  # by the node's id, once it is known
+        self._asked: dict[Any, tuple[dict[str, Any], Place]] = {}  # by reference to the answer
+        if address_of(config) == LOCAL:  # this machine and nothing else
+            self._sound = {node["NodeID"]: True for node in self._alive}
+        else:
+            self._check_all()
+        bad = [node_id for node_id, sound in self._sound.items() if not sound]
+        self.selector = {"ray.io/node-id": f"!in({','.join(bad)})"} if bad else {}
+        self.wanted, _ = resources(config, self.nodes())
+
+    def _check_all(self) -> None:
+        self._ask(self._alive)
+        until = time.monotonic() + ANSWER_SECONDS
+        while self._asked and time.monotonic() < until:
+            self._hear(0.2)
+        for node, probe in self._asked.values():
+            self._judge(node, f"no answer in {ANSWER_SECONDS:g} s")
+            probe.remove("")
+        self._asked.clear()
+        with suppress(OSError):  # if it was made for this
+            Path(self.config.storage_path).rmdir()
+        rest, every = sum(self._sound.values()), len(self._sound)
+        if rest < every and not (rest and self.config.skip_bad_nodes):
+            raise NodeError(
+                f"{every - rest} of {every} nodes cannot take part"
+                + (f"; --skip-bad-nodes true starts on the other {rest}" if rest else "")
+            )
+
+    def _ask(self, nodes: list[dict[str, Any]]) -> None:
+        key = uuid.uuid4().hex
+        probe = Place.of(self.config.storage_path, f".probe-{key}")
+        with probe.writing("driver") as folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "key").write_text(key)
+        look: Any = ray.remote(num_cpus=0, max_retries=0)(_look)
+        for node in nodes:
+            where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            answer = look.options(scheduling_strategy=where).remote(probe, key)
+            self._asked[answer] = node, probe
+
+    def _hear(self, seconds: float) -> None:
+        ours = versions()
+        for answer in ray.wait(list(self._asked), timeout=seconds)[0]:
+            node, probe = self._asked.pop(answer)
+            try:
+                theirs, trouble = ray.get(answer)
+            except RayError as error:
+                theirs, trouble = ours, str(error).strip().splitlines()[-1]
+            other = [name for name in ours if theirs[name] != ours[name]]
+            wrong = [f"{name} {theirs[name]}, the driver has {ours[name]}" for name in other]
+            self._judge(node, "; ".join(wrong + ([trouble] if trouble else [])))
+            if probe not in [other for _, other in self._asked.values()]:
+                probe.remove("")
+
+    def _judge(self, node: dict[str, Any], trouble: str) -> None:
+        self._sound[node["NodeID"]] = not trouble
+        if trouble:
+            log.warning("node %s: %s", node["NodeManagerAddress"], trouble)
+
+    def nodes(self) -> list[dict[str, float]]:
+        """What each sound node has."""
+        return [node["Resources"] for node in self._alive if self._sound.get(node["NodeID"])]
+
+    def places(self) -> int:
+        """Trials that there is room for now, as nodes come and go; never more than asked for."""
+        if time.monotonic() - self._listed > LOOK_SECONDS:
+            self._alive, self._listed = alive(), time.monotonic()
+            asked = self._sound.keys() | {node["NodeID"] for node, _ in self._asked.values()}
+            joined = [node for node in self._alive if node["NodeID"] not in asked]
+            try:
+                if joined:
+                    self._ask(joined)
+                if self._asked:
+                    self._hear(0)
+            except StorageError as error:
+                log.warning("%s; nodes that joined wait for it", error)
+        there = sum(room(node, **self.wanted) for node in self.nodes())
+        there //= self.config.workers_per_trial  # which may be on several nodes
+        return min(there, self.config.max_concurrent or there)
+
+    def together(self) -> "Together | None":
+        """How several processes train one network; None where a trial has one."""
+        number, wanted = self.config.workers_per_trial, self.wanted
+        if number == 1:
+            return None
+        from vgg_search.distributed import train_together  # seconds, which most searches save
+
+        return partial(train_together, ranks=number, wanted=wanted, selector=self.selector)
+
+    def request(self) -> "PlacementGroupFactory":
+        """What Ray is asked for to run a trial."""
+        from ray.tune import PlacementGroupFactory
+
+        bundle = {name.upper(): amount for name, amount in self.wanted.items() if amount}
+        if self.config.workers_per_trial > 1:  # Ray Train asks for its workers' own
+            bundle = {"memory": 2.0**20}
+        return PlacementGroupFactory([bundle], bundle_label_selector=[self.selector])
+
+
+def alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def resources(config: Config, nodes: list[dict[str, float]]) -> tuple[dict[str, float], int]:
     """(what a trial asks for, trials at a time). Raises DeviceError if no node has room for one."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     there = {name: max(node.get(name.upper(), 0.0) for node in nodes) for name in ("cpu", "gpu")}
     gpus = config.gpus_per_trial
     if gpus == "auto":
@@ -57,7 +245,7 @@ def resources(config: Config) -> tuple[dict[str, float], int]:
                 f"{name}s_per_trial must be <= {there[name]:g}, the most that a node has, "
                 f"got {amount:g}"
             )
-    slots = sum(_places(node, **wanted) for node in nodes)
+    slots = sum(room(node, **wanted) for node in nodes)
     if not slots:
         raise DeviceError(
             f"no node has what a trial asks for: {wanted['cpu']:g} CPUs and {wanted['gpu']:g} GPUs"
@@ -77,13 +265,13 @@ def gpu_share(config: Config, nodes: list[dict[str, float]]) -> float:
         log.warning("trials have a GPU each: %s", str(error).strip().splitlines()[-1])
     if load is None:
         return 1.0
-    cores = min(node["CPU"] / node["GPU"] for node in nodes if node.get("GPU"))
+    cores = min(node.get("CPU", 0) / node["GPU"] for node in nodes if node.get("GPU"))
     trials = load.trials(int(cores / config.cpus_per_trial))
     log.info("%d trials a GPU: %s", trials, load)
     return share(trials)
 
 
-def _places(node: dict[str, float], cpu: float, gpu: float) -> int:
+def room(node: dict[str, float], cpu: float, gpu: float) -> int:
     """How many trials a node has room for; a share of a GPU is one GPU's."""
     by_cpu, gpus = int(node.get("CPU", 0.0) / cpu), node.get("GPU", 0.0)
     if not gpu:

@@ -17,6 +17,8 @@ from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource, EnvSettingsSource, SettingsError
 
 from vgg_search.config import RESUMABLE, Config, ConfigError, check_tracker
+from vgg_search.mirror import bring
+from vgg_search.storage import Place, local_folder
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,7 +81,13 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
 
 RUN_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--config", {"metavar": "FILE", "help": "experiment file (YAML); its fields as below"}),
-    ("--resume", {"metavar": "NAME", "help": "go on with a study after any end"}),
+    (
+        "--resume",
+        {
+            "metavar": "NAME",
+            "help": "go on with a study after any end; with --name NAME too: or start it",
+        },
+    ),
     ("--dry-run", {"action": "store_true", "help": "show config, sampled networks and forecast"}),
     ("--json", {"action": "store_true", "help": "print the result as one JSON line, last"}),
     ("--quiet", {"action": "store_true", "help": "print warnings and the result only"}),
@@ -143,7 +151,10 @@ def load_config(
     file = Path(options.config) if options.config else None
     given = _layered(file, flags)
     if options.resume is not None:
-        return _resumed(options.resume, given), options
+        config = _resumed(options.resume, given)
+        if config is not None:
+            return config, options
+        options.resume = None  # the same command starts a study and goes on with it
     config = _build(given)
     if config.name is None:
         stem = re.sub(r"[^A-Za-z0-9._-]", "-", file.stem) if file else "quick"
@@ -151,11 +162,17 @@ def load_config(
     return config, options
 
 
-def _resumed(name: str, given: dict[str, Any]) -> Config:
-    """The stored experiment of a study with what is given anew laid over it."""
+def _resumed(name: str, given: dict[str, Any]) -> Config | None:
+    """The stored experiment of a study with what is given anew laid over it. If there is none,
+    None where `given` has the name for a new one."""
     storage_path = _build(given | {"name": name}).storage_path
-    stored_file = Path(storage_path, name, "config.yaml")
+    folder, place = local_folder(storage_path, name), Place.of(storage_path, name)
+    if place.remote:  # perhaps of a driver on another machine
+        bring(place, folder)
+    stored_file = folder / "config.yaml"
     if not stored_file.is_file():
+        if given.get("name") == name:
+            return None
         raise ConfigError(f"no study named {name} in {storage_path}")
     before = _build(read_yaml(stored_file))
     config = _build(before.model_dump() | given | {"name": name})

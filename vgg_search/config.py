@@ -37,6 +37,8 @@ RESUMABLE = frozenset(
         "cpus_per_trial",
         "gpus_per_trial",
         "max_concurrent",
+        "workers_per_trial",
+        "skip_bad_nodes",
         "storage_path",
         "tracking_uri",
         "experiment",
@@ -192,10 +194,14 @@ class Config(BaseSettings):
     gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """GPUs of a trial, a fraction packs several on one; auto: one where there are any."""
     max_concurrent: Positive | None = None
-    """Trials at a time; without it, as many as the cluster has room for."""
+    """Trials at a time; without it, as many as the cluster has room for, as it changes."""
+    workers_per_trial: Positive = 1
+    """Processes that train one network together (DDP), each with a trial's CPUs and GPUs."""
+    skip_bad_nodes: bool = False
+    """Start without the nodes whose versions or storage are not the driver's."""
 
     storage_path: str = "runs"
-    """Where run folders go."""
+    """Where run folders go: a folder that all nodes see, or a bucket (s3://...)."""
     tracking_uri: Annotated[str | None, AfterValidator(check_tracker)] = None
     """MLflow; without it MLFLOW_TRACKING_URI, else sqlite:///mlflow.db where the command runs."""
     experiment: Annotated[str, Field(min_length=1)] = "vgg-search"

@@ -1,6 +1,5 @@
 """What a study's events become in MLflow, and which checkpoints stay. It puts, and never waits."""
 
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from optuna.trial import FrozenTrial
 from vgg_search.arch import as_arch, depth, describe, width
 from vgg_search.data import Splits
 from vgg_search.journal import METRIC, UNTRAINED
+from vgg_search.mirror import Shelf
 from vgg_search.segment import Event
 from vgg_search.study import Study
 from vgg_search.tracking import Status, Tracker
@@ -31,15 +31,21 @@ class Recorder:
     """A listener of the study that writes to the tracker's outbox."""
 
     def __init__(
-        self, tracker: Tracker, study: Study, splits: Splits, facts: dict[str, Any]
+        self,
+        tracker: Tracker,
+        study: Study,
+        splits: Splits,
+        facts: dict[str, Any],
+        shelf: Shelf | None = None,
     ) -> None:
         self.tracker, self.study, self.config = tracker, study, study.config
+        self.shelf = shelf or Shelf(study.folder)
         self.dataset, self.digest = splits.name, splits.digest
         self.facts = facts  # versions, commit, host: tags of the parent
         record = [t for t in study.optuna.get_trials(deepcopy=False) if t.state.is_finished()]
         states = Counter(trial.user_attrs.get("state") for trial in record)
         self.untrained = {state: states[state] for state in UNTRAINED}
-        self.kept = {t.number for t in record if is_kept(trial_folder(study.folder, t.number))}
+        self.kept = {t.number for t in record if self.shelf.is_kept(t.number)}
 
     def start(self) -> None:
         config = self.config.model_dump(mode="json")
@@ -134,12 +140,9 @@ class Recorder:
         for loser in (self.kept | {number}) - top:
             if loser in self.kept:
                 self.tracker.delete_artifact(run_key(loser), "best")
-            shutil.rmtree(trial_folder(self.study.folder, loser), ignore_errors=True)
+            self.shelf.drop(loser)
         for winner in top - self.kept:
-            folder = trial_folder(self.study.folder, winner)
-            self.tracker.artifact(run_key(winner), folder / "best", "best")
-            for file in folder.glob("last.*"):  # half-written ones of killed workers too
-                file.unlink()
+            self.tracker.artifact(run_key(winner), self.shelf.keep(winner), "best")
         self.kept = top
 
     def catch_up(self) -> None:
@@ -191,12 +194,3 @@ class Recorder:
                 self.tracker.artifact(PARENT, self.study.folder / name)
         self.tracker.tag(PARENT, state=state)
         self.tracker.end(PARENT, STATUS.get(state, "FINISHED"))
-
-
-def trial_folder(folder: Path, number: int) -> Path:
-    return folder / "trials" / str(number)
-
-
-def is_kept(folder: Path) -> bool:
-    """Whether a finished trial's folder is one of the top K, and has been put."""
-    return (folder / "best").exists() and not any(folder.glob("last.*"))

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from vgg_search.command_line import load_config
 from vgg_search.config import Config, ConfigError
+from vgg_search.storage import Place, local_folder
 
 if TYPE_CHECKING:
+    from vgg_search.cluster import Cluster
     from vgg_search.data import Splits
     from vgg_search.progress import Progress
     from vgg_search.recorder import Recorder
@@ -39,6 +41,8 @@ RAY_ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    # Workers are started side by side: `StudySearcher` sees to it that there are not too many
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",
     # A process imports what a trial needs as soon as Ray starts it, not when the trial comes: with
     # the driver's own imports at the same time, 2 s less until the first trial
     "RAY_preload_python_modules": "torch,ray.tune,vgg_search.trial",
@@ -71,8 +75,9 @@ def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, di
     # Late: these import Ray and Optuna, and a mistake in a flag is to be answered at once.
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from vgg_search.cluster import ray_cluster, resources
+    from vgg_search.cluster import Cluster, ray_cluster
     from vgg_search.data import load_splits
+    from vgg_search.mirror import Mirror, Shelf
     from vgg_search.progress import Progress, closing
     from vgg_search.recorder import Recorder
     from vgg_search.status import in_use
@@ -88,7 +93,8 @@ def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, di
     if sys.stderr.isatty() and not quiet:  # somebody waits; a mistake found later is one line
         print(f"study {folder.name}: starting Ray and its workers", file=sys.stderr)
     with ray_cluster(config):
-        wanted, slots = resources(config)
+        cluster = Cluster(config, Place.of(config.storage_path, folder.name))
+        slots = cluster.places()
         # While Ray's processes import torch and Tune, so do we.
         from vgg_search.reuse import servable
         from vgg_search.search import run_search, stop_on_signals
@@ -97,11 +103,13 @@ def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, di
         if not resume:  # first of all: a folder without it could not be resumed
             (folder / "config.yaml").write_text(config.dump())
         study = Study(folder, config, facts=facts)
+        shelf = Mirror(folder, cluster.place) if cluster.place.remote else Shelf(folder)
+        shelf.start()
         (folder / "config.yaml").write_text(config.dump())
         write_log(folder / "log.txt")
         uri = config.tracking_uri or default_uri()
         tracker = Tracker(folder, uri, config.experiment, folder.name, servable)
-        recorder = Recorder(tracker, study, splits, provenance())
+        recorder = Recorder(tracker, study, splits, provenance(), shelf)
         progress = Progress(study, quiet)
         study.listeners += [recorder, progress]
         tracker.start()
@@ -109,27 +117,31 @@ def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, di
         study.open()
         recorder.catch_up()
         with stop_on_signals(study) as signals, progress:
-            run_search(study, splits, wanted, slots, progress.draw)
+            run_search(study, splits, cluster, progress.draw)
             recorder.interrupt()
-            champion = crown_best(study, splits, wanted, recorder, progress)
+            champion = crown_best(study, splits, cluster, recorder, progress)
     summary = conclude(study, splits, recorder, champion, slots, bool(signals), began)
     study.release()
+    shelf.stop()
     print(closing(summary, folder, uri))
     return exit_code(summary, signals), summary
 
 
 def run_folder(config: Config, resume: bool) -> Path:
-    """The study's folder. Raises ConfigError if a new study would take an old one's place."""
-    folder = Path(config.storage_path, str(config.name))
-    if folder.exists() and not resume:
+    """The study's folder, on this machine. Raises ConfigError if a new study would take an old
+    one's place."""
+    path, name = config.storage_path, str(config.name)
+    folder, place = local_folder(path, name), Place.of(path, name)
+    if not resume and (folder.exists() or (place.remote and place.files())):
         raise ConfigError(
-            f"name must be a new study's, got {config.name!r}: {folder} exists; "
+            f"name must be a new study's, got {config.name!r}: "
+            f"{folder if folder.exists() else place.root} exists; "
             f"go on with --resume {config.name}"
         )
     there = next(parent for parent in folder.absolute().parents if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ConfigError(
-            f"storage_path must be a folder that can be written to, got {config.storage_path}"
+            f"storage_path must be a folder that can be written to, got {folder.parent}"
         )
     return folder
 
@@ -164,7 +176,7 @@ def provenance() -> dict[str, Any]:
 def crown_best(
     study: "Study",
     splits: "Splits",
-    wanted: dict[str, float],
+    cluster: "Cluster",
     recorder: "Recorder",
     progress: "Progress",
 ) -> dict[str, Any] | None:
@@ -195,7 +207,7 @@ def crown_best(
             recorder.champion_row(row)
 
     try:
-        card = crown(study, best, splits, wanted, recorder.facts, listen)
+        card = crown(study, best, splits, cluster, recorder.facts, listen)
     except RayError as error:  # its worker's: training failed, or it died again and again
         log.error("the champion failed: %s", str(error).strip().splitlines()[-1])
         recorder.champion_lost("failed")

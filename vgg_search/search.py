@@ -17,6 +17,7 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
+from vgg_search.cluster import Cluster
 from vgg_search.data import Splits
 from vgg_search.study import FINISHED, Study
 from vgg_search.trial import TrialWorker, forget_workers
@@ -52,14 +53,17 @@ class _Unsaved:
 
 
 class StudySearcher(_Unsaved, Searcher):
-    """Lets Ray ask the study. A Ray trial is a segment; its id is known here only."""
+    """Lets Ray ask the study, while there are places for more trials. A Ray trial is a segment;
+    its id is known here only."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, places: Callable[[], int]) -> None:
         super().__init__()
-        self.study = study
+        self.study, self.places = study, places
         self.numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        if len(self.numbers) >= max(1, self.places()):
+            return None
         segment = self.study.propose()
         if segment is None:
             return None
@@ -117,9 +121,7 @@ class _EachStep(_Unsaved, tune.Callback):
         self.draw()
 
 
-def run_search(
-    study: Study, splits: Splits, wanted: dict[str, float], slots: int, draw: Callable[[], None]
-) -> None:
+def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[], None]) -> None:
     """Train until the study has finished, is told to stop, or is out of budget."""
     scratch = tempfile.mkdtemp(prefix="vgg_search-")
     left = study.config.num_trials - study.trained + len(study.interrupted)
@@ -127,17 +129,17 @@ def run_search(
         TrialWorker,
         splits=splits,
         experiment=study.config,
-        folder=study.folder.absolute(),
-        others=(scratch, min(slots, left)),
+        place=cluster.place,
+        together=cluster.together(),
+        others=(scratch, min(cluster.places(), left)),
     )
     try:
         study.budget.start()
         tune.Tuner(
-            tune.with_resources(trainable, wanted),
+            tune.with_resources(trainable, cluster.request()),
             tune_config=tune.TuneConfig(
-                search_alg=StudySearcher(study),
+                search_alg=StudySearcher(study, cluster.places),
                 num_samples=-1,
-                max_concurrent_trials=slots,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),

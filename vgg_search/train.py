@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.sgd import sgd
 
@@ -118,11 +118,14 @@ class Training:
     `diverged` says that the last has a loss that is not finite, after which nothing is trained.
     """
 
-    def __init__(self, network: VGG, data: Resident, recipe: Recipe, seed: int) -> None:
-        self.data, self.recipe, self.seed = data, recipe, seed
+    def __init__(
+        self, network: VGG, data: Resident, recipe: Recipe, seed: int, rank: int = 0
+    ) -> None:
+        self.data, self.recipe, self.seed, self.rank = data, recipe, seed, rank
         device = data.train_images.device
         self.plan = plan(recipe.precision, device)
         self.network = network.to(device).train().to(memory_format=torch.channels_last)
+        self.forward: nn.Module = self.network  # where several processes train it, what joins them
         # What validation sees: the network itself, or the average of its past.
         self.measured = copy.deepcopy(network).eval() if recipe.ema else network
         self.lr = torch.zeros((), device=device)
@@ -182,7 +185,7 @@ class Training:
         # Dropout draws from the global generators: they too start from (seed, epoch), and are
         # given back as they were.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(int(words[1]))
+            torch.manual_seed(int(words[1]) + self.rank)
             # Every image once, in batches that differ by at most one: none is dropped, and no tiny
             # last batch takes a step at the full learning rate.
             for batch in table.tensor_split(self.steps, dim=1):
@@ -221,7 +224,7 @@ class Training:
                 images, batch[augment.ERASE_Y], batch[augment.ERASE_X], recipe.erase
             )
         with self.plan.autocast():
-            scores = self.network(prepare(images, self.network.resolution))
+            scores = self.forward(prepare(images, self.network.resolution))
         scores = scores.float()
         loss = F.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
         self.network.zero_grad()

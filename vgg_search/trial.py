@@ -11,26 +11,23 @@ import resource
 import time
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 from ray.experimental import internal_kv
 
+from vgg_search.checkpoint import Keeper, Task, Together
 from vgg_search.config import Config
 from vgg_search.data import Splits
 from vgg_search.device import settle
 from vgg_search.journal import METRIC
 from vgg_search.model import build
-from vgg_search.reuse import save_model
 from vgg_search.search_space import Candidate
 from vgg_search.segment import Segment, diverged
+from vgg_search.storage import Place, StorageError
 from vgg_search.train import Recipe, Resident, Training
-
-CHECKPOINT = "last.pt"
-BEST = "best"
-
 
 # Fields of the experiment that are the recipe's too
 RECIPE_FIELDS = ("momentum schedule label_smoothing flip crop erase ema precision").split()
@@ -77,20 +74,26 @@ def forget_workers(search: str) -> None:
 
 
 class TrialWorker(tune.Trainable):
-    """One slot of the search. `setup` gets what `run_search` gives it, with the config."""
+    """One slot of the search. `setup` gets what `run_search` gives it with the config; `together`
+    trains by several processes, where a trial has them."""
 
     def setup(  # type: ignore[override]
         self,
         config: dict[str, Any],
         splits: Splits,
         experiment: Config,
-        folder: Path,
+        place: Place,
+        together: Together | None = None,
         others: tuple[str, int] | None = None,
     ) -> None:
-        self.experiment, self.folder = experiment, folder
+        self.experiment, self.place, self.together = experiment, place, together
         self.device = pick_device()
-        settle(max(1, int(experiment.cpus_per_trial)))
-        self.data = Resident.load(splits, self.device)
+        self.threads = max(1, int(experiment.cpus_per_trial))
+        settle(self.threads)
+        if together:
+            self.shared = ray.put(splits)
+        else:
+            self.data = Resident.load(splits, self.device)
         self.worker = f"{platform.node()}:{os.getpid()}"
         self.training: Training | None = None
         self.number = -1  # of the trial that `training` is of
@@ -109,6 +112,8 @@ class TrialWorker(tune.Trainable):
         row: dict[str, Any] | None = None
         try:
             row = next(self.rows)
+        except StorageError:  # not the trial's: another worker may reach it
+            raise
         except Exception as error:  # the trial's own: it would happen again
             end = "oom" if out_of_memory(error) else "failed"
             text = "".join(traceback.format_exception(error))
@@ -125,32 +130,30 @@ class TrialWorker(tune.Trainable):
         return result
 
     def _rows(self, segment: Segment) -> Iterator[dict[str, Any]]:
-        folder = self.folder / "trials" / str(segment.number)
-        training = self._training(segment, folder)
-        # What a crash kept from the record is told from the checkpoint, not trained again.
-        yield from [row for row in training.rows if row["epoch"] > segment.known] or (
-            training.rows[-1:] if training.epoch >= segment.until else []
-        )
+        keeper = Keeper.of_trial(self.place, segment, self.experiment.checkpoint_every)
+        if self.together:  # this process only listens
+            task = Task(*self._asked_for(segment), segment.seed, self.threads, keeper)
+            yield from self.together(task, self.shared)
+            return
+        training = self._training(segment, keeper)
+        yield from keeper.untold(training)
         for row in training.run(segment.until):
-            epoch = row["epoch"]
-            if epoch == training.best_epoch and row[METRIC] >= segment.keep_above:
-                card = {"trial": segment.number, "epoch": epoch, METRIC: row[METRIC]}
-                save_model(folder / BEST, training.measured, card)
-            if epoch == segment.until or epoch % self.experiment.checkpoint_every == 0:
-                save_checkpoint(folder / CHECKPOINT, training.state_dict())
+            keeper.after(row, training)
             yield row
 
-    def _training(self, segment: Segment, folder: Path) -> Training:
+    def _asked_for(self, segment: Segment) -> tuple[dict[str, Any], Recipe]:
+        """What a segment's network is built from, and its recipe."""
+        candidate, experiment = segment.candidate, self.experiment
+        recipe = recipe_of(experiment, candidate, experiment.max_epochs)
+        return candidate.network(experiment.resolution), recipe
+
+    def _training(self, segment: Segment, keeper: Keeper) -> Training:
         if self.training and (self.number, self.training.epoch) == (segment.number, segment.known):
             return self.training
         self._forget()
-        candidate = segment.candidate
-        network = build(candidate.network(self.experiment.resolution), segment.seed)
-        recipe = recipe_of(self.experiment, candidate, self.experiment.max_epochs)
-        training = Training(network, self.data, recipe, segment.seed)
-        if (folder / CHECKPOINT).exists():
-            state = torch.load(folder / CHECKPOINT, map_location=self.device, weights_only=True)
-            training.load_state_dict(state)
+        network, recipe = self._asked_for(segment)
+        training = Training(build(network, segment.seed), self.data, recipe, segment.seed)
+        keeper.resume(training)
         self.training, self.number = training, segment.number
         return training
 
@@ -159,11 +162,3 @@ class TrialWorker(tune.Trainable):
         self.training = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)

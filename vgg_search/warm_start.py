@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from vgg_search.config import Config, ConfigError
 from vgg_search.journal import candidate_of
 from vgg_search.search_space import BLOCK_DIMS, Space
+from vgg_search.storage import local_folder
 
 DIGEST, KNOWN = "digest", "known_trials"  # attributes of a study in its journal
 # What a machine could not do, or a limit forbade, may be possible here.
@@ -35,7 +36,7 @@ def knowledge(config: Config, digest: str, folder: Path) -> list[dict[str, Any]]
     """
     if config.warm_start is None or KNOWN in _read(folder)[0]:
         return None
-    places = [Path(config.storage_path, config.warm_start), Path(config.warm_start)]
+    places = [local_folder(config.storage_path, config.warm_start), Path(config.warm_start)]
     other = next((place for place in places if (place / "study.journal").is_file()), None)
     if other is None or other.resolve() == folder.resolve():
         raise ConfigError(

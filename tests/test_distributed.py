@@ -1,0 +1,84 @@
+"""One network trained by two processes is the network that one process trains."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from nodes import free_port
+
+from vgg_search.data import Splits, load_splits
+from vgg_search.distributed import Rank
+from vgg_search.model import build
+from vgg_search.train import Recipe, Resident, Training
+
+NETWORK: dict[str, Any] = {
+    "arch": ((1, 8), (1, 16)),
+    "resolution": 28,
+    "hidden_features": 32,
+    "num_hidden": 1,
+    "dropout": 0.0,
+    "batch_norm": False,
+}
+# 300 images in 4 batches of 75: a rank has 38 of them, the other 37
+RECIPE = Recipe(
+    max_epochs=3, batch_size=76, lr=0.1, flip=True, crop=2, ema=True, precision="fp32", momentum=0.9
+)
+
+
+def rank_main(rank: int, ranks: int, port: int, out: str, recipe: Recipe) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    data = Resident.load(load_splits("sample", val_images=100, train_images=300), "cpu")
+    training = Rank(build(NETWORK, 5), data, recipe, 5, rank, ranks)
+    rows = list(training.run(recipe.max_epochs))
+    torch.save({"rows": rows, "weights": training.weights()}, f"{out}/{rank}")
+    dist.destroy_process_group()
+
+
+@dataclass
+class Trained:
+    rows: list[dict[str, Any]]
+    weights: dict[str, torch.Tensor]
+
+
+def trained_by(ranks: int, folder: Path, recipe: Recipe = RECIPE) -> list[Trained]:
+    folder.mkdir()
+    mp.spawn(rank_main, (ranks, free_port(), str(folder), recipe), nprocs=ranks)
+    return [Trained(**torch.load(folder / str(rank))) for rank in range(ranks)]
+
+
+def alone(splits: Splits, recipe: Recipe = RECIPE) -> Trained:
+    training = Training(build(NETWORK, 5), Resident.load(splits, "cpu"), recipe, 5)
+    return Trained(list(training.run(recipe.max_epochs)), training.weights())
+
+
+def test_two_ranks_are_one_training(tmp_path: Path, splits: Splits) -> None:
+    one, (first, second) = alone(splits), trained_by(2, tmp_path / "two")
+    for ours, theirs in zip(one.rows, first.rows, strict=True):
+        assert theirs["lr"] == ours["lr"]
+        # Nothing random is left out: a rank's images count a 38th or a 37th instead of a 75th
+        assert theirs["train_loss"] == pytest.approx(ours["train_loss"], rel=0.02)
+        assert theirs["val_loss"] == pytest.approx(ours["val_loss"], rel=0.02)
+        assert theirs["val_accuracy"] == pytest.approx(ours["val_accuracy"], abs=0.03)
+    for name, ours in first.weights.items():
+        torch.testing.assert_close(second.weights[name], ours)
+    assert [r["train_loss"] for r in first.rows] == [r["train_loss"] for r in second.rows]
+
+
+def test_one_rank_is_the_plain_loop(tmp_path: Path, splits: Splits) -> None:
+    (only,) = trained_by(1, tmp_path / "one")
+    for name, ours in alone(splits).weights.items():
+        torch.testing.assert_close(only.weights[name], ours)
+
+
+def test_ranks_stop_together_when_the_loss_is_not_finite(tmp_path: Path) -> None:
+    wild = Recipe(max_epochs=3, batch_size=76, lr=1e6, precision="fp32")
+    first, second = trained_by(2, tmp_path / "wild", wild)
+    assert len(first.rows) == len(second.rows) == 1
+    assert not torch.tensor(first.rows[0]["train_loss"]).isfinite()
