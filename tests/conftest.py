@@ -1,10 +1,12 @@
 """Fixtures that more than one test file uses."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -22,19 +24,25 @@ for name, value in RAY_ENVIRONMENT.items():  # before any test imports Ray
     os.environ.setdefault(name, value)
 
 
-class MlflowServer:
-    """A real `mlflow server` on a SQLite database, which can be killed and started again."""
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
+
+class MlflowServer:
+    """A real `mlflow server` on a database, its own SQLite file unless another is given, which
+    can be killed and started again."""
+
+    def __init__(self, folder: Path, store: str | None = None) -> None:
+        self.folder, self.port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.store = store or f"sqlite:///{folder / 'server.db'}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
+        command += ["--backend-store-uri", self.store]
         command += ["--port", str(self.port)]
         # Its seven job processes take 2 GB and do nothing for us.
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -71,6 +79,50 @@ def mlflow_server(tmp_path: Path) -> Iterator[MlflowServer]:
     server = MlflowServer(folder)
     yield server
     server.kill()
+
+
+class Postgres:
+    """A real PostgreSQL of the test's own, which can be stopped and started again."""
+
+    def __init__(self, folder: Path, programs: Path) -> None:
+        self.folder, self.programs, self.port = folder, programs, free_port()
+        # It refuses to run as root.
+        self.user = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
+        if self.user:
+            shutil.chown(folder, **self.user)
+        self._run("initdb", "-U", "mlflow", "-A", "trust", "--no-sync")
+
+    def _run(self, program: str, *options: str) -> None:
+        command = [self.programs / program, "-D", self.folder / "data", *options]
+        subprocess.run(command, cwd=self.folder, check=True, stdout=subprocess.DEVNULL, **self.user)
+
+    def start(self) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c fsync=off -k {self.folder}"
+        self._run("pg_ctl", "start", "-w", "-o", options, "-l", str(self.folder / "log"))
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "stop", "-m", "immediate")
+
+    def database(self, name: str) -> str:
+        """The address of a new database."""
+        create = ["-h", "127.0.0.1", "-p", str(self.port), "-U", "mlflow", name]
+        subprocess.run([self.programs / "createdb", *create], check=True)
+        return f"postgresql+psycopg2://mlflow:secret@127.0.0.1:{self.port}/{name}"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    pytest.importorskip("psycopg2")
+    places = [*Path("/usr/lib/postgresql").glob("*/bin"), *map(Path, os.get_exec_path())]
+    programs = next((place for place in places if (place / "initdb").exists()), None)
+    if not programs:
+        pytest.skip("no PostgreSQL on this machine")
+    # Not under pytest's folder, which none but its owner may enter.
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
+        server = Postgres(Path(folder), programs)
+        server.start()
+        yield server
+        server.stop()
 
 
 @pytest.fixture(scope="session")

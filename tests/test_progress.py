@@ -216,6 +216,8 @@ SUMMARY: dict[str, Any] = {
     "best_val_accuracy": 0.91234,
     "baseline_val_accuracy": None,
     "champion": {"test_accuracy": 0.9, "num_params": 12345, "model_uri": "models:/vgg-search/1"},
+    "warnings": ["The budget is small."],
+    "refused": 0,
 }
 
 
@@ -226,6 +228,7 @@ def test_the_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "study s completed: 3 trials (2 completed, 1 pruned), 9 epochs in 1m15s",
         "best      trial 2, 1x16-2x32, lr 0.1235: val_accuracy 0.9123 (baseline -)",
         "champion  test_accuracy 0.9000, 12,345 parameters, registered as models:/vgg-search/1",
+        "warning   The budget is small.",
         "report    runs/s/report.html",
         "compare   mlflow ui",
         "use       python -m vgg_search predict IMAGE.png",
@@ -235,11 +238,13 @@ def test_the_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_last_words_of_a_study_that_was_stopped(tmp_path: Path) -> None:
     state = {"state": "interrupted", "best_trial": None, "champion": None}
     lines = closing(SUMMARY | state, tmp_path, "http://host:5000").splitlines()
-    assert lines[1] == "go on     python -m vgg_search.run --resume s"
+    assert lines[2] == "go on     python -m vgg_search.run --resume s"
     assert lines[-1] == "compare   http://host:5000"
     assert not any(line.startswith(("best", "champion", "use")) for line in lines)
     elsewhere = closing(SUMMARY | state, tmp_path, "sqlite:////tmp/x.db").splitlines()[-1]
     assert elsewhere == "compare   mlflow ui --backend-store-uri sqlite:////tmp/x.db"
+    refused = closing(SUMMARY | {"refused": 2}, tmp_path, "x")
+    assert "MLflow refused 2 rows for good: vgg-search status s tells which" in refused
     unregistered = SUMMARY["champion"] | {"model_uri": None}
     text = closing(SUMMARY | {"champion": unregistered}, tmp_path, "x")
     assert re.search(r"^champion .* parameters$", text, re.MULTILINE)

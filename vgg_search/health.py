@@ -287,7 +287,7 @@ def health(source: Run | Path) -> list[str]:
         found.append("No trial was completed: all that is here was stopped on the way.")
     failed, diverged = states.get("failed", 0), states.get("diverged", 0)
     if failed:
-        found.append(f"{failed} of {total} trials failed: see the errors of trials below.")
+        found.append(f"{failed} of {total} trials failed: the report lists their errors.")
     if diverged > DIVERGED_SHARE * total:
         found.append(f"{diverged} of {total} trials diverged: lower the upper end of lr.")
     dimensions, trials = len(run.space.sampled()), len(run.ranked) + diverged

@@ -178,6 +178,10 @@ def closing(summary: dict[str, Any], folder: Path, uri: str) -> str:
             f"champion  test_accuracy {accuracy(champion['test_accuracy'])}, "
             f"{champion['num_params']:,} parameters{where}"
         )
+    lines += [f"warning   {text}" for text in summary["warnings"]]
+    if summary["refused"]:
+        look = f"vgg-search status {summary['study']} tells which"
+        lines.append(f"warning   MLflow refused {summary['refused']} rows for good: {look}")
     if summary["state"] == "interrupted":
         lines.append(f"go on     python -m vgg_search.run --resume {summary['study']}")
     lines.append(f"report    {folder / 'report.html'}")

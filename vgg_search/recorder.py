@@ -16,9 +16,12 @@ from vgg_search.tracking import Status, Tracker
 
 PARENT, CHAMPION = "study", "champion"
 REGISTERED = "vgg-search"
-FILES = ("report.html", "trials.csv", "epochs.csv", "summary.json", "study.journal")
+FILES = ("report.html", "plots", "trials.csv", "epochs.csv", "summary.json", "study.journal")
 EPOCH_METRICS = (
     "train_loss train_accuracy val_loss val_accuracy lr epoch_seconds images_per_second"
+).split()
+CHAMPION_METRICS = (
+    "val_accuracy test_accuracy test_loss test_accuracy_mean test_accuracy_std"
 ).split()
 STATUS: dict[str, Status] = {"failed": "FAILED", "interrupted": "KILLED"}
 
@@ -179,16 +182,17 @@ class Recorder:
 
     def champion_ended(self, card: dict[str, Any], folder: Path) -> None:
         metrics = card["metrics"]
-        names = ("val_accuracy", "test_accuracy", "test_loss", "test_accuracy_mean")
-        self.tracker.log(CHAMPION, {name: metrics[name] for name in names}, card["epochs"])
+        told = {name: metrics[name] for name in CHAMPION_METRICS if metrics[name] is not None}
+        self.tracker.log(CHAMPION, told, card["epochs"])
         self.tracker.register(CHAMPION, REGISTERED, folder)
         self.tracker.end(CHAMPION, "FINISHED")
 
     def finish(self, state: str) -> None:
         """Send the run folder's files and close the parent."""
         for name in FILES:
-            if (self.study.folder / name).exists():
-                self.tracker.artifact(PARENT, self.study.folder / name)
+            path = self.study.folder / name
+            if path.exists():
+                self.tracker.artifact(PARENT, path, name if path.is_dir() else None)
         self.tracker.tag(PARENT, state=state)
         self.tracker.end(PARENT, STATUS.get(state, "FINISHED"))
 

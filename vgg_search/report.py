@@ -3,8 +3,10 @@
 It opens with the answer, then what to distrust, then the evidence, then how to do it again.
 """
 
+import gzip
 import os
 import re
+from base64 import b64encode
 from collections.abc import Callable
 from datetime import timedelta
 from html import escape
@@ -21,13 +23,13 @@ import vgg_search.plots as course
 from vgg_search.arch import as_arch, describe
 from vgg_search.health import ReportError, Run, health, load, standard_error
 
-__all__ = ["ReportError", "health", "make_report", "plots"]
+__all__ = ["ReportError", "health", "make_plots", "make_report", "plots"]
 
 FIGURES: tuple[Callable[[Run], course.Drawn], ...] = (
     course.incumbent_by_time, course.incumbent_by_epochs, space.accuracy_by_params,
     space.accuracy_by_flops, space.depth_width, space.lr_by_depth, space.importance,
     space.parallel_coordinates, space.space_edges, course.learning_curves, course.timeline,
-    course.confusion,
+    course.confusion, course.worst_images,
 )  # fmt: skip
 NONE = "-"
 # The policy makes the browser itself refuse any network access.
@@ -58,6 +60,23 @@ pre {{ background: #F5F5F5; padding: 10px; white-space: pre-wrap; font-size: 0.8
 </style>
 <script>{plotlyjs}</script></head>
 <body>{body}</body></html>
+"""
+
+# One figure as a page of its own. Packed, plotly takes 1.9 MB instead of 4.7 of each.
+PLOT = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title></head>
+<body style="font: 15px system-ui, sans-serif; margin: 8px"><p>{look}</p>
+<div id="plot" style="height: {height}px"></div>
+<script>
+const packed = Uint8Array.from(atob("{packed}"), (character) => character.charCodeAt(0));
+const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+new Response(unpacked).text().then((plotlyjs) => {{
+  document.head.append(Object.assign(document.createElement("script"), {{text: plotlyjs}}));
+  const figure = {figure};
+  Plotly.newPlot("plot", figure.data, figure.layout, {{responsive: true}});
+}});
+</script></body></html>
 """
 
 
@@ -228,3 +247,20 @@ def make_report(folder: Path) -> Path:
     draft.write_text(PAGE.format(title=title, plotlyjs=get_plotlyjs(), body=body), "utf-8")
     os.replace(draft, path)
     return path
+
+
+def make_plots(folder: Path) -> Path:
+    """Write each figure as a page into `plots/` of a run folder, for MLflow to show. Raises
+    ReportError."""
+    target = Path(folder) / "plots"
+    target.mkdir(exist_ok=True)
+    packed = b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+    for name, figure in plots(Path(folder)).items():
+        title, layout = figure.layout.title.text, figure.layout
+        page = PLOT.format(
+            title=escape(title), look=escape(layout.meta), packed=packed,
+            height=layout.height or layout.template.layout.height,
+            figure=figure.to_json().replace("<", "\\u003c"),
+        )  # fmt: skip
+        (target / f"{name}.html").write_text(page, "utf-8")
+    return target

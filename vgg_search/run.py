@@ -217,7 +217,7 @@ def conclude(
     began: float,
 ) -> dict[str, Any]:
     """Write summary, tables and report, send what is left, and return the summary."""
-    from vgg_search.report import ReportError, make_report
+    from vgg_search.report import ReportError, health, make_plots, make_report
     from vgg_search.tables import summarise, write_tables
 
     folder, tracker = study.folder, recorder.tracker
@@ -248,8 +248,11 @@ def conclude(
     }
     write_tables(folder, trials)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    warnings: list[str] = []
     try:
         make_report(folder)
+        make_plots(folder)
+        warnings = health(folder)
     except ReportError as error:  # the study itself is whole, and is to be closed
         log.error("no report: %s", error)
     recorder.finish(state)
@@ -261,7 +264,7 @@ def conclude(
             tracker.error,
             folder.name,
         )
-    return summary | {"unsent": unsent}
+    return summary | {"unsent": unsent, "refused": tracker.refused, "warnings": warnings}
 
 
 def exit_code(summary: dict[str, Any], signals: list[int]) -> int:
