@@ -1,5 +1,6 @@
 """Fixtures that more than one test file uses."""
 
+import json
 import os
 import shutil
 import signal
@@ -10,8 +11,9 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,6 +24,68 @@ if TYPE_CHECKING:
 
 for name, value in RAY_ENVIRONMENT.items():  # before any test imports Ray
     os.environ.setdefault(name, value)
+
+
+STUDY = "seen"
+STUDY_FLAGS = {
+    "num-trials": 5,
+    "max-epochs": 3,
+    "scheduler": "none",
+    "train-images": 2000,
+    "val-images": 500,
+    "champion-epochs": 2,
+    "top-k": 2,
+    "time-budget": "null",
+}
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a small search, named STUDY, ran by its command."""
+    folder = tmp_path_factory.mktemp("study")
+    flags = [text for name, value in STUDY_FLAGS.items() for text in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "vgg_search", "run", "--name", STUDY, *flags]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stderr
+    return folder
+
+
+@contextmanager
+def serving(command: list[str], ping: str, folder: Path, **environment: str) -> Iterator[str]:
+    """The address of a web server while its command runs in `folder`, from when `ping` answers."""
+    port, log = free_port(), folder / f"{Path(command[0]).name}.log"
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [*command, "--port", str(port)],
+            cwd=folder,
+            env=os.environ | environment,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    try:
+        until, answers = time.monotonic() + 180, False
+        while not answers:
+            assert time.monotonic() < until, log.read_text()
+            assert server.poll() is None, log.read_text()
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}{ping}", timeout=5).close()
+                answers = True
+            except OSError:
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)  # with its workers
+        server.wait()
+
+
+def ask(url: str, **body: Any) -> dict[str, Any]:
+    """The JSON that a server answers."""
+    sent = urllib.request.Request(
+        url, json.dumps(body).encode() if body else None, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(sent, timeout=60) as answer:
+        return dict(json.load(answer))
 
 
 def free_port() -> int:

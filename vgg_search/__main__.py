@@ -105,6 +105,11 @@ def refine(argv: Sequence[str]) -> Result:
         options.data_dir,
     )
     made_of, told = result["parent"]["model_uri"], result["champion"]
+    if told is None:
+        print(
+            "vgg-search: the loss is not finite any more; the model is as it was", file=sys.stderr
+        )
+        return 1, result
     if not options.json:
         print(
             f"{result['study']}: test accuracy {told['test_accuracy']:.4f} after "

@@ -52,8 +52,8 @@ def refine(
 
     `parent` is its lineage, `tracker` the address and experiment of the run, `facts` are for the
     card; `listen(epochs, row)` hears of each epoch; `epochs` defaults to the champion's. Returns
-    what `out`/summary.json says, and `unsent`. Raises ModelError or DataError before anything is
-    written, and ModelError if the training diverges.
+    what `out`/summary.json says, and `unsent`; `champion` is None if the training diverged. Raises
+    ModelError or DataError before anything is written.
     """
     network, card = load_folder(folder)
     if lacking := [name for name in (*KEPT, "epochs") if name not in card]:
@@ -85,22 +85,22 @@ def refine(
         RUN, splits.name, splits.digest, {"dataset": splits.name}, "training", {"whole": True}
     )
     sent.start()
-    state = "interrupted"
+    summary: dict[str, Any] = {"study": out.name, "state": "interrupted", "parent": parent}
     try:
         for row in training.run(epochs):
             sent.log(RUN, {name: row[name] for name in EPOCH_METRICS if name in row}, row["epoch"])
             listen(epochs, row)
-        state = "failed" if training.diverged else "completed"
+        summary["state"] = "failed" if training.diverged else "completed"
     except Exception:
-        state = "failed"
+        summary["state"] = "failed"
         raise
     finally:
-        sent.tag(RUN, state=state)
-        if state != "completed":
-            sent.end(RUN, STATUS[state])
-            sent.close(STOPPED_SECONDS)
-    if state == "failed":
-        raise ModelError(f"the training must stay finite, got a loss that is not in {out.name}")
+        sent.tag(RUN, state=summary["state"])
+        if summary["state"] != "completed":
+            sent.end(RUN, STATUS[summary["state"]])
+            unsent = sent.close(STOPPED_SECONDS)
+    if training.diverged:
+        return summary | {"epochs": epochs, "champion": None, "unsent": unsent}
 
     refined = training.measured.cpu().eval()
     scores = evaluate(Servable(refined, card), images, labels) | {"parent_test_accuracy": before}
@@ -113,8 +113,7 @@ def refine(
     sent.end(RUN, "FINISHED")
     unsent, answer = sent.close(SEND_SECONDS), sent.results(RUN)
     champion = told | {key: answer.get(key) for key in ("model_uri", "run_id", "alias_text")}
-    summary = {"study": out.name, "state": state, "epochs": epochs, "parent": parent}
-    summary |= {"champion": champion}
+    summary |= {"epochs": epochs, "champion": champion}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary | {"unsent": unsent}
 
