@@ -268,7 +268,7 @@ def worst_images(run: Run) -> Drawn:
         "The champion's worst images",
         "Those of the test split with the highest loss, worst first: the true class, and what the "
         "champion took it for. Some could puzzle a person too.",
-        "", "", height=560, showlegend=False,
+        "", "", height=500, showlegend=False,
     )  # fmt: skip
     width, height = SIDE + 4, SIDE + CAPTION
     source = b64encode(file.read_bytes()).decode()
@@ -280,5 +280,6 @@ def worst_images(run: Run) -> Drawn:
         hovertext=[f"image {r['image']}: probability {r['probability']:.3f}" for r in worst],
         mode="text", textfont={"size": 10}, hoverinfo="text",
     )  # fmt: skip
-    figure.update_yaxes(visible=False, scaleanchor="x", constrain="domain")
-    return figure.update_xaxes(visible=False, constrain="domain")
+    whole = {"visible": False, "constrain": "domain"}
+    figure.update_yaxes(scaleanchor="x", constraintoward="top", **whole)
+    return figure.update_xaxes(**whole)

@@ -165,18 +165,22 @@ def closing(summary: dict[str, Any], folder: Path, uri: str) -> str:
         + f"), {summary['epochs_trained']} epochs in {duration(summary['search_seconds'])}"
     ]
     if summary["best_trial"] is not None:
-        arch = describe(as_arch(summary["best_arch"]))
+        arch, base = describe(as_arch(summary["best_arch"])), summary["baseline_val_accuracy"]
+        after = "" if base is None else f" after epoch {summary['baseline_epochs']}"
         lines.append(
             f"best      trial {summary['best_trial']}, {arch}, lr {summary['best_lr']:.4f}: "
             f"{METRIC} {accuracy(summary['best_val_accuracy'])} "
-            f"(baseline {accuracy(summary['baseline_val_accuracy'])})"
+            f"(baseline {accuracy(base)}{after})"
         )
     champion = summary["champion"]
     if champion:
+        spread = champion.get("test_accuracy_std")
+        mean = accuracy(champion.get("test_accuracy_mean"))
+        spread = f"; mean of its seeds {mean}, spread {spread:.4f}" if spread is not None else ""
         where = f", registered as {champion['model_uri']}" if champion["model_uri"] else ""
         lines.append(
             f"champion  test_accuracy {accuracy(champion['test_accuracy'])}, "
-            f"{champion['num_params']:,} parameters{where}"
+            f"{champion['num_params']:,} parameters{where}{spread}"
         )
     lines += [f"warning   {text}" for text in summary["warnings"]]
     if summary["refused"]:

@@ -74,7 +74,8 @@ const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream
 new Response(unpacked).text().then((plotlyjs) => {{
   document.head.append(Object.assign(document.createElement("script"), {{text: plotlyjs}}));
   const figure = {figure};
-  Plotly.newPlot("plot", figure.data, figure.layout, {{responsive: true}});
+  const options = {{responsive: true, displayModeBar: false}};
+  Plotly.newPlot("plot", figure.data, figure.layout, options);
 }});
 </script></body></html>
 """
@@ -104,18 +105,22 @@ def _table(rows: list[list[str]], heads: list[str] | None = None, numbers: int =
 def _baseline(run: Run) -> tuple[str, list[list[str]]]:
     """The search against the baseline, in words and as rows of the answer's table."""
     best, base = run.summary["best_val_accuracy"], run.summary["baseline_val_accuracy"]
-    number, text, rows = run.summary["best_trial"], "", []
+    number, text, rows, whole = run.summary["best_trial"], "", [], False
     if base is None:
         text = "The study has no score of a baseline to compare with. "
     elif 0 in run.trials.index:
         first = run.trials.loc[0]
         rows.append(["baseline", first["arch"], _say(first["num_params"], ",d"), _say(base), NONE])
-        if first["state"] != "completed":
-            text = f"The baseline was {first['state']} after {first['epochs']:.0f} epochs. "
+        whole = first["state"] == "completed"
+        if not whole:
+            text = (
+                f"The baseline was {first['state']} in epoch {first['epochs']:.0f}, at {base:.4f}: "
+                "too early to compare with it. "
+            )
     if best is not None:
         arch, params = describe(as_arch(run.summary["best_arch"])), run.trials["num_params"]
         rows.append([f"trial {number}", arch, _say(params.get(number), ",d"), _say(best), NONE])
-        if base is not None:
+        if whole:
             text += (
                 f"The search took val_accuracy from {base:.4f} (baseline) to {best:.4f} (trial "
                 f"{number}): <b>{best - base:+.4f}</b>. "
