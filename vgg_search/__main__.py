@@ -7,6 +7,7 @@ on stderr; `--debug` shows where it came from.
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -81,9 +82,11 @@ def refine(argv: Sequence[str]) -> Result:
     made.add_argument("--data-dir", type=Path, help="folder with Fashion-MNIST")
     made.add_argument("--experiment", default="vgg-search", help="MLflow experiment (vgg-search)")
     options = made.parse_args(argv)
+    from vgg_search.run import RAY_ENVIRONMENT, provenance
+
+    os.environ.update(RAY_ENVIRONMENT | os.environ)  # before torch, as in a search
     from vgg_search import reuse
     from vgg_search.refine import lineage, refine
-    from vgg_search.run import provenance
     from vgg_search.tracking import default_uri
 
     def listen(epochs: int, row: dict[str, Any]) -> None:
