@@ -245,11 +245,16 @@ def test_the_last_words_of_a_study_that_was_stopped(tmp_path: Path) -> None:
     assert elsewhere == "compare   mlflow ui --backend-store-uri sqlite:////tmp/x.db"
     refused = closing(SUMMARY | {"refused": 2}, tmp_path, "x")
     assert "MLflow refused 2 rows for good: vgg-search status s tells which" in refused
+    alias = SUMMARY["champion"] | {"alias_text": "a@b is now version 1: no other"}
+    text = closing(SUMMARY | {"champion": alias}, tmp_path, "x")
+    assert "\nalias     a@b is now version 1: no other\n" in text
     compared = {"baseline_val_accuracy": 0.8, "baseline_epochs": 1, "best_trial": 2}
     seeds = SUMMARY["champion"] | {"test_accuracy_mean": 0.8, "test_accuracy_std": 0.01}
     text = closing(SUMMARY | compared | {"champion": seeds}, tmp_path, "x")
     assert "(baseline 0.8000 after epoch 1)" in text
     assert "as models:/vgg-search/1; mean of its seeds 0.8000, spread 0.0100" in text
+    secret = closing(SUMMARY, tmp_path, "postgresql://me:secret@host/db").splitlines()[-2]
+    assert secret == "compare   mlflow ui --backend-store-uri postgresql://***@host/db"
     unregistered = SUMMARY["champion"] | {"model_uri": None}
     text = closing(SUMMARY | {"champion": unregistered}, tmp_path, "x")
     assert re.search(r"^champion .* parameters$", text, re.MULTILINE)

@@ -269,7 +269,12 @@ def line(error: BaseException) -> str:
     while origin.__context__:
         origin = origin.__context__
     text = str(origin if isinstance(origin, OSError) else error) or type(error).__name__
-    return re.sub(r"(?<=://)[^/@\s]+@", "", " ".join(text.split()))[:300]
+    return masked(" ".join(text.split()))[:300]
+
+
+def masked(text: str) -> str:
+    """The text without what addresses in it hold before an @: a name and a password."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
 
 
 def _items(sort: str, named: Mapping[str, Any], step: int | None = None) -> list[Any]:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from vgg_search.arch import as_arch, describe
 from vgg_search.journal import METRIC, UNTRAINED
+from vgg_search.outbox import masked
 from vgg_search.segment import Event
 from vgg_search.study import Study
 
@@ -182,6 +183,8 @@ def closing(summary: dict[str, Any], folder: Path, uri: str) -> str:
             f"champion  test_accuracy {accuracy(champion['test_accuracy'])}, "
             f"{champion['num_params']:,} parameters{where}{spread}"
         )
+        if champion.get("alias_text"):
+            lines.append(f"alias     {champion['alias_text']}")
     lines += [f"warning   {text}" for text in summary["warnings"]]
     if summary["refused"]:
         look = f"vgg-search status {summary['study']} tells which"
@@ -191,7 +194,7 @@ def closing(summary: dict[str, Any], folder: Path, uri: str) -> str:
     lines.append(f"report    {folder / 'report.html'}")
     here = uri == f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     database = "mlflow ui" if here else f"mlflow ui --backend-store-uri {uri}"
-    lines.append(f"compare   {uri if uri.startswith('http') else database}")
+    lines.append(f"compare   {masked(uri if uri.startswith('http') else database)}")
     if champion:
         lines.append("use       python -m vgg_search predict IMAGE.png")
     return "\n".join(lines)

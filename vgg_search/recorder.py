@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial
 from vgg_search.arch import as_arch, depth, describe, width
 from vgg_search.data import Splits
 from vgg_search.journal import METRIC, UNTRAINED
+from vgg_search.outbox import masked
 from vgg_search.segment import Event
 from vgg_search.study import Study
 from vgg_search.tracking import Status, Tracker
@@ -46,6 +47,7 @@ class Recorder:
 
     def start(self) -> None:
         config = self.config.model_dump(mode="json")
+        config["tracking_uri"] = masked(config["tracking_uri"] or "") or None
         versions = ", ".join(f"{name} {text}" for name, text in self.facts["versions"].items())
         tags = {"kind": "study", "dataset": self.dataset, "state": "running", **self.facts}
         tags |= {
@@ -58,7 +60,8 @@ class Recorder:
         }
         self.tracker.run(PARENT, self.study.folder.name, tags, config)
         self._describe_data(PARENT)
-        self.tracker.artifact(PARENT, self.study.folder / "config.yaml")
+        if config["tracking_uri"] == self.config.tracking_uri:  # it holds no password
+            self.tracker.artifact(PARENT, self.study.folder / "config.yaml")
 
     def _describe_data(self, key: str) -> None:
         self.tracker.dataset(

@@ -5,7 +5,6 @@ It opens with the answer, then what to distrust, then the evidence, then how to 
 
 import gzip
 import os
-import re
 from base64 import b64encode
 from collections.abc import Callable
 from datetime import timedelta
@@ -22,6 +21,7 @@ import vgg_search.landscape as space
 import vgg_search.plots as course
 from vgg_search.arch import as_arch, describe
 from vgg_search.health import ReportError, Run, health, load, standard_error
+from vgg_search.outbox import masked
 
 __all__ = ["ReportError", "health", "make_plots", "make_report", "plots"]
 
@@ -219,8 +219,7 @@ def _evidence(run: Run) -> str:
 def _again(run: Run) -> str:
     s = run.summary
     config = yaml.safe_dump(run.config, sort_keys=False, default_flow_style=None)
-    # A password in a tracker's address has no place in a file that is passed on.
-    config = re.sub(r"://[^/@\s]+@", "://***@", config)
+    config = masked(config)  # the file is passed on
     steps = [f"python -m vgg_search.run --config config.yaml --name {s['study']}-again"]
     if s["state"] != "completed":
         steps.insert(

@@ -230,13 +230,14 @@ def conclude(
     wait = STOPPED_SECONDS if stopped else wait
     tracker.flush(wait)
     if champion:
+        answer = tracker.results("champion")
         champion = {
             "val_accuracy": champion["metrics"]["val_accuracy"],
             "test_accuracy": champion["metrics"]["test_accuracy"],
             "test_accuracy_mean": champion["metrics"].get("test_accuracy_mean"),
             "test_accuracy_std": champion["metrics"].get("test_accuracy_std"),
             "num_params": champion["num_params"],
-            **{key: tracker.results("champion").get(key) for key in ("model_uri", "run_id")},
+            **{key: answer.get(key) for key in ("model_uri", "run_id", "alias_text")},
         }
     summary = {
         "study": folder.name,
