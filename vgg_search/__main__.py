@@ -41,7 +41,7 @@ def predict(argv: Sequence[str]) -> Result:
     rows = reuse.predict(model, options.images)
     for row in rows:
         if "error" in row:
-            print(f"vgg-search: {row['error']}", file=sys.stderr)
+            print(f"vgg-search: {row['file']} {row['error']}", file=sys.stderr)
         elif not options.json:
             print(f"{row['file']}: {row['class']} {row['probability']:.3f} ({row['assumed']})")
     return int(any("error" in row for row in rows)), {"predictions": rows}
