@@ -245,6 +245,7 @@ def conclude(
         "dataset": splits.name,
         **summary,
         "champion": champion,
+        "refused": tracker.refused,
         "wall_seconds": round(time.monotonic() - began, 3),
         **recorder.facts,
         "seed": study.config.seed,
