@@ -171,6 +171,7 @@ class Recorder:
         """The champion's own run; its epochs are logged like a trial's."""
         arch = as_arch(best.user_attrs["arch"])
         tags = {"kind": "champion", "dataset": self.dataset, "trial_number": best.number}
+        tags |= {"state": "running"}
         params = {"arch": describe(arch), "depth": depth(arch), "width": width(arch)}
         params |= {k: v for k, v in best.user_attrs["candidate"].items() if k != "arch"}
         self.tracker.run(CHAMPION, f"champion {describe(arch)}", tags, params, parent=PARENT)
@@ -188,6 +189,7 @@ class Recorder:
         told = {name: metrics[name] for name in CHAMPION_METRICS if metrics[name] is not None}
         self.tracker.log(CHAMPION, told, card["epochs"])
         self.tracker.register(CHAMPION, REGISTERED, folder)
+        self.tracker.tag(CHAMPION, state="completed")
         self.tracker.end(CHAMPION, "FINISHED")
 
     def finish(self, state: str) -> None:

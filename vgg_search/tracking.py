@@ -115,9 +115,11 @@ class Tracker(Outbox):
             found, database = client.get_experiment_by_name(self.experiment), _database(self.uri)
             # Artifacts beside a local database, wherever this runs and `mlflow ui` is started.
             place = (database.parent / "mlruns" / self.experiment).as_uri() if database else None
-            self._experiment_id = (
-                found.experiment_id if found else client.create_experiment(self.experiment, place)
-            )
+            if found:
+                self._experiment_id = found.experiment_id
+            else:
+                self._experiment_id = client.create_experiment(self.experiment, place)
+                client.set_experiment_tag(self._experiment_id, *_trials_view())
             self._client = client
 
     def _send_oldest(self) -> bool:
@@ -214,6 +216,19 @@ class Tracker(Outbox):
                 run_id = self._created = made.info.run_id
             self._write("UPDATE runs SET run_id = ? WHERE key = ?", [(run_id, key)])
         return str(run_id)
+
+
+def _trials_view() -> tuple[str, str]:
+    """Name and value of the tag by which the experiment's page offers, under "Views", a table
+    with the columns that trials are compared by. A page that does not know it is as it was."""
+    columns = [f"metrics.`{name}`" for name in ("val_accuracy", "best_val_accuracy")]
+    columns += [f"params.`{name}`" for name in ("depth", "width", "lr", "num_params")]
+    state = {"orderByKey": "attributes.start_time", "orderByAsc": True, "searchFilter": ""}
+    state |= {"startTime": "ALL", "lifecycleFilter": "Active", "datasetsFilter": []}
+    state |= {"modelVersionFilter": "All Runs", "selectedColumns": [*columns, "tags.`state`"]}
+    now = time.time_ns() // 1_000_000
+    view = {"name": "Trials", "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
+    return "mlflow.sharedViewState.trials", json.dumps(view)
 
 
 def sync(folder: Path, servable: Servable, timeout: float) -> dict[str, Any]:
