@@ -488,7 +488,7 @@ def test_warns_of_a_search_score_above_the_test_score(study: Path) -> None:
     edit(study, "summary.json", champion={"test_accuracy": 0.92})
     assert warned(study, "The search score 0.9498 is 0.0298 above the test score 0.9200")
     edit(study, "champion/model.json", epochs=MAX_EPOCHS - 1)
-    assert "the champion was trained for 8 epochs only, its trial for 9." in " ".join(health(study))
+    assert "the champion had fewer epochs (8) than its trial (9)." in " ".join(health(study))
     # On the small sample, noise explains twice as much.
     edit(study, "summary.json", champion={"test_accuracy": 0.935}, dataset="sample")
     assert not warned(study, "The search score")

@@ -238,7 +238,12 @@ def test_steps_are_those_of_torchs_sgd(data, momentum):
     recipe = replace(PLAIN, momentum=momentum, weight_decay=5e-3)
     run, twin = training(data, recipe, dropout=0.0), training(data, recipe, dropout=0.0)
     theirs = torch.optim.SGD(
-        twin.parameters, recipe.lr, momentum, weight_decay=5e-3, nesterov=momentum > 0, foreach=False
+        twin.parameters,
+        recipe.lr,
+        momentum,
+        weight_decay=5e-3,
+        nesterov=momentum > 0,
+        foreach=False,
     )
     twin._descend = theirs.step
     assert next(run.run(1))["train_loss"] == pytest.approx(next(twin.run(1))["train_loss"])

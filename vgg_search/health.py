@@ -266,7 +266,7 @@ def _score_warnings(run: Run) -> list[str]:
             had, asked = run.model.get("epochs"), run.config.get("max_epochs")
             why = "the search has fitted the validation images. Trust the test score."
             if had and asked and had < asked:
-                why = f"the champion was trained for {had} epochs only, its trial for {asked}."
+                why = f"the champion had fewer epochs ({had}) than its trial ({asked})."
             found.append(
                 f"The search score {best:.4f} is {best - test:.4f} above the test score "
                 f"{test:.4f}: {why}"

@@ -4,6 +4,7 @@ import logging
 import time
 from collections import Counter
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from rich.console import Console, Group
@@ -18,6 +19,7 @@ from vgg_search.segment import Event
 from vgg_search.study import Study
 
 REFRESH_SECONDS = 0.25
+ERROR_LENGTH = 100  # characters of it that are shown; the report and the record have it all
 log = logging.getLogger(__name__)
 
 
@@ -78,7 +80,8 @@ class Progress:
             del self.rows[event.number]
             line += f": {state}" + (f" at {accuracy(shown['value'])}" if "value" in shown else "")
             if event.attrs.get("error"):
-                line += f" ({event.attrs['error'].strip().splitlines()[-1]})"
+                said = event.attrs["error"].strip().splitlines()[-1]
+                line += f" ({shorten(said, ERROR_LENGTH, placeholder=' …')})"
         else:
             line += f": {event.kind}"
         if self.live and not event.attrs.get("error"):
