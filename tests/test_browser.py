@@ -3,21 +3,15 @@
 Screenshots are left in test-output/, for a person to look at.
 """
 
-import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import pytest
+from conftest import STUDY, STUDY_FLAGS, ask, serving
 
 pytestmark = pytest.mark.slow
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -26,11 +20,7 @@ By, Wait = (
     pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait,
 )
 
-NAME, TRIALS, EPOCHS = "seen", 5, 3
-FLAGS = (
-    f"--num-trials {TRIALS} --max-epochs {EPOCHS} --scheduler none --train-images 2000 "
-    "--val-images 500 --champion-epochs 2 --top-k 2 --time-budget null"
-).split()
+NAME, TRIALS, EPOCHS = STUDY, STUDY_FLAGS["num-trials"], STUDY_FLAGS["max-epochs"]
 PATIENCE = 90  # s; the machine may be busy
 SHOTS = Path(__file__).parents[1] / "test-output"
 ACCURACY = "metrics.`val_accuracy`"
@@ -52,58 +42,15 @@ def name_and_tags(run: dict[str, Any]) -> tuple[str, dict[str, str]]:
     return run["info"]["run_name"], {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
 
 
-def ask(url: str, **body: Any) -> dict[str, Any]:
-    sent = urllib.request.Request(
-        url, json.dumps(body).encode() if body else None, {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(sent, timeout=30) as answer:
-        return dict(json.load(answer))
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a small search ran."""
-    folder = tmp_path_factory.mktemp("browser")
-    command = [sys.executable, "-m", "vgg_search", "run", "--name", NAME, *FLAGS]
-    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
-    assert ran.returncode == 0, ran.stderr
-    return folder
-
-
 @pytest.fixture(scope="module")
 def ui(study: Path) -> Iterator[Ui]:
     """`mlflow ui` as the closing message names it, in the folder where the search ran."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    url, log = f"http://127.0.0.1:{port}", study / "ui.log"
-    with log.open("w") as out:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "ui", "--port", str(port)],
-            cwd=study,
-            env=os.environ | quiet,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
-    try:
-        until, answers = time.monotonic() + 2 * PATIENCE, False
-        while not answers:
-            assert time.monotonic() < until, log.read_text()
-            assert server.poll() is None, log.read_text()
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=5).close()
-                answers = True
-            except OSError:
-                time.sleep(0.5)
+    with serving([sys.executable, "-m", "mlflow", "ui"], "/health", study, **quiet) as url:
         api = f"{url}/api/2.0/mlflow"
         found = ask(f"{api}/experiments/get-by-name?experiment_name=vgg-search")["experiment"]
         runs = ask(f"{api}/runs/search", experiment_ids=[found["experiment_id"]])["runs"]
         yield Ui(study, url, found["experiment_id"], runs)
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)  # with its workers
-        server.wait()
 
 
 @pytest.fixture(scope="module")
@@ -156,15 +103,10 @@ def close_assistant(browser: Any, ui: Ui) -> None:
 
 def test_runs_table_nests_trials_under_their_study(browser: Any, ui: Ui) -> None:
     close_assistant(browser, ui)
-    columns = [ACCURACY, "metrics.`best_val_accuracy`", "params.`lr`", "tags.`state`"]
-    # A saved view, as the page's "Columns" and "Views" make one.
-    state = {"searchFilter": "", "orderByKey": "attributes.start_time", "orderByAsc": True}
-    state |= {"startTime": "ALL", "lifecycleFilter": "Active", "datasetsFilter": []}
-    state |= {"modelVersionFilter": "All Runs", "selectedColumns": columns}
-    view = {"name": "Trials", "createdAt": 1, "updatedAt": 1, "state": json.dumps(state)}
-    tag = {"key": "mlflow.sharedViewState.trials", "value": json.dumps(view)}
-    api = f"{ui.url}/api/2.0/mlflow/experiments/set-experiment-tag"
-    ask(api, experiment_id=ui.experiment, **tag)
+    show(browser, f"{ui.url}/{RUNS.format(ui.experiment, '')}")
+    wait_for_text(browser, NAME, "Views")
+    shoot(browser, "mlflow_runs_at_first")
+    # The view that the search has left, as "Views" opens it
     show(browser, f"{ui.url}/{RUNS.format(ui.experiment, 'viewStateShareKey=trials')}")
     wait_for_text(browser, NAME, "val_accuracy")
     trials = ui.of_kind("trial")
@@ -234,6 +176,50 @@ def test_page_of_a_trial_leads_to_its_study(browser: Any, ui: Ui) -> None:
     show(browser, f"{ui.url}/#/experiments/{ui.experiment}/runs/{run['info']['run_id']}")
     wait_for_text(browser, "Parent run", NAME, "val_accuracy", "weight_decay", "trial_number")
     shoot(browser, "mlflow_trial")
+
+
+def open_artifact(browser: Any, ui: Ui, path: str) -> None:
+    """The page of the study's run, at one of its artifacts, and into the frame that shows it."""
+    run = next(run for run in ui.runs if name_and_tags(run)[1]["kind"] == "study")
+    place = f"{ui.url}/#/experiments/{ui.experiment}/runs/{run['info']['run_id']}/artifacts"
+    show(browser, f"{place}/{path}")
+    frame = wait_for(browser, "return document.querySelector('iframe')")
+    browser.switch_to.frame(frame)
+    drawn = "return document.querySelector('.js-plotly-plot .main-svg')"
+    wait_for(browser, drawn)
+    browser.switch_to.default_content()
+
+
+@pytest.mark.parametrize("path", ["report.html", "plots/learning_curves.html"])
+def test_plots_are_drawn_among_the_artifacts_of_the_study(browser: Any, ui: Ui, path: str) -> None:
+    close_assistant(browser, ui)
+    open_artifact(browser, ui, path)
+    shoot(browser, f"mlflow_artifact_{Path(path).stem}")
+
+
+def test_each_plot_is_a_page_that_needs_no_network(browser: Any, study: Path) -> None:
+    pages = sorted((study / "runs" / NAME / "plots").glob("*.html"))
+    assert len(pages) >= 9
+    for page in pages:
+        browser.get_log("browser")
+        show(browser, page.as_uri(), 390)
+        wait_for(browser, "return document.querySelector('.js-plotly-plot .main-svg')")
+        assert browser.get_log("browser") == []
+        assert "http" not in page.read_text().split("<script>")[0]
+    shoot(browser, "plot_page")
+
+
+def test_optuna_dashboard_opens_the_record(browser: Any, study: Path) -> None:
+    """As the README says: `optuna-dashboard runs/NAME/study.journal`."""
+    program = str(Path(sys.executable).with_name("optuna-dashboard"))
+    with serving([program, f"runs/{NAME}/study.journal"], "/api/studies", study) as url:
+        (told,) = ask(f"{url}/api/studies")["study_summaries"]
+        assert told["study_name"] == NAME
+        trials = ask(f"{url}/api/studies/{told['study_id']}?after=0")["trials"]
+        assert [trial["state"] for trial in trials].count("Complete") == TRIALS
+        show(browser, f"{url}/dashboard/studies/{told['study_id']}/trials")
+        wait_for_text(browser, NAME, "Trial 0", "Complete")
+        shoot(browser, "optuna_dashboard")
 
 
 @pytest.mark.parametrize(("device", "width"), [("desktop", 1280), ("phone", 390)])

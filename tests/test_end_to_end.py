@@ -102,7 +102,11 @@ def runs(killed: Killed) -> dict[str, list[Any]]:
 def test_resume_ends_well_and_says_so(killed: Killed) -> None:
     assert killed.again.returncode == 0, killed.again.stderr
     summary = json.loads(killed.again.stdout.splitlines()[-1])
-    assert summary == killed.summary | {"unsent": 0}
+    warnings = summary["warnings"]
+    assert summary == killed.summary | {"unsent": 0, "warnings": warnings}
+    assert summary["refused"] == 0
+    assert any(text.startswith("The budget is small for the space") for text in warnings)
+    assert all(f"warning   {text}" in killed.again.stdout for text in warnings)
     assert summary["state"] == "completed"
     assert summary["num_trials"] == SMALL["num_trials"]
     assert "mlflow ui" in killed.again.stdout

@@ -216,6 +216,8 @@ SUMMARY: dict[str, Any] = {
     "best_val_accuracy": 0.91234,
     "baseline_val_accuracy": None,
     "champion": {"test_accuracy": 0.9, "num_params": 12345, "model_uri": "models:/vgg-search/1"},
+    "warnings": ["The budget is small."],
+    "refused": 0,
 }
 
 
@@ -226,6 +228,7 @@ def test_the_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "study s completed: 3 trials (2 completed, 1 pruned), 9 epochs in 1m15s",
         "best      trial 2, 1x16-2x32, lr 0.1235: val_accuracy 0.9123 (baseline -)",
         "champion  test_accuracy 0.9000, 12,345 parameters, registered as models:/vgg-search/1",
+        "warning   The budget is small.",
         "report    runs/s/report.html",
         "compare   mlflow ui",
         "use       python -m vgg_search predict IMAGE.png",
@@ -235,11 +238,23 @@ def test_the_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_last_words_of_a_study_that_was_stopped(tmp_path: Path) -> None:
     state = {"state": "interrupted", "best_trial": None, "champion": None}
     lines = closing(SUMMARY | state, tmp_path, "http://host:5000").splitlines()
-    assert lines[1] == "go on     python -m vgg_search.run --resume s"
+    assert lines[2] == "go on     python -m vgg_search.run --resume s"
     assert lines[-1] == "compare   http://host:5000"
     assert not any(line.startswith(("best", "champion", "use")) for line in lines)
     elsewhere = closing(SUMMARY | state, tmp_path, "sqlite:////tmp/x.db").splitlines()[-1]
     assert elsewhere == "compare   mlflow ui --backend-store-uri sqlite:////tmp/x.db"
+    refused = closing(SUMMARY | {"refused": 2}, tmp_path, "x")
+    assert "MLflow refused 2 rows for good: vgg-search status s tells which" in refused
+    alias = SUMMARY["champion"] | {"alias_text": "a@b is now version 1: no other"}
+    text = closing(SUMMARY | {"champion": alias}, tmp_path, "x")
+    assert "\nalias     a@b is now version 1: no other\n" in text
+    compared = {"baseline_val_accuracy": 0.8, "baseline_epochs": 1, "best_trial": 2}
+    seeds = SUMMARY["champion"] | {"test_accuracy_mean": 0.8, "test_accuracy_std": 0.01}
+    text = closing(SUMMARY | compared | {"champion": seeds}, tmp_path, "x")
+    assert "(baseline 0.8000 after epoch 1)" in text
+    assert "as models:/vgg-search/1; mean of its seeds 0.8000, spread 0.0100" in text
+    secret = closing(SUMMARY, tmp_path, "postgresql://me:secret@host/db").splitlines()[-2]
+    assert secret == "compare   mlflow ui --backend-store-uri postgresql://***@host/db"
     unregistered = SUMMARY["champion"] | {"model_uri": None}
     text = closing(SUMMARY | {"champion": unregistered}, tmp_path, "x")
     assert re.search(r"^champion .* parameters$", text, re.MULTILINE)

@@ -152,6 +152,13 @@ def test_a_trial_is_a_run_with_its_rows(session: Open) -> None:
         assert files == {"config.yaml", "study.journal"}
 
 
+def test_a_password_is_not_shown_around(session: Open) -> None:
+    with session(num_trials=1, tracking_uri="postgresql://me:secret@host/db") as opened:
+        parent = opened.send()[PARENT]
+        assert parent.data.params["tracking_uri"] == "postgresql://***@host/db"
+        assert not opened.client.list_artifacts(parent.info.run_id)
+
+
 def test_each_end_has_its_status(session: Open) -> None:
     faults = {1: Fault("failed"), 2: Fault("diverged", epoch=2), 3: Fault("died", times=1)}
     with session(num_trials=5, enqueue=trials(0.5, 0.4, 0.3, 0.9, 0.1)) as opened:

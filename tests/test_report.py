@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pandas as pd
 import pytest
@@ -20,9 +21,10 @@ from plotly.offline import get_plotlyjs
 
 from vgg_search.arch import count_flops, count_params, depth, describe, width
 from vgg_search.health import EPOCH_COLUMNS, TRIAL_COLUMNS, load
+from vgg_search.images import contact_sheet
 from vgg_search.landscape import importances
 from vgg_search.plots import LOOKS
-from vgg_search.report import FIGURES, ReportError, health, make_report, plots
+from vgg_search.report import FIGURES, ReportError, health, make_plots, make_report, plots
 from vgg_search.search_space import Space
 
 CLASSES = [
@@ -147,6 +149,12 @@ def simulate(folder: Path, num_trials: int, seed: int = 0, workers: int = 2) -> 
             "classes": CLASSES,
             "metrics": {"test_accuracy": tests[0], "test_accuracies": tests, "confusion": rows},
         }  # fmt: skip
+        worst = [
+            {"image": i, "class": "Shirt", "predicted": "Coat", "probability": 0.9}
+            for i in range(7)
+        ]
+        card["metrics"]["worst"] = worst
+        contact_sheet(np.zeros((7, 28, 28), np.uint8)).save(folder / "worst.png")
         (folder / "champion").mkdir(exist_ok=True)
         (folder / "champion" / "model.json").write_text(json.dumps(card))
 
@@ -239,11 +247,25 @@ def test_every_figure_is_drawn_from_a_full_study(full: Path) -> None:
     for name, figure in drawn.items():
         assert len(figure.data), name
         for trace in figure.data:
-            values = trace.z if trace.type == "heatmap" else trace.y
-            assert len(values), name
+            values = {"heatmap": "z", "image": "source"}.get(trace.type, "y")
+            assert len(trace[values]), name
         assert figure.layout.title.text, name
         assert figure.layout.meta.endswith("."), name
         json.loads(figure.to_json())
+
+
+def test_each_figure_is_a_page_of_its_own(study: Path) -> None:
+    pages = sorted(make_plots(study).iterdir())
+    assert [page.stem for page in pages] == sorted(draw.__name__ for draw in FIGURES)
+    for page in pages:
+        assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//|@import", page.read_text())
+        assert page.stat().st_size < 2_500_000
+
+
+def test_the_worst_images_have_captions(full: Path) -> None:
+    figure = plots(full)["worst_images"]
+    assert figure.data[1].text[0] == "Shirt<br>as Coat"
+    assert len(set(zip(figure.data[1].x, figure.data[1].y, strict=True))) == 7
 
 
 def test_states_have_one_colour(full: Path) -> None:
@@ -397,12 +419,21 @@ def test_an_interrupted_study_without_completed_trials(study: Path) -> None:
     )  # fmt: skip
     text = told(study)
     assert "There is no answer: no trial was completed" in text
-    assert "The baseline was interrupted after 9 epochs" in text
+    assert "The baseline was interrupted in epoch 9, at " in text
+    assert "The search took" not in text
     assert "python -m vgg_search.run --resume full" in text
     assert "there is no champion" in text
     assert [warning.split(":")[0] for warning in health(study)[:2]] == [
         "The study is interrupted", "No trial was completed",
     ]  # fmt: skip
+
+
+def test_a_baseline_that_was_stopped_early_is_not_compared_with(study: Path) -> None:
+    states = pd.read_csv(study / "trials.csv")["state"]
+    states[0] = "pruned"
+    edit(study, "trials.csv", state=states)
+    assert "too early to compare with it" in told(study)
+    assert "The search took" not in told(study)
 
 
 def test_no_champion(study: Path) -> None:
@@ -456,6 +487,8 @@ def test_warns_of_a_search_score_above_the_test_score(study: Path) -> None:
     assert not warned(study, "The search score")
     edit(study, "summary.json", champion={"test_accuracy": 0.92})
     assert warned(study, "The search score 0.9498 is 0.0298 above the test score 0.9200")
+    edit(study, "champion/model.json", epochs=MAX_EPOCHS - 1)
+    assert "the champion had fewer epochs (8) than its trial (9)." in " ".join(health(study))
     # On the small sample, noise explains twice as much.
     edit(study, "summary.json", champion={"test_accuracy": 0.935}, dataset="sample")
     assert not warned(study, "The search score")

@@ -15,6 +15,7 @@ from PIL import Image
 
 import vgg_search
 from vgg_search import reuse
+from vgg_search.__main__ import main
 from vgg_search.data import CLASSES, MEAN, STD, load_test
 from vgg_search.model import VGG
 from vgg_search.reuse import ModelError
@@ -322,6 +323,27 @@ def test_predict_names_wrong_files_and_goes_on(
         assert row["top3"][0] == (row["class"], row["probability"])
         assert len(row["top3"]) == 3
     json.dumps(rows)
+
+
+def test_the_command_names_wrong_files_and_goes_on(
+    champion: Path, images: np.ndarray, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    good, bad, gone = (str(tmp_path / name) for name in ("a.png", "bad.png", "gone.jpg"))
+    Image.fromarray(255 - images[0]).save(good)
+    Path(bad).write_text("a shirt")
+    files = ["predict", bad, good, gone, "--model", str(champion)]
+    assert main(files) == 1
+    out, err = capfd.readouterr()
+    assert out.startswith(f"{good}: ")
+    assert out.endswith("(dark on light, inverted)\n")
+    assert err.splitlines() == [
+        f"vgg-search: {bad} must be a PNG or JPEG image",
+        f"vgg-search: {gone} cannot be read: No such file or directory",
+    ]
+    assert main([*files, "--json"]) == 1
+    rows = json.loads(capfd.readouterr().out)["predictions"]
+    assert [row["file"] for row in rows] == [bad, good, gone]
+    assert main(["predict", good, "--model", str(champion)]) == 0
 
 
 def test_evaluate_counts_as_by_hand(

@@ -39,6 +39,7 @@ def test_it_tells_what_the_record_says(folder: Path) -> None:
         "seconds": 0.0,
         "unsent": 0,
         "refused": 0,
+        "refusals": [],
         "live": [{"number": 2, "arch": "1x8", "epochs": 2, "val_accuracy": 0.1 * 2 / 3}],
     }
     assert show(state).splitlines() == [
@@ -84,7 +85,7 @@ def test_what_waits_for_mlflow_is_counted_and_left_alone(folder: Path) -> None:
     outbox._refuse(outbox._oldest(1)[0], "no")
     state = status(folder)
     assert (state["unsent"], state["refused"]) == (3, 1)
-    assert "MLflow: 3 rows to send, 1 refused" in show(state)
+    assert "MLflow: 3 rows to send, 1 refused\n    study: no" in show(state)
     assert outbox.unsent == 3
 
 

@@ -1,4 +1,4 @@
-"""The outbox and its sender, against real MLflow: a SQLite database and a server over HTTP."""
+"""The outbox and its sender, against real MLflow: SQLite, PostgreSQL, and a server over HTTP."""
 
 import json
 import math
@@ -18,6 +18,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from conftest import MlflowServer
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -363,14 +364,15 @@ def test_what_is_not_finite_is_tagged(make, uri):
     assert run.data.tags["non_finite"] == "train_loss, val_loss at step 3"
 
 
-def test_what_is_refused_is_set_aside_and_the_rest_goes_on(make, uri):
-    tracker = make()
-    tracker.run("trial/0", "0 net", {}, {"lr": 1})
+def check_refusals(make: Callable[..., Tracker], uri: str) -> None:
+    tracker = make("refusals", to=uri)
+    tracker.run("trial/0", "refused", {}, {"lr": 1})
     send(tracker)
     stranger = MlflowClient(uri)
-    stranger.log_param(runs(uri)["0 net"].info.run_id, "dropout", "0.5")
-    again = make()
-    again.run("trial/0", "0 net", {"state": "x"}, {"depth": 2, "dropout": 0.1, "width": 8})
+    stranger.log_param(runs(uri)["refused"].info.run_id, "dropout", "0.5")
+    again = make("refusals", to=uri)
+    params = {"depth": 2, "dropout": 0.1, "width": 8}
+    again.run("trial/0", "refused", {"state": "x", "error": "a NUL\0 in it"}, params)
     again.log("trial/0", {"a(b)": 1.0, "val_accuracy": 0.5}, 1)
     again.end("trial/0", "FINISHED")
     send(again)
@@ -380,10 +382,15 @@ def test_what_is_refused_is_set_aside_and_the_rest_goes_on(make, uri):
     assert json.loads(metric[0]) == [["metric", "a(b)", 1.0, 1]]
     assert json.loads(param[0]) == [["param", "dropout", "0.1", None]]
     assert "Changing param values is not allowed" in param[1]
-    run = runs(uri)["0 net"]
+    run = runs(uri)["refused"]
     assert run.data.params == {"lr": "1", "depth": "2", "dropout": "0.5", "width": "8"}
     assert run.data.metrics == {"val_accuracy": 0.5}
     assert (run.data.tags["state"], run.info.status) == ("x", "FINISHED")
+    assert run.data.tags["error"] == "a NUL in it"
+
+
+def test_what_is_refused_is_set_aside_and_the_rest_goes_on(make, uri):
+    check_refusals(make, uri)
 
 
 def files(uri: str, run: Run) -> set[str]:
@@ -395,8 +402,8 @@ def files(uri: str, run: Run) -> set[str]:
 
 
 def check_artifacts(make: Callable[..., Tracker], uri: str) -> None:
-    tracker = make(to=uri)
-    tracker.run("trial/0", "0 net", {}, {})
+    tracker = make("artifacts", to=uri)
+    tracker.run("trial/0", "files", {}, {})
     best = tracker.folder / "best"
     best.mkdir()
     (best / "model.pt").write_bytes(b"weights")
@@ -408,14 +415,14 @@ def check_artifacts(make: Callable[..., Tracker], uri: str) -> None:
     tracker.artifact("trial/0", best / "model.pt", "best-too")
     tracker.delete_artifact("trial/0", "best")  # still in the outbox: never sent
     send(tracker)
-    run = runs(uri)["0 net"]
+    run = runs(uri)["files"]
     assert files(uri, run) == {
         "report.html",
         "kept/model.pt",
         "sent_then_deleted/model.pt",
         "best-too/model.pt",
     }
-    again = make(to=uri)
+    again = make("artifacts", to=uri)
     again.delete_artifact("trial/0", "sent_then_deleted")
     again.delete_artifact("trial/0", "never_there")
     again.artifact("trial/0", again.folder / "gone.txt")
@@ -423,7 +430,7 @@ def check_artifacts(make: Callable[..., Tracker], uri: str) -> None:
     send(again)
     assert files(uri, run) == {"report.html", "kept/model.pt", "best-too/model.pt"}
     assert again._ask("SELECT kind FROM refused") == [("artifact",)]
-    assert runs(uri)["0 net"].data.tags["state"] == "x"
+    assert runs(uri)["files"].data.tags["state"] == "x"
 
 
 def test_artifacts_are_sent_and_taken_back(make, uri, tmp_path, monkeypatch):
@@ -539,25 +546,31 @@ def test_the_default_tracker_is_the_database_of_this_folder(tmp_path, monkeypatc
     assert default_uri() == "http://tracker"
 
 
-@pytest.mark.slow
-def test_a_server_that_dies_for_a_while(make, mlflow_server):
-    mlflow_server.start()
-    tracker = make(to=mlflow_server.uri)
+def check_outage(make: Callable[..., Tracker], uri: str, stop: Callable, start: Callable) -> None:
+    """`stop` and `start` take the tracker away and give it back, both at once."""
+    tracker = make(to=uri)
     tracker.run("study", "s1", {"kind": "study"}, {"num_trials": 40})
     tracker.start()
     assert tracker.flush(120) == 0
-    mlflow_server.kill()
+    stop()
     put_study(tracker, trials=40, epochs=5)
     while tracker.error is None:
         time.sleep(0.05)
-    mlflow_server.start()
-    while tracker.unsent > 100:
+    start()
+    put = tracker.unsent
+    while tracker.unsent > put // 2:
         time.sleep(0.01)
-    mlflow_server.kill()  # in the middle of sending
-    mlflow_server.start()
-    assert tracker.close(120) == 0
+    stop()  # in the middle of sending
+    start()
+    assert tracker.close(120) == 0, tracker.error
     assert tracker.refused == 0
-    check_study(mlflow_server.uri, trials=40, epochs=5)
+    check_study(uri, trials=40, epochs=5)
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_for_a_while(make, mlflow_server):
+    mlflow_server.start()
+    check_outage(make, mlflow_server.uri, mlflow_server.kill, mlflow_server.start)
 
 
 @pytest.mark.slow
@@ -565,3 +578,30 @@ def test_artifacts_and_champion_over_http(make, mlflow_server, tmp_path):
     mlflow_server.start()
     check_artifacts(make, mlflow_server.uri)
     check_champion(make, mlflow_server.uri, tmp_path / "fetched")
+
+
+@pytest.mark.slow
+def test_postgresql(make, postgres, tmp_path, monkeypatch):
+    """Without a server between: all that SQLite is asked to do, and an outage."""
+    monkeypatch.chdir(tmp_path)  # MLflow puts artifacts beside who makes the experiment
+    uri = postgres.database("direct")
+    check_outage(make, uri, postgres.stop, postgres.start)
+    check_refusals(make, uri)
+    check_artifacts(make, uri)
+    check_champion(make, uri, tmp_path / "fetched")
+
+
+@pytest.mark.slow
+def test_a_server_on_postgresql(make, postgres, tmp_path):
+    folder = tmp_path / "server"
+    folder.mkdir()
+    server = MlflowServer(folder, postgres.database("served"))
+    server.start()
+    try:
+        # The server stays; what it stands on goes.
+        check_outage(make, server.uri, postgres.stop, postgres.start)
+        check_refusals(make, server.uri)
+        check_artifacts(make, server.uri)
+        check_champion(make, server.uri, tmp_path / "fetched")
+    finally:
+        server.kill()

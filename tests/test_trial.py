@@ -264,3 +264,25 @@ def test_the_recipe_is_the_experiments_with_what_was_sampled() -> None:
     assert Config.model_fields.keys() >= set(RECIPE_FIELDS)
     recipe = recipe_of(experiment(erase=3, flip=False), CANDIDATE, 9)
     assert (recipe.max_epochs, recipe.lr, recipe.erase, recipe.flip) == (9, 0.05, 3, False)
+
+
+class Payload:
+    """What a malicious checkpoint carries: unpickling it writes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return Path.touch, (self.target,)
+
+
+def test_a_checkpoint_that_carries_code_fails_its_trial_and_is_not_run(
+    make: Make, tmp_path: Path
+) -> None:
+    trace, file = tmp_path / "trace", tmp_path / "trials" / "7" / CHECKPOINT
+    file.parent.mkdir(parents=True)
+    torch.save({"epoch": 1, "rows": [], "network": Payload(trace)}, file)
+    (told,) = results(make(segment(until=2, known=1)))
+    assert told["end"] == "failed"
+    assert "Weights only load failed" in told["error"]
+    assert not trace.exists()

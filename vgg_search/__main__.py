@@ -7,14 +7,17 @@ on stderr; `--debug` shows where it came from.
 import argparse
 import json
 import logging
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from vgg_search.command_line import parser
-from vgg_search.config import ConfigError
+from vgg_search.config import ConfigError, check_tracker
 from vgg_search.storage import local_folder
 
 Result = tuple[int, dict[str, Any]]
@@ -39,7 +42,7 @@ def predict(argv: Sequence[str]) -> Result:
     rows = reuse.predict(model, options.images)
     for row in rows:
         if "error" in row:
-            print(f"vgg-search: {row['error']}", file=sys.stderr)
+            print(f"vgg-search: {row['file']} {row['error']}", file=sys.stderr)
         elif not options.json:
             print(f"{row['file']}: {row['class']} {row['probability']:.3f} ({row['assumed']})")
     return int(any("error" in row for row in rows)), {"predictions": rows}
@@ -68,6 +71,56 @@ def evaluate(argv: Sequence[str]) -> Result:
         ):
             print(f"  {name:<12} " + " ".join(f"{count:>5}" for count in counts))
     return 0, scores
+
+
+def refine(argv: Sequence[str]) -> Result:
+    """the champion trained on: a new version that names its parent"""
+    made = _parser("refine")
+    made.add_argument(
+        "--champion-epochs", type=_count, metavar="N", help="epochs; without it, as many as it had"
+    )
+    made.add_argument("--seed", type=int, default=0, help="of shuffling and augmentation (0)")
+    made.add_argument("--data-dir", type=Path, help="folder with Fashion-MNIST")
+    made.add_argument("--experiment", default="vgg-search", help="MLflow experiment (vgg-search)")
+    options = made.parse_args(argv)
+    from vgg_search.run import RAY_ENVIRONMENT, provenance
+
+    os.environ.update(RAY_ENVIRONMENT | os.environ)  # before torch, as in a search
+    from vgg_search import reuse
+    from vgg_search.refine import lineage, refine
+    from vgg_search.tracking import default_uri
+
+    def listen(epochs: int, row: dict[str, Any]) -> None:
+        accuracy = f"train_accuracy {row['train_accuracy']:.4f}"
+        print(f"epoch {row['epoch']}/{epochs} {accuracy}", file=sys.stderr)
+
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    uri = options.tracking_uri or default_uri()
+    folder = reuse.find_model(options.model, options.storage_path, uri)
+    result = refine(
+        folder,
+        lineage(options.model, folder, uri),
+        Path(options.storage_path, time.strftime("refined-%Y%m%d-%H%M%S")),
+        {"tracking_uri": uri, "experiment": options.experiment},
+        provenance(),
+        listen,
+        options.champion_epochs,
+        options.seed,
+        options.data_dir,
+    )
+    made_of, told = result["parent"]["model_uri"], result["champion"]
+    if told is None:
+        print(
+            "vgg-search: the loss is not finite any more; the model is as it was", file=sys.stderr
+        )
+        return 1, result
+    if not options.json:
+        print(
+            f"{result['study']}: test accuracy {told['test_accuracy']:.4f} after "
+            f"{result['epochs']} epochs, {told['parent_test_accuracy']:.4f} before ({made_of})"
+        )
+        print(told["alias_text"] or f"not registered yet: vgg-search sync {result['study']}")
+    return int(result["unsent"] > 0), result
 
 
 def export(argv: Sequence[str]) -> Result:
@@ -126,9 +179,8 @@ def sync(argv: Sequence[str]) -> Result:
     return int(result["unsent"] > 0), result
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], Result]] = {
-    command.__name__: command for command in (run, predict, evaluate, export, report, status, sync)
-}
+ALL = (run, predict, evaluate, refine, export, report, status, sync)
+COMMANDS: dict[str, Callable[[Sequence[str]], Result]] = {made.__name__: made for made in ALL}
 
 
 def _parser(command: str, data: bool = False, model: bool = True) -> argparse.ArgumentParser:
@@ -138,11 +190,24 @@ def _parser(command: str, data: bool = False, model: bool = True) -> argparse.Ar
         made.add_argument("--dataset", choices=("auto", "fashion-mnist", "sample"))
     if model:
         made.add_argument("--model", help=MODEL)
-        made.add_argument("--tracking-uri", help="MLflow, for models:/")
+        made.add_argument("--tracking-uri", type=_tracker, help="MLflow, for models:/")
     made.add_argument("--storage-path", default="runs", help="where run folders are (runs)")
     made.add_argument("--json", action="store_true", help="print the result as one JSON line")
     made.add_argument("--debug", action="store_true", help="show tracebacks")
     return made
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer >= 1, got {text!r}")
+    return int(text)
+
+
+def _tracker(text: str) -> str | None:
+    try:
+        return check_tracker(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must {error}, got {text!r}") from None
 
 
 def _study(command: str, argv: Sequence[str]) -> tuple[Path, argparse.Namespace]:
@@ -155,11 +220,12 @@ def _study(command: str, argv: Sequence[str]) -> tuple[Path, argparse.Namespace]
         made.add_argument("--timeout", type=float, default=600.0, help="seconds to try (600)")
     options = made.parse_args(argv)
     runs = local_folder(options.storage_path, "")
-    folders = sorted(runs.glob("*/study.journal"), key=lambda file: file.stat().st_mtime)
+    mark = "outbox.db" if command == "sync" else "study.journal"
+    folders = sorted(runs.glob(f"*/{mark}"), key=lambda file: file.stat().st_mtime)
     if not options.name and not folders:
         raise ConfigError(f"no study found under {runs}")
     folder = runs / options.name if options.name else folders[-1].parent
-    if not (folder / "study.journal").is_file():
+    if not (folder / mark).is_file():
         raise ConfigError(f"no study named {options.name} in {runs}")
     return folder, options
 

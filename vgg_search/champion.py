@@ -20,6 +20,7 @@ from vgg_search.cluster import Cluster
 from vgg_search.config import Config
 from vgg_search.data import CLASSES, MEAN, STD, Splits, load_test
 from vgg_search.device import settle
+from vgg_search.images import contact_sheet
 from vgg_search.journal import METRIC, candidate_of, rows_of, trial_seed
 from vgg_search.model import VGG, build
 from vgg_search.reuse import Servable, evaluate, load, save_model
@@ -45,8 +46,9 @@ def crown(
     """Train `best`'s network on train + validation with `champion_seeds` fresh seeds, test it, and
     save the first seed's in the study's `champion` folder.
 
-    Returns its card, as in model.json, or None if the study was told to stop. Seeds run side by
-    side where the cluster has room; `listen(index of the seed, epochs, row)` hears of each epoch.
+    Its worst images go to `worst.png`. Returns its card, as in model.json, or None if the study
+    was told to stop. Seeds run side by side where the cluster has room; `listen(index of the seed,
+    epochs, row)` hears of each epoch.
     """
     config, candidate = study.config, candidate_of(best.user_attrs)
     epochs, number = planned_epochs(best, config, splits), config.champion_seeds
@@ -101,7 +103,11 @@ def crown(
         METRIC: best.value,
         "test_accuracies": accuracies,
         "test_accuracy_mean": float(np.mean(accuracies)),
+        # Of the seeds, which are a sample; one has no spread.
+        "test_accuracy_std": float(np.std(accuracies, ddof=1)) if number > 1 else None,
     }
+    worst = contact_sheet(images[[row["image"] for row in scores[0]["worst"]]])
+    worst.save(study.folder / "worst.png")
     save_model(study.folder / "champion", networks[0], card)
     for folder in folders:
         cluster.place.remove(folder)

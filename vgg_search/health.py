@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from vgg_search.arch import Arch, as_arch
+from vgg_search.arch import read_arch
 from vgg_search.dimension import Dim
 from vgg_search.search_space import Space
 
@@ -112,11 +112,6 @@ class Run:
         """The champion's, one a seed."""
         metrics = (self.model or {}).get("metrics", {})
         return [float(a) for a in metrics.get("test_accuracies") or [metrics["test_accuracy"]]]
-
-
-def read_arch(text: str) -> Arch:
-    """An arch from "1x32-2x64" or from its list or tuple form."""
-    return as_arch(re.findall(r"(\d+)\D+(\d+)", str(text)))
 
 
 def standard_error(accuracy: float, images: int) -> float:
@@ -268,9 +263,13 @@ def _score_warnings(run: Run) -> list[str]:
         on_test = standard_error(test, 2_000 if run.summary["dataset"] == "sample" else 10_000)
         noise = math.hypot(standard_error(best, run.val_images), on_test)
         if best - test > max(TEST_GAP, 2 * noise):
+            had, asked = run.model.get("epochs"), run.config.get("max_epochs")
+            why = "the search has fitted the validation images. Trust the test score."
+            if had and asked and had < asked:
+                why = f"the champion had fewer epochs ({had}) than its trial ({asked})."
             found.append(
                 f"The search score {best:.4f} is {best - test:.4f} above the test score "
-                f"{test:.4f}: the search has fitted the validation images. Trust the test score."
+                f"{test:.4f}: {why}"
             )
     return found
 
@@ -287,7 +286,7 @@ def health(source: Run | Path) -> list[str]:
         found.append("No trial was completed: all that is here was stopped on the way.")
     failed, diverged = states.get("failed", 0), states.get("diverged", 0)
     if failed:
-        found.append(f"{failed} of {total} trials failed: see the errors of trials below.")
+        found.append(f"{failed} of {total} trials failed: the report lists their errors.")
     if diverged > DIVERGED_SHARE * total:
         found.append(f"{diverged} of {total} trials diverged: lower the upper end of lr.")
     dimensions, trials = len(run.space.sampled()), len(run.ranked) + diverged

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 SIDE = 28  # px
+COLUMNS, CAPTION = 5, 12  # of a contact sheet: pictures side by side, px of room under each
 LIGHT, DARK = "light on dark", "dark on light, inverted"
 
 
@@ -56,3 +57,12 @@ def _grey(image: Image.Image) -> Image.Image:
         raise ValueError("it is wholly transparent")
     is_dark = np.average(np.asarray(grey), weights=np.asarray(alpha)) < 127.5
     return Image.composite(grey, Image.new("L", grey.size, 255 if is_dark else 0), alpha)
+
+
+def contact_sheet(images: np.ndarray) -> Image.Image:
+    """Pictures (N, 28, 28) uint8 row by row on white, with room for a caption under each."""
+    rows = -(-len(images) // COLUMNS)
+    cells = np.full((rows * COLUMNS, SIDE + CAPTION, SIDE + 4), 255, np.uint8)
+    cells[: len(images), :SIDE, 2:-2] = images
+    grid = cells.reshape(rows, COLUMNS, *cells.shape[1:]).swapaxes(1, 2)
+    return Image.fromarray(grid.reshape(rows * cells.shape[1], -1))

@@ -7,6 +7,7 @@ a row is put: a point that is sent twice with the same step and timestamp is one
 
 import json
 import math
+import re
 import sqlite3
 import threading
 import time
@@ -244,8 +245,42 @@ def chunks(rows: list[Row], limits: Mapping[str, int]) -> Iterator[list[Row]]:
         yield chunk
 
 
+def permanent(error: Exception) -> bool:
+    """True for what will not succeed later: a 4xx answer, except about rights and load; a file
+    that is gone; an error in a model. A failing server, database, network or disk is not."""
+    answer = getattr(error, "response", None)  # of requests, which artifacts go through
+    if hasattr(error, "get_http_status_code"):  # MLflow's
+        # A database's connection that was cut is a bad request to MLflow.
+        code = getattr(error, "error_code", None)
+        away = code == "ENDPOINT_NOT_FOUND" or "InterfaceError" in str(error)
+        status = 0 if away else error.get_http_status_code()
+    elif answer is not None:
+        status = getattr(answer, "status_code", 0)
+    elif isinstance(error, OSError):
+        return isinstance(error, FileNotFoundError)
+    else:
+        return isinstance(error, (ValueError, TypeError, LookupError, AttributeError, RuntimeError))
+    return status == 501 or (400 <= status < 500 and status not in (401, 403, 408, 429, 499))
+
+
+def line(error: BaseException) -> str:
+    """The error in a line, without credentials; of a network's or disk's error, its origin."""
+    origin = error
+    while origin.__context__:
+        origin = origin.__context__
+    text = str(origin if isinstance(origin, OSError) else error) or type(error).__name__
+    return masked(" ".join(text.split()))[:300]
+
+
+def masked(text: str) -> str:
+    """The text without what addresses in it hold before an @: a name and a password."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+
+
 def _items(sort: str, named: Mapping[str, Any], step: int | None = None) -> list[Any]:
-    return [(sort, n, v if sort == "metric" else str(v), step) for n, v in named.items()]
+    # PostgreSQL takes no NUL.
+    texts = {n: v if sort == "metric" else str(v).replace("\0", "") for n, v in named.items()}
+    return [(sort, name, value, step) for name, value in texts.items()]
 
 
 def _now() -> int:

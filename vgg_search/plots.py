@@ -7,6 +7,7 @@ the same marker, everywhere.
 """
 
 import math
+from base64 import b64encode
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from vgg_search.health import Run
+from vgg_search.images import CAPTION, COLUMNS, SIDE
 
 BLUE, ORANGE, RED, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
 SKY, PINK, GREY, INK = "#56B4E9", "#CC79A7", "#9A9A9A", "#222222"
@@ -255,3 +257,29 @@ def confusion(run: Run) -> Drawn:
     figure.update_xaxes(tickangle=-60, showgrid=False)
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return figure
+
+
+def worst_images(run: Run) -> Drawn:
+    """The test images that the champion is most wrong about."""
+    worst, file = ((run.model or {}).get("metrics", {}).get("worst"), run.folder / "worst.png")
+    if not worst or not file.is_file():
+        return "there is no champion" if not run.model else "worst.png was not kept"
+    figure = blank(
+        "The champion's worst images",
+        "Those of the test split with the highest loss, worst first: the true class, and what the "
+        "champion took it for. Some could puzzle a person too.",
+        "", "", height=500, showlegend=False,
+    )  # fmt: skip
+    width, height = SIDE + 4, SIDE + CAPTION
+    source = b64encode(file.read_bytes()).decode()
+    figure.add_image(source=f"data:image/png;base64,{source}", hoverinfo="skip")
+    figure.add_scatter(
+        x=[(i % COLUMNS + 0.5) * width - 0.5 for i in range(len(worst))],
+        y=[(i // COLUMNS + 1) * height - CAPTION / 2 - 0.5 for i in range(len(worst))],
+        text=[f"{row['class']}<br>as {row['predicted']}" for row in worst],
+        hovertext=[f"image {r['image']}: probability {r['probability']:.3f}" for r in worst],
+        mode="text", textfont={"size": 10}, hoverinfo="text",
+    )  # fmt: skip
+    whole = {"visible": False, "constrain": "domain"}
+    figure.update_yaxes(scaleanchor="x", constraintoward="top", **whole)
+    return figure.update_xaxes(**whole)

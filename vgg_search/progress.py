@@ -4,6 +4,7 @@ import logging
 import time
 from collections import Counter
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from rich.console import Console, Group
@@ -13,10 +14,12 @@ from rich.text import Text
 
 from vgg_search.arch import as_arch, describe
 from vgg_search.journal import METRIC, UNTRAINED
+from vgg_search.outbox import masked
 from vgg_search.segment import Event
 from vgg_search.study import Study
 
 REFRESH_SECONDS = 0.25
+ERROR_LENGTH = 100  # characters of it that are shown; the report and the record have it all
 log = logging.getLogger(__name__)
 
 
@@ -77,7 +80,8 @@ class Progress:
             del self.rows[event.number]
             line += f": {state}" + (f" at {accuracy(shown['value'])}" if "value" in shown else "")
             if event.attrs.get("error"):
-                line += f" ({event.attrs['error'].strip().splitlines()[-1]})"
+                said = event.attrs["error"].strip().splitlines()[-1]
+                line += f" ({shorten(said, ERROR_LENGTH, placeholder=' …')})"
         else:
             line += f": {event.kind}"
         if self.live and not event.attrs.get("error"):
@@ -165,25 +169,35 @@ def closing(summary: dict[str, Any], folder: Path, uri: str) -> str:
         + f"), {summary['epochs_trained']} epochs in {duration(summary['search_seconds'])}"
     ]
     if summary["best_trial"] is not None:
-        arch = describe(as_arch(summary["best_arch"]))
+        arch, base = describe(as_arch(summary["best_arch"])), summary["baseline_val_accuracy"]
+        after = "" if base is None else f" after epoch {summary['baseline_epochs']}"
         lines.append(
             f"best      trial {summary['best_trial']}, {arch}, lr {summary['best_lr']:.4f}: "
             f"{METRIC} {accuracy(summary['best_val_accuracy'])} "
-            f"(baseline {accuracy(summary['baseline_val_accuracy'])})"
+            f"(baseline {accuracy(base)}{after})"
         )
     champion = summary["champion"]
     if champion:
+        spread = champion.get("test_accuracy_std")
+        mean = accuracy(champion.get("test_accuracy_mean"))
+        spread = f"; mean of its seeds {mean}, spread {spread:.4f}" if spread is not None else ""
         where = f", registered as {champion['model_uri']}" if champion["model_uri"] else ""
         lines.append(
             f"champion  test_accuracy {accuracy(champion['test_accuracy'])}, "
-            f"{champion['num_params']:,} parameters{where}"
+            f"{champion['num_params']:,} parameters{where}{spread}"
         )
+        if champion.get("alias_text"):
+            lines.append(f"alias     {champion['alias_text']}")
+    lines += [f"warning   {text}" for text in summary["warnings"]]
+    if summary["refused"]:
+        look = f"vgg-search status {summary['study']} tells which"
+        lines.append(f"warning   MLflow refused {summary['refused']} rows for good: {look}")
     if summary["state"] == "interrupted":
         lines.append(f"go on     python -m vgg_search.run --resume {summary['study']}")
     lines.append(f"report    {folder / 'report.html'}")
     here = uri == f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     database = "mlflow ui" if here else f"mlflow ui --backend-store-uri {uri}"
-    lines.append(f"compare   {uri if uri.startswith('http') else database}")
+    lines.append(f"compare   {masked(uri if uri.startswith('http') else database)}")
     if champion:
         lines.append("use       python -m vgg_search predict IMAGE.png")
     return "\n".join(lines)

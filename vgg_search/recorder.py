@@ -10,15 +10,19 @@ from vgg_search.arch import as_arch, depth, describe, width
 from vgg_search.data import Splits
 from vgg_search.journal import METRIC, UNTRAINED
 from vgg_search.mirror import Shelf
+from vgg_search.outbox import masked
 from vgg_search.segment import Event
 from vgg_search.study import Study
 from vgg_search.tracking import Status, Tracker
 
 PARENT, CHAMPION = "study", "champion"
 REGISTERED = "vgg-search"
-FILES = ("report.html", "trials.csv", "epochs.csv", "summary.json", "study.journal")
+FILES = ("report.html", "plots", "trials.csv", "epochs.csv", "summary.json", "study.journal")
 EPOCH_METRICS = (
     "train_loss train_accuracy val_loss val_accuracy lr epoch_seconds images_per_second"
+).split()
+CHAMPION_METRICS = (
+    "val_accuracy test_accuracy test_loss test_accuracy_mean test_accuracy_std"
 ).split()
 STATUS: dict[str, Status] = {"failed": "FAILED", "interrupted": "KILLED"}
 
@@ -49,6 +53,7 @@ class Recorder:
 
     def start(self) -> None:
         config = self.config.model_dump(mode="json")
+        config["tracking_uri"] = masked(config["tracking_uri"] or "") or None
         versions = ", ".join(f"{name} {text}" for name, text in self.facts["versions"].items())
         tags = {"kind": "study", "dataset": self.dataset, "state": "running", **self.facts}
         tags |= {
@@ -61,7 +66,8 @@ class Recorder:
         }
         self.tracker.run(PARENT, self.study.folder.name, tags, config)
         self._describe_data(PARENT)
-        self.tracker.artifact(PARENT, self.study.folder / "config.yaml")
+        if config["tracking_uri"] == self.config.tracking_uri:  # it holds no password
+            self.tracker.artifact(PARENT, self.study.folder / "config.yaml")
 
     def _describe_data(self, key: str) -> None:
         self.tracker.dataset(
@@ -168,6 +174,7 @@ class Recorder:
         """The champion's own run; its epochs are logged like a trial's."""
         arch = as_arch(best.user_attrs["arch"])
         tags = {"kind": "champion", "dataset": self.dataset, "trial_number": best.number}
+        tags |= {"state": "running"}
         params = {"arch": describe(arch), "depth": depth(arch), "width": width(arch)}
         params |= {k: v for k, v in best.user_attrs["candidate"].items() if k != "arch"}
         self.tracker.run(CHAMPION, f"champion {describe(arch)}", tags, params, parent=PARENT)
@@ -182,15 +189,17 @@ class Recorder:
 
     def champion_ended(self, card: dict[str, Any], folder: Path) -> None:
         metrics = card["metrics"]
-        names = ("val_accuracy", "test_accuracy", "test_loss", "test_accuracy_mean")
-        self.tracker.log(CHAMPION, {name: metrics[name] for name in names}, card["epochs"])
+        told = {name: metrics[name] for name in CHAMPION_METRICS if metrics[name] is not None}
+        self.tracker.log(CHAMPION, told, card["epochs"])
         self.tracker.register(CHAMPION, REGISTERED, folder)
+        self.tracker.tag(CHAMPION, state="completed")
         self.tracker.end(CHAMPION, "FINISHED")
 
     def finish(self, state: str) -> None:
         """Send the run folder's files and close the parent."""
         for name in FILES:
-            if (self.study.folder / name).exists():
-                self.tracker.artifact(PARENT, self.study.folder / name)
+            path = self.study.folder / name
+            if path.exists():
+                self.tracker.artifact(PARENT, path, name if path.is_dir() else None)
         self.tracker.tag(PARENT, state=state)
         self.tracker.end(PARENT, STATUS.get(state, "FINISHED"))

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 Servable = Callable[[Path], "tuple[torch.nn.Module, np.ndarray]"]
 FOLDER = "champion"  # among the artifacts of the run
 COMPARED = ("dataset", "resolution")
-TAGS = ("study", *COMPARED, "val_accuracy", "test_accuracy", "commit")
+# Of a version. A refined one has no val_accuracy, and names the model that it goes on from.
+TAGS = (
+    "study", *COMPARED, "val_accuracy", "test_accuracy", "test_accuracy_mean", "test_accuracy_std",
+    "commit", "parent_model",
+)  # fmt: skip
 
 
 def register(
@@ -69,6 +73,8 @@ def _better(new: Mapping[str, str], old: Mapping[str, str] | None) -> tuple[bool
     for tag in COMPARED:
         if new.get(tag) != old.get(tag):
             return False, f"{tag} {new.get(tag)} cannot be compared with {old.get(tag)}"
+    if "val_accuracy" not in new:
+        return False, "it has seen the validation images, and has no val_accuracy to compare"
     ours, theirs = new["val_accuracy"], old.get("val_accuracy", "nan")
     moved = not float(ours) <= float(theirs)
     return moved, f"val_accuracy {ours} {'>' if moved else '<='} {theirs}"

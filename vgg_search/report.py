@@ -3,8 +3,9 @@
 It opens with the answer, then what to distrust, then the evidence, then how to do it again.
 """
 
+import gzip
 import os
-import re
+from base64 import b64encode
 from collections.abc import Callable
 from datetime import timedelta
 from html import escape
@@ -20,14 +21,15 @@ import vgg_search.landscape as space
 import vgg_search.plots as course
 from vgg_search.arch import as_arch, describe
 from vgg_search.health import ReportError, Run, health, load, standard_error
+from vgg_search.outbox import masked
 
-__all__ = ["ReportError", "health", "make_report", "plots"]
+__all__ = ["ReportError", "health", "make_plots", "make_report", "plots"]
 
 FIGURES: tuple[Callable[[Run], course.Drawn], ...] = (
     course.incumbent_by_time, course.incumbent_by_epochs, space.accuracy_by_params,
     space.accuracy_by_flops, space.depth_width, space.lr_by_depth, space.importance,
     space.parallel_coordinates, space.space_edges, course.learning_curves, course.timeline,
-    course.confusion,
+    course.confusion, course.worst_images,
 )  # fmt: skip
 NONE = "-"
 # The policy makes the browser itself refuse any network access.
@@ -60,6 +62,24 @@ pre {{ background: #F5F5F5; padding: 10px; white-space: pre-wrap; font-size: 0.8
 <body>{body}</body></html>
 """
 
+# One figure as a page of its own. Packed, plotly takes 1.9 MB instead of 4.7 of each.
+PLOT = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title></head>
+<body style="font: 15px system-ui, sans-serif; margin: 8px"><p>{look}</p>
+<div id="plot" style="height: {height}px"></div>
+<script>
+const packed = Uint8Array.from(atob("{packed}"), (character) => character.charCodeAt(0));
+const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+new Response(unpacked).text().then((plotlyjs) => {{
+  document.head.append(Object.assign(document.createElement("script"), {{text: plotlyjs}}));
+  const figure = {figure};
+  const options = {{responsive: true, displayModeBar: false}};
+  Plotly.newPlot("plot", figure.data, figure.layout, options);
+}});
+</script></body></html>
+"""
+
 
 def plots(source: Run | Path) -> dict[str, go.Figure]:
     """The figures that can be drawn, by name. Raises ReportError."""
@@ -85,18 +105,22 @@ def _table(rows: list[list[str]], heads: list[str] | None = None, numbers: int =
 def _baseline(run: Run) -> tuple[str, list[list[str]]]:
     """The search against the baseline, in words and as rows of the answer's table."""
     best, base = run.summary["best_val_accuracy"], run.summary["baseline_val_accuracy"]
-    number, text, rows = run.summary["best_trial"], "", []
+    number, text, rows, whole = run.summary["best_trial"], "", [], False
     if base is None:
         text = "The study has no score of a baseline to compare with. "
     elif 0 in run.trials.index:
         first = run.trials.loc[0]
         rows.append(["baseline", first["arch"], _say(first["num_params"], ",d"), _say(base), NONE])
-        if first["state"] != "completed":
-            text = f"The baseline was {first['state']} after {first['epochs']:.0f} epochs. "
+        whole = first["state"] == "completed"
+        if not whole:
+            text = (
+                f"The baseline was {first['state']} in epoch {first['epochs']:.0f}, at {base:.4f}: "
+                "too early to compare with it. "
+            )
     if best is not None:
         arch, params = describe(as_arch(run.summary["best_arch"])), run.trials["num_params"]
         rows.append([f"trial {number}", arch, _say(params.get(number), ",d"), _say(best), NONE])
-        if base is not None:
+        if whole:
             text += (
                 f"The search took val_accuracy from {base:.4f} (baseline) to {best:.4f} (trial "
                 f"{number}): <b>{best - base:+.4f}</b>. "
@@ -195,8 +219,7 @@ def _evidence(run: Run) -> str:
 def _again(run: Run) -> str:
     s = run.summary
     config = yaml.safe_dump(run.config, sort_keys=False, default_flow_style=None)
-    # A password in a tracker's address has no place in a file that is passed on.
-    config = re.sub(r"://[^/@\s]+@", "://***@", config)
+    config = masked(config)  # the file is passed on
     steps = [f"python -m vgg_search.run --config config.yaml --name {s['study']}-again"]
     if s["state"] != "completed":
         steps.insert(
@@ -228,3 +251,20 @@ def make_report(folder: Path) -> Path:
     draft.write_text(PAGE.format(title=title, plotlyjs=get_plotlyjs(), body=body), "utf-8")
     os.replace(draft, path)
     return path
+
+
+def make_plots(folder: Path) -> Path:
+    """Write each figure as a page into `plots/` of a run folder, for MLflow to show. Raises
+    ReportError."""
+    target = Path(folder) / "plots"
+    target.mkdir(exist_ok=True)
+    packed = b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+    for name, figure in plots(Path(folder)).items():
+        title, layout = figure.layout.title.text, figure.layout
+        page = PLOT.format(
+            title=escape(title), look=escape(layout.meta), packed=packed,
+            height=layout.height or layout.template.layout.height,
+            figure=figure.to_json().replace("<", "\\u003c"),
+        )  # fmt: skip
+        (target / f"{name}.html").write_text(page, "utf-8")
+    return target

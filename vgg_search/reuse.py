@@ -29,6 +29,7 @@ WEIGHTS, CARD, CHAMPION = "model.safetensors", "model.json", "champion"
 # Largest difference in a probability that an export may show. Measured: 0 for safetensors and pt2,
 # 1.2e-6 at most for ONNX (five networks), whose runtime adds up in another order.
 TOLERANCE = 1e-5
+WORST = 20  # images that `evaluate` names
 
 PathLike = str | Path
 Weights = dict[str, Tensor]
@@ -202,10 +203,11 @@ def predict(model: Servable | PathLike, paths: Sequence[PathLike]) -> list[dict[
 
 
 def evaluate(model: Servable | PathLike, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Scores on (N, 28, 28) uint8 images: test_accuracy, test_loss, per_class, confusion.
+    """Scores on (N, 28, 28) uint8 images: test_accuracy, test_loss, per_class, confusion, worst.
 
     `confusion[true][predicted]` counts images. A class's `accuracy` is its recall; that is None
-    for a class without images, as `precision` is for one never predicted.
+    for a class without images, as `precision` is for one never predicted. `worst` are the images
+    of the highest loss, highest first.
     """
     module = model if isinstance(model, Servable) else servable(model)[0]
     logits, truth = _logits(module, images), torch.from_numpy(labels.astype(np.int64))
@@ -219,11 +221,18 @@ def evaluate(model: Servable | PathLike, images: np.ndarray, labels: np.ndarray)
         recall, precision = (float(hits / n) if n else None for n in (actual, guessed))
         share = {"accuracy": recall, "precision": precision}
         per_class.append({"class": name, "images": int(actual), **share})
+    losses = nn.functional.cross_entropy(logits, truth, reduction="none")
+    worst = []
+    for i in losses.topk(min(WORST, len(labels))).indices.tolist():
+        probability, guess = logits[i].softmax(0).max(0)
+        names = {"class": module.classes[labels[i]], "predicted": module.classes[guess]}
+        worst.append({"image": i, **names, "probability": probability.item()})
     return {
         "test_accuracy": float(confusion.trace() / len(labels)),
-        "test_loss": nn.functional.cross_entropy(logits, truth).item(),
+        "test_loss": losses.mean().item(),
         "per_class": per_class,
         "confusion": confusion.tolist(),
+        "worst": worst,
     }
 
 

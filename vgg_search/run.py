@@ -229,7 +229,7 @@ def conclude(
     began: float,
 ) -> dict[str, Any]:
     """Write summary, tables and report, send what is left, and return the summary."""
-    from vgg_search.report import ReportError, make_report
+    from vgg_search.report import ReportError, health, make_plots, make_report
     from vgg_search.tables import summarise, write_tables
 
     folder, tracker = study.folder, recorder.tracker
@@ -242,11 +242,14 @@ def conclude(
     wait = STOPPED_SECONDS if stopped else wait
     tracker.flush(wait)
     if champion:
+        answer = tracker.results("champion")
         champion = {
             "val_accuracy": champion["metrics"]["val_accuracy"],
             "test_accuracy": champion["metrics"]["test_accuracy"],
+            "test_accuracy_mean": champion["metrics"].get("test_accuracy_mean"),
+            "test_accuracy_std": champion["metrics"].get("test_accuracy_std"),
             "num_params": champion["num_params"],
-            **{key: tracker.results("champion").get(key) for key in ("model_uri", "run_id")},
+            **{key: answer.get(key) for key in ("model_uri", "run_id", "alias_text")},
         }
     summary = {
         "study": folder.name,
@@ -254,14 +257,18 @@ def conclude(
         "dataset": splits.name,
         **summary,
         "champion": champion,
+        "refused": tracker.refused,
         "wall_seconds": round(time.monotonic() - began, 3),
         **recorder.facts,
         "seed": study.config.seed,
     }
     write_tables(folder, trials)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    warnings: list[str] = []
     try:
         make_report(folder)
+        make_plots(folder)
+        warnings = health(folder)
     except ReportError as error:  # the study itself is whole, and is to be closed
         log.error("no report: %s", error)
     recorder.finish(state)
@@ -273,7 +280,7 @@ def conclude(
             tracker.error,
             folder.name,
         )
-    return summary | {"unsent": unsent}
+    return summary | {"unsent": unsent, "refused": tracker.refused, "warnings": warnings}
 
 
 def exit_code(summary: dict[str, Any], signals: list[int]) -> int:

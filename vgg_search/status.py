@@ -10,6 +10,8 @@ from vgg_search.journal import METRIC, read_trials
 from vgg_search.progress import accuracy, duration
 from vgg_search.tables import summarise, trial_rows
 
+MOST_REFUSALS = 3  # to show
+
 
 def status(folder: Path) -> dict[str, Any]:
     """The state of the study in `folder`. Raises StudyError if there is none."""
@@ -19,7 +21,7 @@ def status(folder: Path) -> dict[str, Any]:
     running = in_use(folder)
     found = summarise(trials, 1, clock)
     live = [row for row in table if row["state"] == "interrupted"]
-    unsent, refused = sending(folder)
+    unsent, refused, refusals = sending(folder)
     return {
         "study": folder.name,
         "running": running,
@@ -32,6 +34,7 @@ def status(folder: Path) -> dict[str, Any]:
         "seconds": round(clock, 1),
         "unsent": unsent,
         "refused": refused,
+        "refusals": refusals,
         "live": [
             {"number": row["number"], "arch": row["arch"], "epochs": row["epochs"]}
             | {METRIC: row[METRIC]}
@@ -40,15 +43,16 @@ def status(folder: Path) -> dict[str, Any]:
     }
 
 
-def sending(folder: Path) -> tuple[int, int]:
-    """Rows that MLflow has not yet got, and rows that it refused."""
+def sending(folder: Path) -> tuple[int, int, list[str]]:
+    """Rows that MLflow has not yet got, rows that it refused, and what it said of the first."""
     file = folder / "outbox.db"
     if not file.is_file():
-        return 0, 0
+        return 0, 0, []
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as outbox:
         query = "SELECT (SELECT count(*) FROM rows), (SELECT count(*) FROM refused)"
         unsent, refused = outbox.execute(query).fetchone()
-    return unsent, refused
+        said = outbox.execute(f"SELECT run || ': ' || error FROM refused LIMIT {MOST_REFUSALS}")
+        return unsent, refused, [text for (text,) in said]
 
 
 def in_use(folder: Path) -> bool:
@@ -78,6 +82,7 @@ def show(state: dict[str, Any]) -> str:
         + f", baseline {accuracy(state['baseline_val_accuracy'])}",
         f"  MLflow: {state['unsent']} rows to send, {state['refused']} refused",
     ]
+    lines += [f"    {text}" for text in state["refusals"]]
     for row in state["live"]:
         value = accuracy(row[METRIC])
         lines.append(f"  trial {row['number']} {row['arch']}: epoch {row['epochs']} {value}")

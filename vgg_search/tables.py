@@ -139,6 +139,7 @@ def summarise(trials: list[FrozenTrial], slots: int, search_seconds: float) -> d
         "best_arch": [list(block) for block in as_arch(best.user_attrs["arch"])] if best else None,
         "best_lr": best.user_attrs["candidate"]["lr"] if best else None,
         "baseline_val_accuracy": baseline_row[METRIC] if baseline_row else None,
+        "baseline_epochs": baseline_row["epochs"] if baseline_row else None,
         "search_seconds": round(search_seconds, 3),
         "startup_seconds_per_trial": round(statistics.median(startups), 4) if startups else None,
         "slot_busy_fraction": round(busy / (slots * search_seconds), 4) if search_seconds else None,

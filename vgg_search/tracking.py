@@ -11,17 +11,19 @@ import fcntl
 import json
 import logging
 import os
-import re
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgg_search.outbox import Outbox, Row, Status, chunks
+from vgg_search.outbox import Outbox, Row, Status, chunks, line, permanent
 from vgg_search.registry import FOLDER, Servable, register
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 KEY_TAG = "vgg_search.key"
 ROUND_SECONDS, LONGEST_PAUSE, HURRY_SECONDS = 1.0, 15.0, 0.1
@@ -35,7 +37,7 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
-__all__ = ["Status", "Tracker", "default_uri", "fetch_champion", "sync"]
+__all__ = ["Status", "Tracker", "default_uri", "fetch_champion", "sync", "version_of"]
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +104,8 @@ class Tracker(Outbox):
                     self.error = "another process is sending"
                 except Exception as error:  # whatever it is, this thread goes on: rows are kept
                     if self.error is None:
-                        log.warning("tracker: nothing sent for now, all is kept: %s", _line(error))
-                    pause, self.error = min(2 * pause, LONGEST_PAUSE), _line(error)
+                        log.warning("tracker: nothing sent for now, all is kept: %s", line(error))
+                    pause, self.error = min(2 * pause, LONGEST_PAUSE), line(error)
                 if self._hurry.wait(pause):
                     self._stop.wait(HURRY_SECONDS)
 
@@ -113,9 +115,11 @@ class Tracker(Outbox):
             found, database = client.get_experiment_by_name(self.experiment), _database(self.uri)
             # Artifacts beside a local database, wherever this runs and `mlflow ui` is started.
             place = (database.parent / "mlruns" / self.experiment).as_uri() if database else None
-            self._experiment_id = (
-                found.experiment_id if found else client.create_experiment(self.experiment, place)
-            )
+            if found:
+                self._experiment_id = found.experiment_id
+            else:
+                self._experiment_id = client.create_experiment(self.experiment, place)
+                client.set_experiment_tag(self._experiment_id, *_trials_view())
             self._client = client
 
     def _send_oldest(self) -> bool:
@@ -140,7 +144,7 @@ class Tracker(Outbox):
         except Exception as error:
             # At the end of the process, helper threads cannot start: no fault of the row.
             ending = self._stop.is_set() or not threading.main_thread().is_alive()
-            if ending or not _permanent(error):
+            if ending or not permanent(error):
                 raise
             if len(chunk) > 1:
                 parts = [chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]]
@@ -148,8 +152,8 @@ class Tracker(Outbox):
                 body = chunk[0].body
                 parts = [[chunk[0]._replace(body=part)] for part in (body[:half], body[half:])]
             else:
-                self._refuse(chunk[0], _line(error))
-                log.warning("tracker: refused %s: %s", chunk[0].run, _line(error))
+                self._refuse(chunk[0], line(error))
+                log.warning("tracker: refused %s: %s", chunk[0].run, line(error))
                 return
             for part in parts:
                 self._try(part)
@@ -214,6 +218,19 @@ class Tracker(Outbox):
         return str(run_id)
 
 
+def _trials_view() -> tuple[str, str]:
+    """Name and value of the tag by which the experiment's page offers, under "Views", a table
+    with the columns that trials are compared by. A page that does not know it is as it was."""
+    columns = [f"metrics.`{name}`" for name in ("val_accuracy", "best_val_accuracy")]
+    columns += [f"params.`{name}`" for name in ("depth", "width", "lr", "num_params")]
+    state = {"orderByKey": "attributes.start_time", "orderByAsc": True, "searchFilter": ""}
+    state |= {"startTime": "ALL", "lifecycleFilter": "Active", "datasetsFilter": []}
+    state |= {"modelVersionFilter": "All Runs", "selectedColumns": [*columns, "tags.`state`"]}
+    now = time.time_ns() // 1_000_000
+    view = {"name": "Trials", "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
+    return "mlflow.sharedViewState.trials", json.dumps(view)
+
+
 def sync(folder: Path, servable: Servable, timeout: float) -> dict[str, Any]:
     """Sends what a run folder's outbox still holds: {"unsent", "refused", "error"}. Beside a
     live search it waits for the search's own sender. Raises ValueError without an outbox."""
@@ -223,32 +240,41 @@ def sync(folder: Path, servable: Servable, timeout: float) -> dict[str, Any]:
     return {"unsent": unsent, "refused": tracker.refused, "error": tracker.error}
 
 
-def fetch_champion(model_uri: str, tracking_uri: str | None, target: Path) -> Path:
-    """Downloads model.safetensors and model.json of models:/NAME@ALIAS or models:/NAME/VERSION
-    into a folder under `target`. Raises ValueError if there is no such model, ConnectionError
-    if the tracker does not answer."""
+def version_of(model_uri: str, tracking_uri: str | None) -> "ModelVersion":
+    """The version that models:/NAME@ALIAS or models:/NAME/VERSION means. Raises ValueError if
+    there is no such model, ConnectionError if the tracker does not answer."""
     name, at, alias = model_uri.removeprefix("models:/").partition("@")
     name, _, number = (name, "", "") if at else name.partition("/")
     if not model_uri.startswith("models:/") or not name or not (alias or number):
         rule = "model must be models:/NAME@ALIAS or models:/NAME/VERSION"
         raise ValueError(f"{rule}, got {model_uri!r}")
-    tracking_uri = tracking_uri or default_uri()
+    with _asked(model_uri, tracking_uri or default_uri()) as client:
+        if at:
+            return client.get_model_version_by_alias(name, alias)
+        return client.get_model_version(name, number)
+
+
+def fetch_champion(model_uri: str, tracking_uri: str | None, target: Path) -> Path:
+    """Downloads that version's model.safetensors and model.json into a folder under `target`.
+    Raises as `version_of` does."""
+    version = version_of(model_uri, tracking_uri)
+    with _asked(model_uri, tracking_uri or default_uri()) as client:
+        return Path(client.download_artifacts(version.run_id or "", FOLDER, str(target)))
+
+
+@contextmanager
+def _asked(model_uri: str, tracking_uri: str) -> Iterator["MlflowClient"]:
+    """A client, whose errors are about a model."""
     database = _database(tracking_uri)
     if database and not database.exists():  # MLflow would make one
         raise ValueError(f"no model {model_uri}: there is no database {database}")
     os.environ.update(ENVIRONMENT)
     try:
-        client = _connected(tracking_uri)
-        version = (
-            client.get_model_version_by_alias(name, alias)
-            if at
-            else client.get_model_version(name, number)
-        )
-        return Path(client.download_artifacts(version.run_id or "", FOLDER, str(target)))
+        yield _connected(tracking_uri)
     except Exception as error:
-        if _permanent(error):
-            raise ValueError(f"no model {model_uri} in the tracker: {_line(error)}") from None
-        raise ConnectionError(f"the tracker does not answer: {_line(error)}") from None
+        if permanent(error):
+            raise ValueError(f"no model {model_uri} in the tracker: {line(error)}") from None
+        raise ConnectionError(f"the tracker does not answer: {line(error)}") from None
 
 
 def _connected(uri: str) -> "MlflowClient":
@@ -271,29 +297,3 @@ def _connected(uri: str) -> "MlflowClient":
 
 def _database(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
-
-
-def _permanent(error: Exception) -> bool:
-    """True for what will not succeed later: a 4xx answer, except about rights and load; a file
-    that is gone; an error in a model. A dead or failing server, network or disk is not."""
-    from mlflow.exceptions import MlflowException
-
-    answer = getattr(error, "response", None)  # of requests, which artifacts go through
-    if isinstance(error, MlflowException):
-        status = 0 if error.error_code == "ENDPOINT_NOT_FOUND" else error.get_http_status_code()
-    elif answer is not None:
-        status = getattr(answer, "status_code", 0)
-    elif isinstance(error, OSError):
-        return isinstance(error, FileNotFoundError)
-    else:
-        return isinstance(error, (ValueError, TypeError, LookupError, AttributeError, RuntimeError))
-    return status == 501 or (400 <= status < 500 and status not in (401, 403, 408, 429, 499))
-
-
-def _line(error: BaseException) -> str:
-    """The error in a line, without credentials; of a network's or disk's error, its origin."""
-    origin = error
-    while origin.__context__:
-        origin = origin.__context__
-    text = str(origin if isinstance(origin, OSError) else error) or type(error).__name__
-    return re.sub(r"(?<=://)[^/@\s]+@", "", " ".join(text.split()))[:300]

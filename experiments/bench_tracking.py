@@ -1,0 +1,108 @@
+"""What MLflow costs the search: the time of each put, and of sending it all, by tracker.
+
+    python experiments/bench_tracking.py sqlite:////tmp/bench/mlflow.db http://127.0.0.1:5000 ...
+
+Puts what 200 trials of 10 epochs put (as `recorder.py` does, two trials side by side) as fast as
+it can while the sender works, which is the most that it can be in the way, and then counts at the
+tracker what has arrived. Prints a line of JSON an address. Each address should be a fresh one.
+"""
+
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch  # noqa: F401  (before the sender's thread imports it)
+from mlflow import MlflowClient
+
+from vgg_search.recorder import EPOCH_METRICS
+from vgg_search.reuse import servable
+from vgg_search.run import provenance
+from vgg_search.tracking import Tracker
+
+TRIALS, EPOCHS = 200, 10
+PARAMS = {f"param_{i}": i for i in range(20)}  # as many as a trial of three blocks has
+TAGS = {"kind": "trial", "state": "running", "dataset": "fashion-mnist", "seed": 1}
+
+
+class Clock:
+    """Times calls, in ms."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, put: Callable, *args: object, **kwargs: object) -> None:
+        began = time.perf_counter()
+        put(*args, **kwargs)
+        self.times.append(1000 * (time.perf_counter() - began))
+
+
+def put_study(tracker: Tracker, clock: Clock) -> None:
+    """What the recorder puts of a study whose two workers are always busy."""
+    tracker.run("study", tracker.study, {"kind": "study"}, PARAMS)
+    for number in range(0, TRIALS, 2):
+        pair = [f"trial/{number}", f"trial/{number + 1}"]
+        for key in pair:
+            clock(tracker.run, key, f"{key} 1x16-2x32", TAGS, PARAMS, parent="study")
+        for epoch in range(1, EPOCHS + 1):
+            for key in pair:
+                clock(tracker.log, key, dict.fromkeys(EPOCH_METRICS, 1 / epoch), epoch)
+        for key in pair:
+            last = {"best_val_accuracy": 0.9, "best_epoch": 3, "peak_memory_mib": 512}
+            clock(tracker.log, key, last, EPOCHS)
+            clock(tracker.tag, key, state="completed")
+            clock(tracker.end, key, "FINISHED")
+        clock(tracker.log, "study", {"best_val_accuracy": 0.9}, number + 1)
+    tracker.end("study", "FINISHED")
+
+
+def arrived(uri: str, experiment: str) -> dict[str, int]:
+    """What the tracker has: runs, and points of one metric in all."""
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    runs = client.search_runs([found.experiment_id], max_results=1000)
+    histories = (client.get_metric_history(run.info.run_id, "val_accuracy") for run in runs)
+    return {"runs": len(runs), "points": sum(map(len, histories))}
+
+
+def measure(uri: str) -> dict[str, object]:
+    clock, experiment = Clock(), f"bench-{time.time_ns()}"
+    with tempfile.TemporaryDirectory() as folder:
+        tracker = Tracker(Path(folder), uri, experiment, "bench", servable)
+        tracker.start()
+        tracker.run("first", "first", {}, {})  # the connection, and a fresh database's tables
+        assert tracker.flush(300) == 0, tracker.error
+        began = time.perf_counter()
+        put_study(tracker, clock)
+        put = time.perf_counter()
+        assert tracker.close(600) == 0, tracker.error
+        sent = time.perf_counter()
+        assert tracker.refused == 0
+    told = arrived(uri, experiment)
+    assert told == {"runs": TRIALS + 2, "points": TRIALS * EPOCHS}, told
+    ordered = sorted(clock.times)
+    return {
+        "tracker": uri.partition(":")[0],
+        "puts": len(ordered),
+        "put_seconds": round(put - began, 2),
+        "all_sent_seconds": round(sent - began, 2),
+        "median_ms": round(statistics.median(ordered), 3),
+        "p99_ms": round(ordered[int(0.99 * len(ordered))], 3),
+        "longest_ms": round(ordered[-1], 2),
+        **told,
+    }
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    facts = provenance()
+    about = {"commit": facts["commit"], "host": facts["host"], "cpu": platform.processor()}
+    print(json.dumps(about | facts["versions"] | {"load": os.getloadavg()}), flush=True)
+    for address in sys.argv[1:]:
+        print(json.dumps(measure(address)), flush=True)

@@ -1,0 +1,170 @@
+"""A champion trained on: a run and a version of its own that name their parent, and no alias."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from vgg_search.__main__ import main
+from vgg_search.data import load_splits
+from vgg_search.model import build
+from vgg_search.refine import KEPT, RUN, refine
+from vgg_search.reuse import load_folder, save_model, servable
+from vgg_search.search_space import Candidate
+from vgg_search.tracking import Tracker
+from vgg_search.trial import RECIPE_FIELDS
+
+EPOCHS = 2
+CANDIDATE = Candidate(
+    arch=((1, 4),),
+    lr=0.05,
+    weight_decay=1e-4,
+    batch_size=256,
+    dropout=0.0,
+    hidden_features=16,
+    num_hidden=1,
+    batch_norm=False,
+)
+RECIPE = dict(zip(RECIPE_FIELDS, (0.9, "one-cycle", 0.0, True, 1, 0, True, "fp32"), strict=True))
+Offer = Callable[..., Path]
+
+
+@pytest.fixture
+def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Offer:
+    """Makes runs/a/champion, with a card as `crown` writes it, changed as asked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def one(**changes: Any) -> Path:
+        network = build(CANDIDATE.network(28), 0)
+        card: dict[str, Any] = {
+            "dataset": "sample",
+            "digest": load_splits("sample").digest,
+            "study": "a",
+            "trial": 3,
+            "num_params": network.num_params,
+            "params": asdict(CANDIDATE),
+            "recipe": RECIPE,
+            "epochs": EPOCHS,
+            "metrics": {"val_accuracy": 0.5, "test_accuracy": 0.1},
+        }
+        save_model(tmp_path / "runs" / "a" / "champion", network, card | changes)
+        return tmp_path / "runs" / "a" / "champion"
+
+    return one
+
+
+def refined(capfd: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
+    assert main(["refine", "--json", *flags]) == 0
+    return dict(json.loads(capfd.readouterr().out.splitlines()[-1]))
+
+
+def test_it_is_a_run_and_a_version_that_name_their_parent(
+    offer: Offer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = offer()
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    parent = Tracker(folder.parent, uri, "vgg-search", "a", servable)
+    parent.run("champion", "champion", {"kind": "champion"}, {})
+    parent.register("champion", "vgg-search", folder)
+    parent.start()
+    assert parent.close(120) == 0
+    told = refined(capfd, "--model", "models:/vgg-search@champion", "--seed", "5")
+
+    client = MlflowClient(uri)
+    version = client.get_model_version("vgg-search", "2")
+    run = client.get_run(version.run_id)
+    assert told["parent"] == {
+        "model_uri": "models:/vgg-search/1",
+        "run_id": parent.results("champion")["run_id"],
+    }
+    assert run.info.status == "FINISHED"
+    tags = {"kind": RUN, "state": "completed", "study": "a", "trial_number": "3", "seed": "5"}
+    tags |= {"parent_model": "models:/vgg-search/1", "dataset": "sample"}
+    tags |= {"mlflow.parentRunId": told["parent"]["run_id"]}
+    assert run.data.tags.items() >= tags.items()
+    assert run.data.params.items() >= {"arch": "1x4", "epochs": "2", "lr": "0.05"}.items()
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "train_accuracy")]
+    assert steps == [1, 2]
+    assert not any(name.startswith(("val_", "best_")) for name in run.data.metrics)
+    # It says what came of it, and takes the alias from nobody.
+    assert told["champion"]["test_accuracy"] > told["champion"]["parent_test_accuracy"]
+    assert run.data.metrics["test_accuracy"] == told["champion"]["test_accuracy"]
+    assert version.tags["parent_model"] == "models:/vgg-search/1"
+    assert "val_accuracy" not in version.tags
+    assert str(client.get_model_version_by_alias("vgg-search", "champion").version) == "1"
+    assert told["champion"]["alias_text"] == (
+        "vgg-search@champion stays at version 1, not version 2: it has seen the validation images, "
+        "and has no val_accuracy to compare"
+    )
+    # Refined again, by its folder: the lineage goes on.
+    made = tmp_path / "runs" / told["study"]
+    card = load_folder(made / "champion")[1]
+    assert {name: card[name] for name in KEPT} == {
+        name: load_folder(folder)[1][name] for name in KEPT
+    }
+    assert card["parent_model"] == "models:/vgg-search/1"
+    again = refined(capfd, "--model", str(made), "--champion-epochs", "1")
+    assert again["parent"]["model_uri"] == "models:/vgg-search/2"
+    assert again["epochs"] == 1
+    assert again["champion"]["parent_test_accuracy"] == told["champion"]["test_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "text"),
+    [
+        ({}, "--champion-epochs 0", "must be an integer >= 1, got '0'"),
+        ({}, "--tracking-uri ftp://x", "must be a path or an address"),
+        ({}, "--model runs/b", "--model must be a run, a champion folder or"),
+        ({"digest": "0123"}, "", "the data must be what the champion was trained on, 0123, got"),
+        ({"recipe": None}, "--model {no_recipe}", "must be a champion, got one whose card lacks"),
+    ],
+)
+def test_what_cannot_be_refined(
+    offer: Offer,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    flags: str,
+    text: str,
+) -> None:
+    folder = offer(**changes)
+    network, card = load_folder(folder)
+    card = {name: value for name, value in card.items() if name != "recipe"}
+    save_model(tmp_path / "no_recipe", network, card)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["refine", *flags.format(no_recipe=tmp_path / "no_recipe").split()]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert text in err.splitlines()[-1]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_training_that_diverges(
+    offer: Offer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    offer(params=asdict(CANDIDATE) | {"lr": 1e30})
+    assert main(["refine", "--json"]) == 1
+    out, err = capfd.readouterr()
+    told = json.loads(out)
+    assert (told["state"], told["champion"]) == ("failed", None)
+    assert "the loss is not finite any more" in err
+    assert not (tmp_path / "runs" / told["study"] / "champion").exists()
+
+
+def test_a_stop_closes_its_run(offer: Offer, tmp_path: Path) -> None:
+    folder, uri = offer(), f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    sent = {"tracking_uri": uri, "experiment": "vgg-search"}
+    with pytest.raises(KeyboardInterrupt):
+        refine(folder, {"model_uri": "x"}, tmp_path / "runs" / "r", sent, {"commit": None}, stop)
+    assert main(["sync", "r"]) == 0
+    (run,) = MlflowClient(uri).search_runs(["1"])
+    assert (run.info.status, run.data.tags["state"]) == ("KILLED", "interrupted")
