@@ -149,8 +149,8 @@ class Config(BaseSettings):
     """Epochs that each trial gets before it can be stopped (the first rung)."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     """One in so many trials goes on from a rung to the next."""
-    scheduler: Literal["asha", "asha-promote", "none"] = "asha"
-    """asha: go on or end at a rung; asha-promote: wait there for promotion; none: no stopping."""
+    scheduler: Literal["asha", "asha-promote", "hyperband", "none"] = "asha"
+    """At a rung asha goes on or ends, asha-promote waits; hyperband: asha from later rungs too."""
     sampler: Literal["tpe", "random", "gp", "cmaes"] = "tpe"
     """Who proposes: Optuna's TPE, random search, Gaussian process or CMA-ES."""
     baseline: Baseline = ((1, 16), (1, 32), (2, 64))

@@ -17,14 +17,20 @@ class Budget:
 
     config: Config
     device_seconds: float = 0.0
+    epochs: int = 0
     _before: float = 0.0  # seconds of the sessions before this one
     _started: float | None = None
 
     def restore(self, rows: Iterable[dict[str, Any]]) -> None:
         """Count the epochs of an earlier session."""
         for row in rows:
-            self.device_seconds += row["epoch_seconds"]
+            self.spend(row["epoch_seconds"])
             self._before = max(self._before, row["time"])
+
+    def spend(self, seconds: float) -> None:
+        """Count an epoch that took a device so long."""
+        self.device_seconds += seconds
+        self.epochs += 1
 
     def start(self) -> None:
         """The search's time runs from here; after a resume it goes on where the record ends."""
@@ -45,6 +51,28 @@ class Budget:
         return (seconds is not None and self.clock >= seconds) or (
             hours is not None and self.device_seconds >= 3600 * hours
         )
+
+    def outlook(
+        self,
+        epochs_a_trial: float,
+        pace: float,
+        device_pace: float,
+        resting: int = 0,
+        under_way: int = 0,
+    ) -> tuple[float, float]:
+        """(trials in all, seconds still to go) when the first of the budgets is used up.
+
+        `pace` and `device_pace`: seconds of search and of a device that an epoch takes. `resting`
+        trials train no more; those that do have `under_way` epochs.
+        """
+        seconds, hours = self.config.time_budget, self.config.gpu_hours
+        left = [epochs_a_trial * (self.config.num_trials - resting) - under_way]
+        if seconds is not None:
+            left.append((seconds - self.clock) / pace)
+        if hours is not None:
+            left.append((3600 * hours - self.device_seconds) / device_pace)
+        epochs = max(0.0, min(left))
+        return resting + (under_way + epochs) / epochs_a_trial, epochs * pace
 
 
 @dataclass
