@@ -1,8 +1,8 @@
 """Where a search stands: what it has used of its budget, and its finished trials by score."""
 
-import heapq
 import math
 import time
+from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,12 +82,14 @@ class Ranking:
     top_k: int
     best: dict[int, float] = field(default_factory=dict)  # number -> best val_accuracy
     incumbent: tuple[float, int] | None = None  # (val_accuracy at the last epoch, number)
+    _order: list[tuple[float, int]] = field(default_factory=list)  # `best` as (-value, number)
 
     def add(self, number: int, state: str, rows: list[dict[str, Any]], value: float | None) -> None:
         """A trial has ended; `value` is that of a completed one."""
         finite = [row[METRIC] for row in rows if math.isfinite(row[METRIC])]
         if finite and state in ("completed", "pruned"):
             self.best[number] = max(finite)
+            insort(self._order, (-max(finite), number))
         if state == "completed" and value is not None:
             # Of equals the first by number, whatever the order in which they ended
             known = [self.incumbent] if self.incumbent else []
@@ -95,11 +97,10 @@ class Ranking:
 
     def top(self) -> list[int]:
         """Numbers of the top K by their best val_accuracy, best first."""
-        return heapq.nsmallest(self.top_k, self.best, key=lambda n: (-self.best[n], n))
+        return [number for _, number in self._order[: self.top_k]]
 
     def keep_above(self) -> float:
         """The val_accuracy from which on a checkpoint may be among the top K."""
-        top = self.top()
-        if len(top) < self.top_k:
+        if len(self._order) < self.top_k:
             return 0.0
-        return self.best[top[-1]] if top else math.inf
+        return -self._order[self.top_k - 1][0] if self.top_k else math.inf

@@ -77,7 +77,7 @@ class Study:
         for i, given in enumerate(self.config.trials_by_hand):
             if i >= len(trials):  # all of them, or those that a stop kept from being enqueued
                 params, arch = self.space.enqueued(given)
-                marks: dict[str, Any] = {"given_arch": arch} if arch else {}
+                marks: dict[str, Any] = {"by_hand": True} | ({"given_arch": arch} if arch else {})
                 marks |= {"baseline": True} if i == 0 and self.config.baseline else {}
                 self.optuna.enqueue_trial(params, user_attrs=marks)
         for trial in trials:
@@ -200,7 +200,7 @@ class Study:
         seed = journal.trial_seed(self.config.seed, trial.number)
         journal.write_candidate(trial, candidate, self.space.costs(candidate), seed)
         # What was asked for by hand is trained whatever it costs
-        excess = {} if arch else self.space.excess(candidate)
+        excess = {} if trial.user_attrs.get("by_hand") else self.space.excess(candidate)
         twin = self._done.get(candidate)
         if twin is None and all(value <= 0 for value in excess.values()):
             self._untrained_in_a_row = 0
