@@ -63,6 +63,7 @@ class Replay:
         if op == Op.SET_STUDY_USER_ATTR and NUM_TRIALS in line["user_attr"]:
             # The one field of an experiment that decides something and that a resume may change
             self.study.config = self.study.config.model_copy(update=line["user_attr"])
+            self.study.end_hopeless()
         elif op in CREATED and line.get("state", TrialState.RUNNING) == TrialState.RUNNING:
             if self.trial(number) is None:
                 self.propose(number)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record_curves import EPOCHS, TABLE
+from record_curves import EPOCHS
 
-RESULTS = TABLE.parent
+RESULTS = Path(__file__).parents[1] / "results/2026-11-24_search_efficiency_2"
 RUNS, TRACES = RESULTS / "runs.csv", RESULTS / "traces.csv.gz"
 BUDGET = 60 * EPOCHS  # epochs of a search: sixty trials that are never stopped
 WORKERS = 8
@@ -85,28 +85,24 @@ def table_rows(best: float, workers: int, names: Iterable[str]) -> list[str]:
 
 
 PAIRS = [  # (one, other, workers)
-    ("random+asha", "random", 8),
-    ("random+promote", "random", 8),
-    ("tpe", "random", 8),
+    ("tpe+asha", "tpe-joint+asha", 8),
+    ("tpe+promote", "tpe-joint+promote", 8),
     ("tpe+asha", "random", 8),
-    ("tpe+promote", "random", 8),
     ("tpe+asha", "random+asha", 8),
+    ("tpe+asha", "tpe", 8),
     ("tpe+promote", "tpe+asha", 8),
+    ("tpe+hyperband", "tpe+asha", 8),
     ("tpe+asha", "optuna SHA", 8),
     ("tpe+asha", "ray ASHA", 8),
     ("tpe+asha", "ray ASHA, OptunaSearch", 8),
     ("tpe+asha", "random", 2),
+    ("tpe+asha", "random+asha", 2),
     ("tpe+promote", "tpe+asha", 2),
     ("tpe+asha", "random", 1),
     ("tpe+promote", "tpe+asha", 1),
-    ("tpe, running shown", "tpe", 8),
-    ("tpe+asha, running shown", "tpe+asha", 8),
-    ("tpe+promote, running shown", "tpe+promote", 8),
-    ("tpe+asha, grace 2", "tpe+asha", 8),
-    ("tpe+promote, grace 2", "tpe+promote", 8),
-    ("tpe+promote, grace 2, running shown", "tpe+promote", 8),
-    ("tpe+asha, startup 5", "tpe+asha", 8),
-    ("tpe+promote, startup 5", "tpe+promote", 8),
+    ("tpe+asha, startup 20", "tpe+asha", 8),
+    ("tpe+asha, random 1/3", "tpe+asha", 8),
+    ("tpe+asha, factor 4", "tpe+asha", 8),
 ]
 
 
@@ -136,7 +132,7 @@ def write_tables(best: float, contenders: Iterable[str], variants: Iterable[str]
         head = f"{workers} worker{'s' * (workers > 1)}, {BUDGET} epochs:"
         parts += ["", head, "", *table_rows(best, workers, contenders)]
     parts += ["", "One setting changed, eight workers:", ""]
-    parts += table_rows(best, WORKERS, ["tpe+asha", "tpe+promote", *variants])
+    parts += table_rows(best, WORKERS, ["tpe+asha", *variants])
     head = (
         "Pairs with the same seed, value without noise at the end; p: Wilcoxon's signed-rank test:"
     )
@@ -155,7 +151,7 @@ def draw(best: float) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = ["random", "random+asha", "tpe", "tpe, running shown", "tpe+asha", "tpe+promote"]
+    shown = ["random", "random+asha", "tpe", "tpe-joint+asha", "tpe+asha", "tpe+promote"]
     traces, runs = read_rows(TRACES), read_rows(RUNS)
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
     for axis, spent, label in zip(

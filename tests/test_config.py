@@ -1,5 +1,6 @@
 """Where a field's value comes from, and what an experiment may be."""
 
+import json
 import re
 import subprocess
 import sys
@@ -206,6 +207,17 @@ def test_the_same_command_starts_a_study_and_goes_on_with_it(stored: Config) -> 
     assert (started.name, started.seed, options.resume) == ("new", 7, None)
     with pytest.raises(ConfigError, match=r"^no study named new in runs$"):
         load_config(["--name", "other", "--resume", "new"])
+
+
+def test_a_changed_space_is_refused_with_the_dimensions_name(stored: Config) -> None:
+    space = json.dumps(stored.space | {"lr": [0.02, 0.5]})
+    text = r"^space\.lr must stay \[0\.02, 0\.4\] when a study is resumed, got \[0\.02, 0\.5\]$"
+    with pytest.raises(ConfigError, match=text):
+        load("--resume", "old", "--space", space)
+    space = json.dumps(stored.space | {"max_params": 9})
+    text = r"^space\.max_params must stay None when a study is resumed, got 9$"
+    with pytest.raises(ConfigError, match=text):
+        load("--resume", "old", "--space", space)
 
 
 def test_the_environment_counts_in_a_resume_too(

@@ -1,30 +1,13 @@
 """What an experiment would do, said before anything is trained or written."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from fake_workers import SPACE, experiment
 
 from vgg_search.arch import count_flops, count_params, describe
-from vgg_search.forecast import SAMPLES, expected_epochs, forecast, sample, slots_here
-
-
-@pytest.mark.parametrize(
-    ("fields", "epochs"),
-    [
-        # Rungs 1, 2, 4: all train 1 epoch, a half one more, a quarter two more
-        ({"max_epochs": 4, "reduction_factor": 2}, 1 + 1 / 2 + 2 / 4),
-        # Rungs 1, 3, 6: all 1, a third two more, a ninth three more
-        ({"max_epochs": 6, "reduction_factor": 3}, 1 + 2 / 3 + 3 / 9),
-        ({"max_epochs": 27, "grace_epochs": 3, "reduction_factor": 3}, 3 + 6 / 3 + 18 / 9),
-        ({"max_epochs": 5, "grace_epochs": 5}, 5),
-        ({"max_epochs": 7, "scheduler": "none"}, 7),
-    ],
-)
-def test_expected_epochs(fields: dict[str, Any], epochs: float) -> None:
-    assert expected_epochs(experiment(**fields)) == pytest.approx(epochs)
+from vgg_search.forecast import SAMPLES, forecast, sample, slots_here
 
 
 def test_it_prints_networks_and_time_and_writes_nothing(

@@ -162,19 +162,39 @@ def test_a_resumed_study_is_counted_from_its_record(tmp_path: Path) -> None:
         assert headlines(progress)[0] == "s: 2 of 4 trials · 0 open · 1 completed · 1 pruned"
 
 
-def test_time_left_is_by_the_budget_or_by_the_pace(tmp_path: Path) -> None:
+def test_time_left_is_by_measured_epochs_and_whichever_budget_ends_first(tmp_path: Path) -> None:
     with shown(tmp_path / "a", experiment(num_trials=1)) as (_, progress):
         assert progress.left() == ""  # nothing is known
-    with shown(tmp_path / "b", experiment(num_trials=4, time_budget=90)) as (study, progress):
-        assert progress.left() == "at most 1m30s left"
+    lrs = trials(0.5, 0.9, 0.1, 0.7)  # epochs: 4, 4, 1, 2; each takes 2 s of a device
+    config = experiment(num_trials=12, time_budget=90, gpu_hours=60 / 3600, enqueue=lrs)
+    with shown(tmp_path / "b", config) as (study, progress):
         study.budget._before = 20.0
         assert progress.left() == "at most 1m10s left"
-        progress.ended["completed"] = 2
-        assert progress.left() == "about 4 trials, 20s left"
-        study.budget._before = 60.0
-        assert progress.left() == "about 3 trials, 30s left"
+        Workers().run(study, turns=11)
+        assert (study.trained, study.budget.epochs, study.interrupted) == (4, 11, [])
+        # A trial is expected to train 2 epochs: (2 + 11) / (1 + 4) = 2.6 a trial. Eight more are
+        # 20.8 epochs; the devices have 60 - 22 s, 19 epochs, and the search 70 s.
+        study.budget._before = 22.0
+        assert progress.left() == "about 11 trials, 38s left"
+        study.budget._before = 44.0  # 4 s an epoch: 46 s are 11.5 epochs
+        assert progress.left() == "about 8 trials, 46s left"
         study.budget._before = 100.0
-        assert progress.left() == "about 2 trials, 0s left"
+        assert progress.left() == "about 4 trials, 0s left"
+    with shown(tmp_path / "c", experiment(num_trials=5, enqueue=lrs)) as (study, progress):
+        Workers().run(study, turns=3)
+        assert study.interrupted == [0]
+        study.budget._before = 12.0  # 5 trials of 2 epochs, less the three that 0 has
+        assert progress.left() == "about 5 trials, 28s left"
+
+
+def test_a_trial_that_waits_for_promotion_rests(tmp_path: Path) -> None:
+    config = experiment(num_trials=3, scheduler="asha-promote", reduction_factor=3)
+    with shown(tmp_path / "s", config) as (study, progress):
+        Workers().run(study, turns=2)
+        assert len(study.scheduler.waiting) == 2
+        study.budget._before = 10.0
+        # Expected are 1 + 2 / 3 + 1 / 9 epochs; (1.78 + 2) / 3 for the one to come, of 5 s
+        assert progress.left() == "about 3 trials, 6s left"
 
 
 def test_on_a_terminal_only_failures_are_printed_above_the_table(

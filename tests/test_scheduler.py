@@ -1,5 +1,6 @@
 """Rungs, and who goes on from them: by hand, by the paper, and the same after an interruption."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vgg_search.scheduler import STOP, WAIT, Scheduler, rung_epochs
+from vgg_search.config import Config
+from vgg_search.scheduler import STOP, WAIT, Hyperband, Scheduler, make_scheduler, rung_epochs
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ def test_rungs_end_with_the_last_epoch(
 
 def test_next_rung() -> None:
     scheduler = Scheduler((1, 3, 9), 3)
-    assert scheduler.first == 1
+    assert scheduler.first(0) == 1
     assert [scheduler.next_rung(epoch) for epoch in (0, 1, 2, 3, 8)] == [1, 3, 3, 9, 9]
 
 
@@ -66,7 +68,7 @@ def test_of_equals_the_earlier_goes_on() -> None:
 
 def test_one_rung_is_no_stopping() -> None:
     scheduler = Scheduler((9,), 3)
-    assert scheduler.first == 9
+    assert scheduler.first(0) == 9
     assert scheduler.arrived(0, 9, 0.1) == STOP
 
 
@@ -147,6 +149,83 @@ def test_a_trial_that_failed_stands_in_nobodys_way() -> None:
     assert scheduler.promotable(closing=True) is None
     scheduler.forget(0)
     assert scheduler.promotable() == (1, 3)
+
+
+def test_nobody_is_out_while_a_late_arrival_may_lift_him_or_nobody_has_reached_the_end() -> None:
+    scheduler = Scheduler((1, 2), 2, promote=True)
+    for number, value in enumerate((0.4, 0.3, 0.2, 0.1)):
+        scheduler.arrived(number, 1, value)
+    assert [scheduler.promotable(), scheduler.promotable()] == [(0, 2), (1, 2)]
+    live = {0, 1, 2, 3}
+    assert scheduler.hopeless(live, 0) == [], "if 0 and 1 fail, 2 is to close the search"
+    scheduler.arrived(0, 2, 0.4)
+    live.remove(0)
+    assert scheduler.hopeless(live, 4) == []
+    assert scheduler.hopeless(live, 2) == [3], "of six three go on at most: 2 may be the third"
+    assert scheduler.hopeless({*live, 4}, 1) == [3], "one more to come, and one on its way"
+    assert scheduler.hopeless(live, 0) == [2, 3]
+
+
+def test_who_is_out_at_a_rung_does_not_come_to_the_next() -> None:
+    scheduler = Scheduler((1, 2, 4), 2, promote=True)
+    for number, value in enumerate((0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)):
+        scheduler.arrived(number, 1, value)
+        while job := scheduler.promotable():
+            scheduler.arrived(*job, 1 - value)
+    assert scheduler.values[4].keys() == {1, 2, 3}
+    assert scheduler.waiting == {0: 2, 4: 1, 5: 1, 6: 1, 7: 1}
+    live = set(scheduler.waiting)
+    # Four of eight have gone on; with none to come none comes to rung 2, where 0 is last of four
+    assert scheduler.hopeless(live, 0) == [4, 5, 6, 7, 0]
+    # With two to come they and 4 may go on: seven at rung 2, of which three do, and 0 is not one
+    assert scheduler.hopeless(live, 2) == [5, 6, 7, 0]
+    # With four to come, five may go on from rung 2, where ten would be
+    assert scheduler.hopeless(live, 4) == [6, 7]
+
+
+# ---- Hyperband's brackets ----------------------------------------------------------------------
+
+
+def test_brackets_of_the_paper() -> None:
+    """Table 1 of the Hyperband paper: R = 81, eta = 3; 81, 34, 15, 8 and 5 configurations."""
+    scheduler = Hyperband((1, 3, 9, 27, 81), 3)
+    firsts = Counter(scheduler.first(number) for number in range(143))
+    assert firsts == {1: 81, 3: 34, 9: 15, 27: 8, 81: 5}
+    assert [scheduler.first(number) for number in (143, 143 + 81)] == [1, 3], "the next round"
+
+
+def test_a_bracket_judges_its_own_trials_only() -> None:
+    scheduler = Hyperband((1, 2), 2)  # 0 and 1 begin at epoch 1, 2 and 3 at 2, 4 and 5 at 1
+    assert [scheduler.first(number) for number in range(6)] == [1, 1, 2, 2, 1, 1]
+    assert scheduler.arrived(2, 2, 0.9) == STOP, "the end"
+    assert scheduler.arrived(0, 1, 0.5) == 2
+    assert scheduler.arrived(1, 1, 0.4) == STOP
+    scheduler.forget(0)
+    scheduler.restore(4, [(1, 0.3), (2, 0.5)])
+    assert scheduler.arrived(5, 1, 0.35) == STOP, "1 is better"
+    assert (scheduler.promotable(closing=True), scheduler.hopeless({1}, 0)) == (None, [])
+
+
+# ---- forecast ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "epochs"),
+    [
+        # Rungs 1, 2, 4: all train 1 epoch, a half one more, a quarter two more
+        ({"max_epochs": 4, "reduction_factor": 2}, 1 + 1 / 2 + 2 / 4),
+        # Rungs 1, 3, 6: all 1, a third two more, a ninth three more
+        ({"max_epochs": 6, "reduction_factor": 3}, 1 + 2 / 3 + 3 / 9),
+        ({"max_epochs": 27, "grace_epochs": 3, "reduction_factor": 3}, 3 + 6 / 3 + 18 / 9),
+        ({"max_epochs": 5, "grace_epochs": 5}, 5),
+        ({"max_epochs": 7, "scheduler": "none"}, 7),
+        # Two of four begin with 1 epoch and half of them go on, two train 2
+        ({"max_epochs": 2, "reduction_factor": 2, "scheduler": "hyperband"}, (1.5 + 2) / 2),
+    ],
+)
+def test_expected_epochs(fields: dict[str, Any], epochs: float) -> None:
+    given = {"reduction_factor": 3, "baseline": None} | fields
+    assert make_scheduler(Config(**given)).expected_epochs == pytest.approx(epochs)
 
 
 # ---- interruption -----------------------------------------------------------------------------

@@ -255,9 +255,13 @@ def test_the_baseline_is_trial_0_inside_and_outside_of_the_space(
     assert first.params["lr"] == pytest.approx(0.505), "the middle of the space"
 
 
-def test_a_baseline_is_trained_whatever_it_costs(tmp_path: Path) -> None:
-    space = experiment().space | {"max_params": 30_000, "num_blocks": 2, "out_channels": 8}
-    config = experiment(num_trials=1, baseline=((4, 24),), space=space)
+@pytest.mark.parametrize("arch", [((4, 24),), ((1, 8),)])  # outside of the space, and inside
+def test_a_baseline_is_trained_whatever_it_costs(
+    tmp_path: Path, arch: tuple[tuple[int, int], ...]
+) -> None:
+    space = experiment().space | {"max_params": 30_000, "num_blocks": [1, 2], "out_channels": 8}
+    config = experiment(num_trials=1, baseline=arch, space=space)
+    assert count_params(arch, hidden_features=32, num_hidden=1) > 30_000
     assert states(search(tmp_path / "a", config, Workers())) == ["COMPLETE completed"]
 
 

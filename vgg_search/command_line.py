@@ -179,6 +179,9 @@ def _resumed(name: str, given: dict[str, Any]) -> Config | None:
     for field in sorted(Config.model_fields.keys() - RESUMABLE):
         old, new = getattr(before, field), getattr(config, field)
         if old != new:
+            if field == "space":  # name what differs in it
+                name = next(n for n in old | new if old.get(n) != new.get(n))
+                field, old, new = f"space.{name}", old.get(name), new.get(name)
             raise ConfigError(
                 f"{field} must stay {_plain(old)} when a study is resumed, got {_plain(new)}"
             )

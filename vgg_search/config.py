@@ -151,10 +151,10 @@ class Config(BaseSettings):
     """Epochs that each trial gets before it can be stopped (the first rung)."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     """One in so many trials goes on from a rung to the next."""
-    scheduler: Literal["asha", "asha-promote", "none"] = "asha"
-    """asha: go on or end at a rung; asha-promote: wait there for promotion; none: no stopping."""
-    sampler: Literal["tpe", "random", "gp", "cmaes"] = "tpe"
-    """Who proposes: Optuna's TPE, random search, Gaussian process or CMA-ES."""
+    scheduler: Literal["asha", "asha-promote", "hyperband", "none"] = "asha"
+    """At a rung asha goes on or ends, asha-promote waits; hyperband: asha from later rungs too."""
+    sampler: Literal["tpe", "tpe-joint", "random", "gp", "cmaes"] = "tpe"
+    """Who proposes: Optuna's TPE (one dimension at a time, or jointly), random, GP or CMA-ES."""
     baseline: Baseline = ((1, 16), (1, 32), (2, 64))
     """An arch trained as trial 0, beside which the best is shown; null: none."""
     enqueue: Annotated[list[dict[str, Any]], AfterValidator(_by_hand)] = []
@@ -233,7 +233,7 @@ class Config(BaseSettings):
             raise ValueError(
                 f"grace_epochs must be <= max_epochs ({self.max_epochs}), got {self.grace_epochs}"
             )
-        if self.warm_start is not None and self.sampler not in ("tpe", "gp"):
+        if self.warm_start is not None and self.sampler in ("random", "cmaes"):
             raise ValueError(f"warm_start must have sampler tpe or gp, got {self.sampler}")
         space = self.search_space
         for i, trial in enumerate(self.trials_by_hand):

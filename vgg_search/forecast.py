@@ -1,7 +1,6 @@
 """What an experiment would do: its networks and its time, before anything is trained or written."""
 
 import os
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,9 @@ from vgg_search.config import Config
 from vgg_search.device import settle
 from vgg_search.model import VGG, build
 from vgg_search.progress import duration
-from vgg_search.scheduler import rung_epochs
+from vgg_search.scheduler import make_scheduler
 from vgg_search.search_space import Candidate
+from vgg_search.standing import Budget
 from vgg_search.train import Resident, Training
 from vgg_search.trial import pick_device, recipe_of
 
@@ -55,14 +55,12 @@ def forecast(config: Config) -> dict[str, Any]:
         )
     epoch_seconds = float(np.mean([network["epoch_seconds"] for network in networks]))
     slots = config.max_concurrent or slots_here(config)
-    seconds = config.num_trials * expected_epochs(config) * epoch_seconds / slots
-    trials = config.num_trials
-    if config.time_budget is not None and seconds > config.time_budget:
-        trials = max(1, int(trials * config.time_budget / seconds))
-        seconds = config.time_budget
+    epochs = make_scheduler(config).expected_epochs
+    found, seconds = Budget(config).outlook(epochs, epoch_seconds / slots, epoch_seconds)
+    trials = max(1, round(found))
     print(
         f"about {trials} trials in {duration(seconds)} on {slots} workers of this machine, "
-        f"{expected_epochs(config):.1f} epochs a trial; then the champion"
+        f"{epochs:.1f} epochs a trial; then the champion"
     )
     return {"networks": networks, "trials": trials, "search_seconds": round(seconds, 1)}
 
@@ -99,14 +97,3 @@ def slots_here(config: Config) -> int:
     if gpus and per_gpu:
         return max(1, int(gpus / per_gpu))
     return max(1, int((os.cpu_count() or 1) / config.cpus_per_trial))
-
-
-def expected_epochs(config: Config) -> float:
-    """Mean epochs of a trial, if one in `reduction_factor` goes on at each rung."""
-    if config.scheduler == "none":
-        return float(config.max_epochs)
-    rungs = (0, *rung_epochs(config.grace_epochs, config.max_epochs, config.reduction_factor))
-    return sum(
-        (rung - before) / config.reduction_factor**i
-        for i, (before, rung) in enumerate(pairwise(rungs))
-    )

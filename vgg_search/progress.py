@@ -127,14 +127,19 @@ class Progress:
 
     def left(self) -> str:
         """Trials that there will be and time left, by budget or pace, whichever ends first."""
-        config, clock = self.study.config, self.study.budget.clock
-        budget = None if config.time_budget is None else max(0.0, config.time_budget - clock)
-        if not self.done:
-            return "" if budget is None else f"at most {duration(budget)} left"
-        pace = clock / self.done
-        trials, seconds = config.num_trials, max(0.0, pace * (config.num_trials - self.done))
-        if budget is not None and budget < seconds:
-            trials, seconds = self.done + int(budget / pace), budget
+        study, budget = self.study, self.study.budget
+        if not budget.epochs:
+            seconds = study.config.time_budget
+            left = max(0.0, (seconds or 0.0) - budget.clock)
+            return "" if seconds is None else f"at most {duration(left)} left"
+        # Epochs of a trial: the mean of those that rest, and what a scheduler expects as one more
+        busy = [n for n in study.interrupted if n not in study.scheduler.waiting]
+        under_way, resting = sum(len(study.rows(n)) for n in busy), study.trained - len(busy)
+        mean = (study.scheduler.expected_epochs + budget.epochs - under_way) / (1 + resting)
+        pace, device_pace = budget.clock / budget.epochs, budget.device_seconds / budget.epochs
+        trials, seconds = budget.outlook(mean, pace, device_pace, resting, under_way)
+        # Those that have begun are there already, however little of a budget is left
+        trials = max(study.trained, min(study.config.num_trials, round(trials)))
         return f"about {trials} trials, {duration(seconds)} left"
 
     def _table(self) -> Table:

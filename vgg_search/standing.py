@@ -1,8 +1,8 @@
 """Where a search stands: what it has used of its budget, and its finished trials by score."""
 
-import heapq
 import math
 import time
+from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,14 +17,20 @@ class Budget:
 
     config: Config
     device_seconds: float = 0.0
+    epochs: int = 0
     _before: float = 0.0  # seconds of the sessions before this one
     _started: float | None = None
 
     def restore(self, rows: Iterable[dict[str, Any]]) -> None:
         """Count the epochs of an earlier session."""
         for row in rows:
-            self.device_seconds += row["epoch_seconds"]
+            self.spend(row["epoch_seconds"])
             self._before = max(self._before, row["time"])
+
+    def spend(self, seconds: float) -> None:
+        """Count an epoch that took a device so long."""
+        self.device_seconds += seconds
+        self.epochs += 1
 
     def start(self) -> None:
         """The search's time runs from here; after a resume it goes on where the record ends."""
@@ -46,6 +52,28 @@ class Budget:
             hours is not None and self.device_seconds >= 3600 * hours
         )
 
+    def outlook(
+        self,
+        epochs_a_trial: float,
+        pace: float,
+        device_pace: float,
+        resting: int = 0,
+        under_way: int = 0,
+    ) -> tuple[float, float]:
+        """(trials in all, seconds still to go) when the first of the budgets is used up.
+
+        `pace` and `device_pace`: seconds of search and of a device that an epoch takes. `resting`
+        trials train no more; those that do have `under_way` epochs.
+        """
+        seconds, hours = self.config.time_budget, self.config.gpu_hours
+        left = [epochs_a_trial * (self.config.num_trials - resting) - under_way]
+        if seconds is not None:
+            left.append((seconds - self.clock) / pace)
+        if hours is not None:
+            left.append((3600 * hours - self.device_seconds) / device_pace)
+        epochs = max(0.0, min(left))
+        return resting + (under_way + epochs) / epochs_a_trial, epochs * pace
+
 
 @dataclass
 class Ranking:
@@ -54,12 +82,14 @@ class Ranking:
     top_k: int
     best: dict[int, float] = field(default_factory=dict)  # number -> best val_accuracy
     incumbent: tuple[float, int] | None = None  # (val_accuracy at the last epoch, number)
+    _order: list[tuple[float, int]] = field(default_factory=list)  # `best` as (-value, number)
 
     def add(self, number: int, state: str, rows: list[dict[str, Any]], value: float | None) -> None:
         """A trial has ended; `value` is that of a completed one."""
         finite = [row[METRIC] for row in rows if math.isfinite(row[METRIC])]
         if finite and state in ("completed", "pruned"):
             self.best[number] = max(finite)
+            insort(self._order, (-max(finite), number))
         if state == "completed" and value is not None:
             # Of equals the first by number, whatever the order in which they ended
             known = [self.incumbent] if self.incumbent else []
@@ -67,11 +97,10 @@ class Ranking:
 
     def top(self) -> list[int]:
         """Numbers of the top K by their best val_accuracy, best first."""
-        return heapq.nsmallest(self.top_k, self.best, key=lambda n: (-self.best[n], n))
+        return [number for _, number in self._order[: self.top_k]]
 
     def keep_above(self) -> float:
         """The val_accuracy from which on a checkpoint may be among the top K."""
-        top = self.top()
-        if len(top) < self.top_k:
+        if len(self._order) < self.top_k:
             return 0.0
-        return self.best[top[-1]] if top else math.inf
+        return -self._order[self.top_k - 1][0] if self.top_k else math.inf

@@ -20,7 +20,7 @@ from vgg_search import journal
 from vgg_search.arch import as_arch
 from vgg_search.config import Config
 from vgg_search.journal import METRIC
-from vgg_search.scheduler import STOP, WAIT, Scheduler, rung_epochs
+from vgg_search.scheduler import STOP, WAIT, make_scheduler
 from vgg_search.search_space import Candidate
 from vgg_search.segment import Event, EventKind, Listener, Row, Segment, diverged
 from vgg_search.standing import Budget, Ranking
@@ -51,12 +51,7 @@ class Study:
         self._lock = journal.FolderLock(folder)
         self.optuna, self._storage = journal.open_journal(folder)
         self._facts = {**(facts or {}), NUM_TRIALS: config.num_trials}
-        first = config.max_epochs if config.scheduler == "none" else config.grace_epochs
-        self.scheduler = Scheduler(
-            rung_epochs(first, config.max_epochs, config.reduction_factor),
-            config.reduction_factor,
-            promote=config.scheduler == "asha-promote",
-        )
+        self.scheduler = make_scheduler(config)
         self._storage.waiting = self.scheduler.waiting
         self.running: dict[int, Segment] = {}
         self.budget, self.ranking = Budget(config), Ranking(config.top_k)
@@ -82,7 +77,7 @@ class Study:
         for i, given in enumerate(self.config.trials_by_hand):
             if i >= len(trials):  # all of them, or those that a stop kept from being enqueued
                 params, arch = self.space.enqueued(given)
-                marks: dict[str, Any] = {"given_arch": arch} if arch else {}
+                marks: dict[str, Any] = {"by_hand": True} | ({"given_arch": arch} if arch else {})
                 marks |= {"baseline": True} if i == 0 and self.config.baseline else {}
                 self.optuna.enqueue_trial(params, user_attrs=marks)
         for trial in trials:
@@ -91,6 +86,7 @@ class Study:
         for trial in trials:
             if trial.state is TrialState.RUNNING:
                 self._reattach(trial)
+        self.end_hopeless()
 
     def _restore(self, trial: FrozenTrial) -> None:
         number, state = trial.number, trial.user_attrs.get("state")
@@ -134,7 +130,15 @@ class Study:
 
     def close(self) -> None:
         """End a search that has run its course: who waits at a rung now was never promoted."""
-        for number in list(self.scheduler.waiting):
+        self._never_promoted(list(self.scheduler.waiting))
+
+    def end_hopeless(self) -> None:
+        """Tell of those who wait at a rung and cannot be promoted within `num_trials` any more."""
+        to_come = max(0, self.config.num_trials - self.trained)
+        self._never_promoted(self.scheduler.hopeless(self._live, to_come))
+
+    def _never_promoted(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
             del self.scheduler.waiting[number]
             self._tell(number, "pruned")
 
@@ -196,12 +200,12 @@ class Study:
         seed = journal.trial_seed(self.config.seed, trial.number)
         journal.write_candidate(trial, candidate, self.space.costs(candidate), seed)
         # What was asked for by hand is trained whatever it costs
-        excess = {} if arch else self.space.excess(candidate)
+        excess = {} if trial.user_attrs.get("by_hand") else self.space.excess(candidate)
         twin = self._done.get(candidate)
         if twin is None and all(value <= 0 for value in excess.values()):
             self._untrained_in_a_row = 0
             self._announce("started", trial.number)
-            return self._segment(trial.number, self.scheduler.first)
+            return self._segment(trial.number, self.scheduler.first(trial.number))
         self.trained -= 1
         self._untrained_in_a_row += 1
         if twin is None:
@@ -216,15 +220,9 @@ class Study:
         trial = self._live[number]
         if trial.user_attrs.get("until") != until:
             trial.set_user_attr("until", until)
-        attrs = trial.user_attrs
-        return Segment(
-            number=number,
-            candidate=journal.candidate_of(attrs),
-            seed=attrs["seed"],
-            until=until,
-            known=max(self._rows[number], default=0),
-            keep_above=self.ranking.keep_above(),
-        )
+        attrs, known = trial.user_attrs, max(self._rows[number], default=0)
+        candidate, keep_above = journal.candidate_of(attrs), self.ranking.keep_above()
+        return Segment(number, candidate, attrs["seed"], until, known, keep_above)
 
     def report(self, number: int, row: Row) -> None:
         """Record one epoch's row; one that is known already (told again after a resume) is not."""
@@ -232,7 +230,7 @@ class Study:
         if epoch in rows:
             return
         rows[epoch] = row = row | {"time": self.budget.clock}
-        self.budget.device_seconds += row["epoch_seconds"]
+        self.budget.spend(row["epoch_seconds"])
         journal.write_row(trial, row)
         self._announce("epoch", number, row)
 
@@ -250,6 +248,7 @@ class Study:
             self._announce("retried", number)
         else:
             self._tell(number, state if state == "diverged" else "failed", error)
+        self.end_hopeless()
 
     def _arrived(self, number: int, epoch: int) -> None:
         value = self._rows[number][epoch][METRIC]
