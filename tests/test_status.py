@@ -5,8 +5,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import pytest
 from fake_workers import Fault, Workers, experiment, opened
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from vgg_search.journal import FolderLock, StudyError
 from vgg_search.outbox import Outbox
@@ -87,6 +90,17 @@ def test_what_waits_for_mlflow_is_counted_and_left_alone(folder: Path) -> None:
     assert (state["unsent"], state["refused"]) == (3, 1)
     assert "MLflow: 3 rows to send, 1 refused\n    study: no" in show(state)
     assert outbox.unsent == 3
+
+
+@pytest.mark.parametrize("written", [0, 1, 2, 3, 4])
+def test_a_proposal_that_is_being_written_is_not_yet_shown(folder: Path, written: int) -> None:
+    before = status(folder)
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    trial = optuna.load_study(study_name=folder.name, storage=storage).ask()
+    attrs = {"candidate": {}, "arch": ((1, 8),), "seed": 0, "num_params": 1, "flops_per_image": 1}
+    for name, value in list(attrs.items())[:written]:
+        trial.set_user_attr(name, value)
+    assert status(folder) == before
 
 
 def test_a_study_that_has_just_begun(tmp_path: Path) -> None:

@@ -96,9 +96,9 @@ def test_a_search_in_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     keep("terminal_80", narrow)
     assert max(map(len, narrow.splitlines())) <= 80
     assert f"{NAME}: " in narrow
-    state = subprocess.run(
-        [*program.split(), "status", NAME, "--json"], cwd=tmp_path, capture_output=True, check=True
-    )
+    asked = [*program.split(), "status", NAME, "--json"]
+    state = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True)
+    assert state.returncode == 0, state.stderr
     assert json.loads(state.stdout)["running"] is True
 
     terminal.wait(lambda s: "1 failed" in s, history=True)

@@ -18,6 +18,8 @@ EPOCH_COLUMNS = (
     "number epoch train_loss train_accuracy val_loss val_accuracy lr epoch_seconds "
     "images_per_second time"
 ).split()
+# What is written of a proposal last: `status` may read a record that is being written.
+WHOLE = "flops_per_image"
 STATES = ("completed", "pruned", "diverged", "infeasible", "failed", "interrupted")
 
 
@@ -33,7 +35,7 @@ def trained(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     return [
         trial
         for trial in trials
-        if "candidate" in trial.user_attrs and trial.user_attrs.get("state") not in UNTRAINED
+        if WHOLE in trial.user_attrs and trial.user_attrs.get("state") not in UNTRAINED
     ]
 
 
@@ -42,7 +44,7 @@ def trial_rows(trials: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
     table = []
     for trial in trials:
         attrs, rows = trial.user_attrs, rows_of(trial)
-        if "candidate" not in attrs:
+        if WHOLE not in attrs:
             continue
         candidate = candidate_of(attrs)
         scored = [row for row in rows if row[METRIC] is not None]

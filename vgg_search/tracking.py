@@ -220,12 +220,12 @@ class Tracker(Outbox):
 
 def _trials_view() -> tuple[str, str]:
     """Name and value of the tag by which the experiment's page offers, under "Views", a table
-    with the columns that trials are compared by. A page that does not know it is as it was."""
-    columns = [f"metrics.`{name}`" for name in ("val_accuracy", "best_val_accuracy")]
-    columns += [f"params.`{name}`" for name in ("depth", "width", "lr", "num_params")]
+    with the columns that trials are compared by, as many as fit beside their names."""
+    columns = ["metrics.`val_accuracy`", "metrics.`best_val_accuracy`"]
+    columns += ["params.`lr`", "params.`num_params`", "tags.`state`"]
     state = {"orderByKey": "attributes.start_time", "orderByAsc": True, "searchFilter": ""}
     state |= {"startTime": "ALL", "lifecycleFilter": "Active", "datasetsFilter": []}
-    state |= {"modelVersionFilter": "All Runs", "selectedColumns": [*columns, "tags.`state`"]}
+    state |= {"modelVersionFilter": "All Runs", "selectedColumns": columns}
     now = time.time_ns() // 1_000_000
     view = {"name": "Trials", "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
     return "mlflow.sharedViewState.trials", json.dumps(view)
