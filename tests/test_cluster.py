@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from vgg_search.cluster import DeviceError, alive, resources
-from vgg_search.config import Config
+from vgg_search.cluster import DeviceError, alive, ray_cluster, resources
+from vgg_search.config import Config, ConfigError
 
 CORES = os.cpu_count() or 1
 
@@ -47,7 +47,7 @@ import os
 os.environ.update(RAY_ENVIRONMENT)
 import ray
 from ray.cluster_utils import Cluster
-from vgg_search.config import Config
+from vgg_search.config import Config, ConfigError
 from vgg_search.cluster import alive, resources
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
@@ -89,3 +89,20 @@ def test_places_are_counted_node_by_node() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [answer for _, answer in asked]
+
+
+@pytest.mark.parametrize(
+    ("address", "rest"),
+    [
+        ("ray://head:10001", "; from a machine outside of it: ray job submit"),
+        ("http://head:8265", "; from a machine outside of it: ray job submit"),
+        ("head", ""),
+        ("head:port", ""),
+        ("127.0.0.9:1", ": Connection refused"),
+        ("nobody.invalid:6379", r": .*[Nn]ame.*"),
+    ],
+)
+def test_an_address_where_no_cluster_is(address: str, rest: str) -> None:
+    text = rf"^address must be auto or host:port of a Ray cluster, got {address}{rest}$"
+    with pytest.raises(ConfigError, match=text), ray_cluster(Config(address=address)):
+        pass

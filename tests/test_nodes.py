@@ -322,10 +322,13 @@ def command_of(pid: int) -> bytes:
 
 # What Slurm's commands do that the script uses. A node is an address of this machine.
 SRUN = """#!/usr/bin/env bash
-while [[ $1 == --* ]]; do [[ $1 == --nodelist ]] && ip=127.0.1.1; shift 2; done
-ip=${ip:-127.0.1.2}
-exec "$@" --node-ip-address "$ip" --temp-dir "$(mktemp -d -p /tmp vgg-ray-XXXX)" \
-  --object-store-memory 200000000 --dashboard-agent-listen-port 0 --include-dashboard false
+here=(127.0.1.2)
+while [[ $1 == --* ]]; do
+  if [[ $1 == --nodelist ]]; then here=(127.0.1.1 --include-dashboard false); fi
+  shift 2
+done
+exec "$@" --node-ip-address "${here[@]}" --temp-dir "$(mktemp -d -p /tmp vgg-ray-XXXX)" \\
+  --object-store-memory 200000000 --dashboard-agent-listen-port "$((20000 + RANDOM))"
 """
 SCONTROL = """#!/usr/bin/env bash
 if [[ $1 == show ]]; then printf '127.0.1.1\n127.0.1.2\n'; else echo "$@" >>"$REQUEUED"; fi

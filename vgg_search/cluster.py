@@ -9,6 +9,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(vgg_search.__file__).parent
 # Of the driver's environment, what workers on other machines are to have too (see run.py)
 WORKER_ENVIRONMENT = ("OMP_WAIT_POLICY", "GLIBC_TUNABLES")
+CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 120.0  # for a node to be looked at: to import torch may take a minute there
 LOOK_SECONDS = 2.0  # between two looks at the list of nodes
 LOCAL = "local"  # a Ray of our own
@@ -53,6 +55,22 @@ def address_of(config: Config) -> str:
     return config.address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
+def _check_address(address: str) -> None:
+    """Raises ConfigError where Ray would try for minutes, or the driver has to be elsewhere."""
+    if address in (LOCAL, "auto"):
+        return
+    host, _, port = address.rpartition(":")
+    rule = f"address must be auto or host:port of a Ray cluster, got {address}"
+    if "://" in address:
+        raise ConfigError(f"{rule}; from a machine outside of it: ray job submit")
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise ConfigError(rule)
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConfigError(f"{rule}: {error.strerror or error}") from None
+
+
 @contextmanager
 def ray_cluster(config: Config) -> Iterator[None]:
     """A connection to the cluster of `config.address` or RAY_ADDRESS, else a Ray of our own.
@@ -60,11 +78,7 @@ def ray_cluster(config: Config) -> Iterator[None]:
     A cluster's workers get this package from here; they need its dependencies installed only.
     """
     address = address_of(config)
-    if "://" in address:
-        raise ConfigError(
-            f"address must be auto or host:port of a Ray cluster, got {address}; from a machine "
-            "outside of it: ray job submit"
-        )
+    _check_address(address)
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     shipped: dict[str, Any] = {"py_modules": [str(PACKAGE)]}
