@@ -202,6 +202,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "grace 2, random 1/3": share | {"grace_epochs": 2},
 }
 VARIANTS: dict[str, Maker] = {
+    "tpe-joint": partial(Ours, sampler="tpe-joint", scheduler="none"),
+} | {
     f"{sampler}+{name}, {what}": partial(Ours, sampler=sampler, **given | change)
     for sampler in ("tpe", "tpe-joint")
     for name, given in (("asha", asha), ("promote", promote))

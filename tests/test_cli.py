@@ -42,7 +42,10 @@ MISTAKES: list[tuple[str, str]] = [
     ("--seed 4294967296", "seed must be < 4294967296, got '4294967296'"),
     ("--dataset cifar", "dataset must be one of 'auto', 'fashion-mnist' or 'sample', got 'cifar'"),
     ("--scheduler sha", "scheduler must be one of 'asha', 'asha-promote' or 'none', got 'sha'"),
-    ("--sampler grid", "sampler must be one of 'tpe', 'random', 'gp' or 'cmaes', got 'grid'"),
+    (
+        "--sampler grid",
+        "sampler must be one of 'tpe', 'tpe-joint', 'random', 'gp' or 'cmaes', got 'grid'",
+    ),
     ("--precision fp8", "precision must be one of 'auto', 'fp32' or 'bf16', got 'fp8'"),
     ("--flip maybe", "flip must be true or false, got 'maybe'"),
     ("--momentum 1", "momentum must be < 1, got '1'"),

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from fake_workers import Fault, Workers, experiment, opened, search
+from test_stopping import FLAGS, live, wait_for
+from test_stopping import search as driven
 
 from vgg_search.config import Config
-from vgg_search.journal import read_trials
+from vgg_search.journal import read_trials, rows_of
 
 main = runpy.run_path(str(Path(__file__).parents[1] / "experiments" / "replay.py"))["main"]
 
@@ -75,6 +77,25 @@ def test_a_study_of_many_sessions_is_too(tmp_path: Path, scheduler: str) -> None
             (folder / "config.yaml").write_text(config.dump())
             code, said = replay(folder) if turns == 1 or done else (0, "")
             assert code == 0, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheduler", "sampler"), [("asha-promote", "tpe"), ("asha", "gp")])
+def test_a_real_search_that_was_killed_is_too(tmp_path: Path, scheduler: str, sampler: str) -> None:
+    flags = [*FLAGS, "--num-trials", "12", "--scheduler", scheduler, "--sampler", sampler]
+    with driven(tmp_path, *flags) as driver:
+        wait_for(
+            tmp_path, lambda trials: sum(len(rows_of(t)) for t in trials) >= 8 and live(trials)
+        )
+        driver.kill()
+    with driven(tmp_path, "--resume", "study") as driver:
+        _, err = driver.communicate(timeout=300)
+    assert driver.returncode == 0, err
+    folder = tmp_path / "runs" / "study"
+    states = {trial.user_attrs["state"] for trial in read_trials(folder)}
+    assert {"completed", "pruned"} <= states
+    code, said = replay(folder)
+    assert code == 0, said
 
 
 # What is changed: (operation, which of its lines, change) -> what is said

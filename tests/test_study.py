@@ -240,6 +240,54 @@ def test_a_trial_that_kills_its_worker_every_time_fails(tmp_path: Path) -> None:
     assert workers.faults[0].times == 1_000 - RETRIES - 1
 
 
+# ---- samplers ---------------------------------------------------------------------------------
+
+# Blocks that exist in some trials only, a choice, a switch, a log scale, and what is too large
+MIXED = {
+    "hidden_features": [32, 64],
+    "batch_norm": [True, False],
+    "weight_decay": [1e-5, 1e-2],
+    "max_params": 60_000,
+}
+
+
+def proposals(folder: Path, trials: int, **fields: Any) -> list[dict[str, Any]]:
+    space = experiment().space | MIXED
+    study = search(folder, experiment(num_trials=trials, space=space, **fields), Workers(slots=2))
+    found = study.optuna.get_trials(deepcopy=False)
+    assert {"infeasible", "pruned", "completed"} <= {t.user_attrs["state"] for t in found}
+    return [trial.params for trial in found]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "trials"),
+    [("random", 20), ("tpe", 20), ("tpe-joint", 20), ("gp", 8), ("cmaes", 20)],
+)
+def test_each_sampler_has_its_seed(tmp_path: Path, sampler: str, trials: int) -> None:
+    first, again, other = (
+        proposals(tmp_path / name, trials, sampler=sampler, seed=seed)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("sampler", "trials"), [("tpe", 24), ("tpe-joint", 24), ("gp", 8), ("cmaes", 24)]
+)
+@pytest.mark.parametrize("scheduler", ["asha", "asha-promote"])
+def test_each_sampler_learns_from_trials_that_were_stopped(
+    tmp_path: Path, sampler: str, trials: int, scheduler: str
+) -> None:
+    """Few trials are completed: a sampler that looks at those alone goes on at random."""
+    by_random = proposals(tmp_path / "r", trials, sampler="random", scheduler=scheduler)
+    found = proposals(tmp_path / "s", trials, sampler=sampler, scheduler=scheduler)
+    start = 1 if sampler == "cmaes" else 10  # at random
+    assert found[:start] == by_random[:start]
+    assert all(params not in by_random for params in found[start + 2 :])
+    if sampler != "cmaes":  # which has had two generations at most
+        assert sum(t["lr"] for t in found[-3:]) > sum(t["lr"] for t in by_random[-3:])
+
+
 # ---- what is enqueued -------------------------------------------------------------------------
 
 

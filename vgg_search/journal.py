@@ -57,11 +57,13 @@ class Journal(JournalStorage):
     A waiting trial is RUNNING in the record, for a told trial cannot be opened again. But a sampler
     takes RUNNING for "bad so far" and not for an observation. It is shown a trial pruned at its
     rung, which is what this one will be if it is never promoted. While `sampling`, the trials
-    `known` from another study come before this study's own.
+    `known` from another study come before this study's own, and to a sampler that learns from
+    `values_only` each pruned trial is a complete one.
     """
 
     waiting: Container[int] = ()
     known: Sequence[FrozenTrial] = ()
+    values_only = False
     _sampling = False
 
     def __init__(self, backend: JournalFileBackend) -> None:
@@ -79,27 +81,56 @@ class Journal(JournalStorage):
 
     def get_all_trials(self, study_id, deepcopy=True, states=None):  # type: ignore[no-untyped-def]
         known = self.known if self._sampling else ()
-        if not self.waiting and not known:
+        complete = self._sampling and self.values_only
+        if not self.waiting and not known and not complete:
             return super().get_all_trials(study_id, deepcopy, states)
-        trials = [
-            self._as_pruned(trial) if trial.number in self.waiting else trial
-            for trial in super().get_all_trials(study_id, deepcopy)
-        ]
-        return [t for t in (*known, *trials) if states is None or t.state in states]
+        trials = [*known]
+        for trial in super().get_all_trials(study_id, deepcopy):
+            trials.append(self._as_pruned(trial) if trial.number in self.waiting else trial)
+        trials = _as_complete(trials) if complete else trials
+        return [trial for trial in trials if states is None or trial.state in states]
 
     def _as_pruned(self, trial: FrozenTrial) -> FrozenTrial:
         key = trial.number, trial.last_step
         if key not in self._shown:  # hundreds may wait, and are asked for once a dimension
-            self._shown[key] = shown = optuna.trial.create_trial(
-                state=TrialState.PRUNED,
-                params=trial.params,
-                distributions=trial.distributions,
-                user_attrs=trial.user_attrs,
-                system_attrs=trial.system_attrs,
-                intermediate_values=trial.intermediate_values,
-            )
-            shown.number, shown._trial_id = trial.number, trial._trial_id
+            self._shown[key] = _shown(trial, TrialState.PRUNED)
         return self._shown[key]
+
+
+def _shown(trial: FrozenTrial, state: TrialState, value: float | None = None) -> FrozenTrial:
+    """The trial as it is to look, without constraints: a complete one of ours has none."""
+    attrs = {k: v for k, v in trial.system_attrs.items() if not k.startswith("constraints")}
+    shown = optuna.trial.create_trial(
+        state=state,
+        value=value,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs=trial.user_attrs,
+        system_attrs=attrs,
+        intermediate_values=trial.intermediate_values,
+    )
+    shown.number, shown._trial_id = trial.number, trial._trial_id
+    return shown
+
+
+def _as_complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Pruned trials with their last value, or the worst that anybody has where they are infeasible.
+
+    Optuna's GP and CMA-ES learn from complete trials only. Under a scheduler these are so few that
+    GP's first ten random proposals were thirty (seen: random search to the digit).
+    """
+
+    def last(trial: FrozenTrial) -> float | None:
+        feasible = all(value <= 0 for value in trial.constraints.values())
+        values = trial.intermediate_values
+        return values[max(values)] if values and feasible else None
+
+    worst = min((value for value in map(last, trials) if value is not None), default=0.0)
+    pruned, complete = TrialState.PRUNED, TrialState.COMPLETE
+    return [
+        _shown(t, complete, worst if (v := last(t)) is None else v) if t.state is pruned else t
+        for t in trials
+    ]
 
 
 def open_journal(folder: Path) -> tuple[optuna.Study, Journal]:
@@ -182,6 +213,13 @@ def constrain(trial: optuna.Trial, constraints: dict[str, float]) -> None:
     """Tell the sampler by how much a trial exceeds its limits."""
     for name in constraints.keys() - _told(trial).constraints.keys():
         trial.set_constraint(name, constraints[name])
+
+
+def tell(study: optuna.Study, trial: optuna.Trial, value: float | None) -> None:
+    """Say that a trial has ended: complete with that value, else pruned."""
+    with warnings.catch_warnings():  # CMA-ES does without constraints, and says so each time
+        warnings.simplefilter("ignore", UserWarning)
+        study.tell(trial, value, TrialState.PRUNED if value is None else None)
 
 
 def copy_values(trial: optuna.Trial, twin: FrozenTrial) -> None:

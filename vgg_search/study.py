@@ -181,6 +181,7 @@ class Study:
     def _set_sampler(self, number: int, kind: str) -> None:
         seed = journal.trial_seed(self.config.seed, number, journal.PROPOSING)
         self.optuna.sampler = journal.make_sampler(kind, seed)
+        self._storage.values_only = kind in ("gp", "cmaes")
 
     def _ask(self) -> Segment | None:
         number = len(self._rows)  # the next that is not waiting in Optuna's queue
@@ -274,7 +275,7 @@ class Study:
         value = twin.value if twin and twin.state is TrialState.COMPLETE else None
         if state == "completed":
             value = self._rows[number][self.config.max_epochs][METRIC]
-        self.optuna.tell(trial, value, TrialState.PRUNED if value is None else None)
+        journal.tell(self.optuna, trial, value)
         untrained = state in journal.UNTRAINED
         if not untrained:
             self._finished(number, trial.user_attrs, value)
