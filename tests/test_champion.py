@@ -121,7 +121,7 @@ def test_epochs_are_what_is_asked_for_or_what_the_time_bears(
         assert planned_epochs(searched(study), config, splits) == epochs
 
 
-def test_the_test_split_is_read_in_two_places() -> None:
+def test_the_test_split_is_read_where_a_model_is_finished() -> None:
     package = Path(__file__).parents[1] / "vgg_search"
     readers = [file.name for file in package.glob("*.py") if "load_test(" in file.read_text()]
-    assert sorted(readers) == ["__main__.py", "champion.py", "data.py"]
+    assert sorted(readers) == ["__main__.py", "champion.py", "data.py", "refine.py"]

@@ -41,7 +41,10 @@ MISTAKES: list[tuple[str, str]] = [
     ("--seed -1", "seed must be >= 0, got '-1'"),
     ("--seed 4294967296", "seed must be < 4294967296, got '4294967296'"),
     ("--dataset cifar", "dataset must be one of 'auto', 'fashion-mnist' or 'sample', got 'cifar'"),
-    ("--scheduler sha", "scheduler must be one of 'asha', 'asha-promote' or 'none', got 'sha'"),
+    (
+        "--scheduler sha",
+        "scheduler must be one of 'asha', 'asha-promote', 'hyperband' or 'none', got 'sha'",
+    ),
     (
         "--sampler grid",
         "sampler must be one of 'tpe', 'tpe-joint', 'random', 'gp' or 'cmaes', got 'grid'",
