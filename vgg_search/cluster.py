@@ -189,7 +189,8 @@ class Cluster:
                 theirs, trouble = ours, str(error).strip().splitlines()[-1]
             other = [name for name in ours if theirs[name] != ours[name]]
             wrong = [f"{name} {theirs[name]}, the driver has {ours[name]}" for name in other]
-            self._judge(node, "; ".join(wrong + ([trouble] if trouble else [])))
+            if node["NodeID"] in [node["NodeID"] for node in alive()]:  # else it is gone
+                self._judge(node, "; ".join(wrong + ([trouble] if trouble else [])))
             if probe not in [other for _, other in self._asked.values()]:
                 probe.remove("")
 

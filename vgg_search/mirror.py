@@ -160,7 +160,7 @@ class Mirror(Shelf):
         if not file.is_file():
             return
         # SQLite writes to a log beside the file first
-        parts = [p for p in (file, file.with_name(f"{name}-wal")) if p.exists()]
+        parts = [p for p in (file, file.with_name(f"{file.name}-wal")) if p.exists()]
         state = tuple(value for p in parts for value in (p.stat().st_mtime_ns, p.stat().st_size))
         if self._copied.get(name) == state:
             return
