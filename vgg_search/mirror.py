@@ -125,7 +125,7 @@ class Mirror(Shelf):
         try:
             self.copy()
             self.place.remove(DRIVER)
-        except StorageError as error:
+        except (StorageError, OSError) as error:
             log.warning("%s; the last of the run folder is here only", error)
 
     def _run(self) -> None:
@@ -134,7 +134,7 @@ class Mirror(Shelf):
             try:
                 self.copy()
                 failing = False
-            except StorageError as error:
+            except (StorageError, OSError) as error:  # or a file that was there is not any more
                 if not failing:
                     log.warning("%s; the run folder is copied when it can be", error)
                 failing = True
