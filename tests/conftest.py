@@ -98,8 +98,11 @@ class MlflowServer:
     """A real `mlflow server` on a database, its own SQLite file unless another is given, which
     can be killed and started again."""
 
-    def __init__(self, folder: Path, store: str | None = None) -> None:
-        self.folder, self.port = folder, free_port()
+    def __init__(
+        self, folder: Path, store: str | None = None, artifacts: str | None = None, **env: str
+    ) -> None:
+        self.folder, self.port, self.environment = folder, free_port(), env
+        self.artifacts = ["--artifacts-destination", artifacts] if artifacts else []
         self.uri = f"http://127.0.0.1:{self.port}"
         self.store = store or f"sqlite:///{folder / 'server.db'}"
         self.process: subprocess.Popen[bytes] | None = None
@@ -107,14 +110,14 @@ class MlflowServer:
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
         command += ["--backend-store-uri", self.store]
-        command += ["--port", str(self.port)]
+        command += ["--port", str(self.port), *self.artifacts]
         # Its seven job processes take 2 GB and do nothing for us.
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command,
                 cwd=self.folder,
-                env=os.environ | quiet,
+                env=os.environ | quiet | self.environment,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vgg_search.cluster import DeviceError, alive, ray_cluster, resources
+from vgg_search.cluster import DeviceError, alive, look, ray_cluster, resources, versions
 from vgg_search.config import Config, ConfigError
+from vgg_search.storage import Place
 
 CORES = os.cpu_count() or 1
 
@@ -48,6 +50,7 @@ os.environ.update(RAY_ENVIRONMENT)
 import ray
 from ray.cluster_utils import Cluster
 from vgg_search.config import Config, ConfigError
+from vgg_search.storage import Place
 from vgg_search.cluster import alive, resources
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
@@ -106,3 +109,14 @@ def test_an_address_where_no_cluster_is(address: str, rest: str) -> None:
     text = rf"^address must be auto or host:port of a Ray cluster, got {address}{rest}$"
     with pytest.raises(ConfigError, match=text), ray_cluster(Config(address=address)):
         pass
+
+
+def test_a_node_says_what_it_sees(tmp_path: Path) -> None:
+    here, there = Place(str(tmp_path / "here")), Place(str(tmp_path / "there"))
+    with here.writing("driver") as folder:
+        folder.mkdir(parents=True)
+        (folder / "key").write_text("abc")
+    assert look(here, "abc") == (versions(), None)
+    assert versions().keys() == {"Python", "ray", "torch", "vgg_search"}
+    other = "storage_path is not the driver's: another disk lies there"
+    assert look(there, "abc") == look(here, "def") == (versions(), other)

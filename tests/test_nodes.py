@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import MlflowServer
 from mlflow import MlflowClient
 from nodes import EXPERIMENTS, LocalNodes, s3_server
 from optuna.trial import FrozenTrial
@@ -184,26 +185,25 @@ def node_of(nodes: Any, worker: str) -> str | None:
     return None
 
 
+def at_work(nodes: Any, study: Path, seen: dict[str, str]) -> set[str]:
+    """Nodes of which a worker has told a row so far; `seen` remembers workers and their nodes."""
+    for worker in placed(so_far(study)).keys() - seen.keys():
+        if ip := node_of(nodes, worker):
+            seen[worker] = ip
+    return set(seen.values())
+
+
 def test_nodes_come_and_go_and_nothing_is_lost(nodes: Any, tmp_path: Path) -> None:
     """One is killed, one joins and is then told to end as a batch system does."""
-    given = flags(name="d", num_trials=6, max_epochs=5, scheduler="none", train_images=3000)
+    given = flags(name="d", num_trials=6, max_epochs=4, scheduler="none", train_images=3000)
     driver, study = start(tmp_path, nodes, *given), tmp_path / "runs" / "d"
-    seen: dict[str, str] = {}  # workers and their nodes
-
-    def at_work(*addresses: str) -> set[str]:
-        """Nodes of which a worker has told a row, if all of `addresses` are among them."""
-        for worker in placed(so_far(study)).keys() - seen.keys():
-            if ip := node_of(nodes, worker):
-                seen[worker] = ip
-        found = set(seen.values())
-        return found if found >= set(addresses) else set()
-
+    seen: dict[str, str] = {}
     try:
         first, second = nodes.running[1:]
-        wait_for(lambda: at_work(first, second), driver, tmp_path)
+        wait_for(lambda: at_work(nodes, study, seen) >= {first, second}, driver, tmp_path)
         nodes.end(second)
         third = nodes.start()
-        wait_for(lambda: at_work(third), driver, tmp_path)
+        wait_for(lambda: third in at_work(nodes, study, seen), driver, tmp_path)
         nodes.end(third, signal.SIGTERM)
         code, said = finish(driver, tmp_path)
     finally:
@@ -220,33 +220,61 @@ def test_nodes_come_and_go_and_nothing_is_lost(nodes: Any, tmp_path: Path) -> No
         assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
         moved += len({row["worker"] for row in rows}) > 1
     assert moved >= 1  # went on elsewhere, from its checkpoint
-    assert set(at_work()) == {first, second, third}
+    assert set(seen.values()) == {first, second, third}
 
 
-def test_another_machine_goes_on_from_the_bucket(nodes: Any, tmp_path: Path) -> None:
+def test_trials_that_need_a_gpu_go_where_one_is(nodes: Any, tmp_path: Path) -> None:
+    """Ray is told of a GPU that is not there, which is all that placement looks at."""
+    rich = nodes.start(num_gpus=1)
+    given = flags(name="h", num_trials=2, max_epochs=1, gpus_per_trial=1, champion_epochs=0)
+    driver, study = start(tmp_path, nodes, *given), tmp_path / "runs" / "h"
+    seen: dict[str, str] = {}
+    try:
+        wait_for(lambda: at_work(nodes, study, seen), driver, tmp_path)
+        assert finish(driver, tmp_path) == (0, "")
+    finally:
+        driver.kill()
+        nodes.end(rich)
+    assert set(seen.values()) == {rich}
+    assert placed(read_trials(study)).keys() == seen.keys()
+
+
+@pytest.fixture
+def tracking(nodes: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The address of an MLflow server, on PostgreSQL where that is installed, whose artifacts go to
+    the bucket. It alone knows their credentials."""
+    try:
+        store = request.getfixturevalue("postgres").database("cluster")
+    except pytest.skip.Exception:
+        store = None
+    (tmp_path / "server").mkdir()
+    server = MlflowServer(tmp_path / "server", store, "s3://bucket/mlflow", **nodes.environment)
+    server.start()
+    yield server.uri
+    server.kill()
+
+
+def test_another_machine_goes_on_from_the_bucket(nodes: Any, tracking: str, tmp_path: Path) -> None:
     """The driver is killed and its disk is lost; checkpoints and record are in the bucket."""
-    storage, uri = "s3://bucket/studies", f"sqlite:///{tmp_path / 'mlflow.db'}"
-    given = flags(name="e", num_trials=5, max_epochs=3, scheduler="none", train_images=3000)
-    given += ["--storage-path", storage, "--tracking-uri", uri]
+    given = flags(name="e", num_trials=4, max_epochs=3, scheduler="none", train_images=2000)
+    where = {"VGG_SEARCH_STORAGE_PATH": "s3://bucket/studies", "MLFLOW_TRACKING_URI": tracking}
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
-    driver, study = start(here, nodes, *given), here / "runs" / "e"
+    driver, study = start(here, nodes, *given, **where), here / "runs" / "e"
     try:
 
         def half_done() -> list[FrozenTrial]:
             trials = so_far(study)
             live = [t for t in trials if "state" not in t.user_attrs and rows_of(t)]
-            return trials if live and sum("state" in t.user_attrs for t in trials) >= 2 else []
+            return trials if live and sum("state" in t.user_attrs for t in trials) >= 1 else []
 
         before = wait_for(half_done, driver, here)
     finally:
         driver.kill()
         driver.wait()
     shutil.rmtree(here)
-    assert [path.name for path in there.iterdir()] == []
-    again = ["--name", "e", "--resume", "e", "--storage-path", storage, "--tracking-uri", uri]
-    code, said = finish(start(there, nodes, *again), there)
+    code, said = finish(start(there, nodes, "--name", "e", "--resume", "e", **where), there)
     assert (code, said) == (0, "")
     after = {trial.number: trial for trial in read_trials(there / "runs" / "e")}
     for old in before:
@@ -254,13 +282,19 @@ def test_another_machine_goes_on_from_the_bucket(nodes: Any, tmp_path: Path) -> 
         assert after[old.number].params == old.params
         assert after[old.number].intermediate_values.items() >= old.intermediate_values.items()
     assert all(trial.state.is_finished() for trial in after.values())
-    kept = sorted(path.name for path in (there / "runs" / "e" / "trials").glob("*/best"))
+    kept = {path.parent.name for path in (there / "runs" / "e" / "trials").glob("*/best")}
     assert len(kept) == SMALL["top_k"]
-    client = MlflowClient(uri)
+    client = MlflowClient(tracking)
     (experiment,) = client.search_experiments(filter_string="name = 'vgg-search'")
     runs = client.search_runs([experiment.experiment_id], "tags.kind = 'trial'")
     assert len(runs) == sum(1 for trial in after.values() if rows_of(trial))
     assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in runs:
+        files = [file.path for file in client.list_artifacts(run.info.run_id, "best")]
+        assert bool(files) == (run.data.tags["trial_number"] in kept)
+    summary = json.loads((there / "runs" / "e" / "summary.json").read_text())
+    champion = client.get_model_version_by_alias("vgg-search", "champion")
+    assert champion.run_id == summary["champion"]["run_id"]
 
 
 def test_two_workers_train_one_network_and_one_may_die(nodes: Any, tmp_path: Path) -> None:

@@ -97,6 +97,8 @@ def test_a_study_goes_on_from_its_copy(bucket: str, tmp_path: Path) -> None:
     shelf = Mirror(here, place)
     with opened(here, config) as study:
         (here / "config.yaml").write_text(config.dump())
+        (here / "champion").mkdir()
+        (here / "champion" / "model.json").write_text("card")
         with closing(sqlite3.connect(here / "outbox.db")) as outbox:
             outbox.execute("PRAGMA journal_mode=WAL")
             outbox.execute("CREATE TABLE rows (a)")
@@ -108,7 +110,9 @@ def test_a_study_goes_on_from_its_copy(bucket: str, tmp_path: Path) -> None:
     bring(place, there)
     with closing(sqlite3.connect(there / "outbox.db")) as outbox:
         assert outbox.execute("SELECT a FROM rows").fetchall() == [(1,)]
-    assert {file.name for file in there.iterdir()} == {"config.yaml", "study.journal", "outbox.db"}
+    assert {file.relative_to(there).as_posix() for file in there.rglob("*.*")} == {
+        *("champion/model.json", "config.yaml", "outbox.db", "study.journal")
+    }
     assert record(search(there, config, workers)) == whole
     longer = (there / "study.journal").stat().st_size
     bring(place, there)  # what is here is ahead of it

@@ -111,7 +111,7 @@ def versions() -> dict[str, str]:
     return {"Python": platform.python_version(), **found, "vgg_search": digest.hexdigest()[:12]}
 
 
-def _look(place: Place, key: str) -> tuple[dict[str, str], str | None]:
+def look(place: Place, key: str) -> tuple[dict[str, str], str | None]:
     """On a node: its versions, and what is wrong with the storage as seen from it.
 
     A trial's imports are made too: they may be what fails, and Ray keeps the process that has made
@@ -173,10 +173,10 @@ class Cluster:
         with probe.writing("driver") as folder:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "key").write_text(key)
-        look: Any = ray.remote(num_cpus=0, max_retries=0)(_look)
+        asking: Any = ray.remote(num_cpus=0, max_retries=0)(look)
         for node in nodes:
             where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            answer = look.options(scheduling_strategy=where).remote(probe, key)
+            answer = asking.options(scheduling_strategy=where).remote(probe, key)
             self._asked[answer] = node, probe
 
     def _hear(self, seconds: float) -> None:
@@ -189,7 +189,8 @@ class Cluster:
                 theirs, trouble = ours, str(error).strip().splitlines()[-1]
             other = [name for name in ours if theirs[name] != ours[name]]
             wrong = [f"{name} {theirs[name]}, the driver has {ours[name]}" for name in other]
-            self._judge(node, "; ".join(wrong + ([trouble] if trouble else [])))
+            if node["NodeID"] in [node["NodeID"] for node in alive()]:  # else it is gone
+                self._judge(node, "; ".join(wrong + ([trouble] if trouble else [])))
             if probe not in [other for _, other in self._asked.values()]:
                 probe.remove("")
 

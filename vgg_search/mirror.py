@@ -125,7 +125,7 @@ class Mirror(Shelf):
         try:
             self.copy()
             self.place.remove(DRIVER)
-        except StorageError as error:
+        except (StorageError, OSError) as error:
             log.warning("%s; the last of the run folder is here only", error)
 
     def _run(self) -> None:
@@ -134,7 +134,7 @@ class Mirror(Shelf):
             try:
                 self.copy()
                 failing = False
-            except StorageError as error:
+            except (StorageError, OSError) as error:  # or a file that was there is not any more
                 if not failing:
                     log.warning("%s; the run folder is copied when it can be", error)
                 failing = True
@@ -160,7 +160,7 @@ class Mirror(Shelf):
         if not file.is_file():
             return
         # SQLite writes to a log beside the file first
-        parts = [p for p in (file, file.with_name(f"{name}-wal")) if p.exists()]
+        parts = [p for p in (file, file.with_name(f"{file.name}-wal")) if p.exists()]
         state = tuple(value for p in parts for value in (p.stat().st_mtime_ns, p.stat().st_size))
         if self._copied.get(name) == state:
             return

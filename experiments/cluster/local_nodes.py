@@ -46,7 +46,7 @@ class LocalNodes:
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}  # by IP address
         self.metrics: dict[str, int] = {}  # ports of the nodes' Prometheus pages
 
-    def start(self, num_cpus: int = 1, **settings: str) -> str:
+    def start(self, num_cpus: int = 1, num_gpus: int = 0, **settings: str) -> str:
         """Start the head, then, at each further call, a node; returns its IP address.
 
         `settings` are further environment variables of the node. Returns once it is up.
@@ -59,7 +59,8 @@ class LocalNodes:
             where = ["--head", "--port", str(self.port), "--dashboard-port"]
             where += [self.dashboard.rpartition(":")[2], "--include-dashboard", "true"]
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *where]
-        command += ["--node-ip-address", ip, "--num-cpus", str(num_cpus), "--num-gpus", "0"]
+        command += ["--node-ip-address", ip, "--num-cpus", str(num_cpus)]
+        command += ["--num-gpus", str(num_gpus)]
         command += ["--object-store-memory", str(300 * 2**20), "--disable-usage-stats"]
         command += ["--temp-dir", str(temporary), "--include-log-monitor", "false"]
         names = ["dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export"]
