@@ -1,7 +1,7 @@
 """A study that is killed and resumed decides as one that was never interrupted.
 
 Both are told the same rows in the same order. What workers do, what becomes of trials, and where
-the driver is killed is generated; `--hypothesis-profile` or DECISION_CASES makes it more of them.
+the driver is killed is generated; DECISION_CASES says how often.
 """
 
 import os
@@ -19,7 +19,7 @@ from vgg_search.config import Config
 from vgg_search.segment import Segment, diverged
 from vgg_search.study import FINISHED, Study
 
-CASES = int(os.environ.get("DECISION_CASES", "60"))
+CASES = int(os.environ.get("DECISION_CASES", "25"))
 MEMORY = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
 # Few networks, so that proposals repeat, and some too large
 SPACE = {"num_blocks": 1, "num_convs": 1, "out_channels": [8, 16, 32], "lr": [0.2, 0.4, 0.6, 0.8]}

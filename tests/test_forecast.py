@@ -44,6 +44,13 @@ def test_a_time_budget_says_how_many_trials_it_bears(capsys: pytest.CaptureFixtu
     assert f"about {result['trials']} trials in 1m00s on 1 workers" in capsys.readouterr().out
 
 
+def test_device_hours_bear_as_many_trials_as_their_share_of_a_device_allows() -> None:
+    fields = {"num_trials": 10**6, "gpu_hours": 100 / 3600, "max_concurrent": 4, "max_epochs": 1}
+    halves, wholes = (forecast(experiment(gpus_per_trial=n, **fields)) for n in (0.5, 1))
+    # 100 s of one device: 200 s for halves of it, by four at a time
+    assert halves["search_seconds"] == pytest.approx(2 * wholes["search_seconds"]) == 50
+
+
 def test_samples_are_feasible_and_the_same_each_time() -> None:
     config = experiment(space=SPACE | {"max_params": 20_000})
     found = sample(config, 5)

@@ -320,3 +320,28 @@ def test_a_search_of_trials_that_do_not_fail_trains_one_to_the_end(
         search.step(job[0], 0.5)
     ended = [trial for trial in search.record.values() if 4 in trial["values"]]
     assert bool(ended) == bool(steps)
+
+
+@settings(deadline=None, max_examples=150)
+@given(STEPS)
+def test_who_is_out_would_not_have_been_promoted_and_who_is_left_over_is_out(
+    steps: list[tuple[int, float]],
+) -> None:
+    search, out = Search(True, {}), set[int]()
+    total = len({number for number, _ in steps})
+
+    def promote(closing: bool) -> Any:
+        live = {number for number, trial in search.record.items() if not trial["told"]}
+        out.update(search.scheduler.hopeless(live, total - len(search.record)))
+        job = search.go_on(closing)
+        assert job is None or job[0] not in out
+        return job
+
+    for number, value in steps:
+        search.step(number, 0.1 + value)
+        promote(closing=False)
+    moving = True
+    while moving:
+        going_on = [n for n in search.record if search.step(n, 0.5) is not None]
+        moving = bool(promote(closing=not going_on) or going_on)
+    assert set(search.scheduler.waiting) == {n for n in out if not search.record[n]["told"]}

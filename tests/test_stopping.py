@@ -87,6 +87,27 @@ def test_a_signal_stops_the_search_and_resume_goes_on(
 
 
 @pytest.mark.slow
+def test_trials_of_a_killed_driver_are_closed_by_the_next_start(tmp_path: Path) -> None:
+    with search(tmp_path, *FLAGS) as driver:
+        wait_for(tmp_path, live)
+        driver.kill()
+    left = {trial.number for trial in live(read_trials(tmp_path / "runs" / "study"))}
+    # One whose budget is used up already, so that it trains nothing
+    with search(tmp_path, "--resume", "study", "--time-budget", "0.01s") as driver:
+        _, err = driver.communicate(timeout=300)
+    assert driver.returncode == 1, err  # nothing was completed
+    trials = read_trials(tmp_path / "runs" / "study")
+    assert left <= {trial.number for trial in live(trials)}
+    told = {int(r.data.tags["trial_number"]): r for r in trial_runs(tmp_path)}
+    for number in left:
+        assert trials[number].state is TrialState.RUNNING
+        assert (told[number].info.status, told[number].data.tags["state"]) == (
+            "KILLED",
+            "interrupted",
+        )
+
+
+@pytest.mark.slow
 def test_a_dead_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
     with search(tmp_path, *FLAGS, "--scheduler", "none", "--max-concurrent", "1") as driver:
         trial = wait_for(tmp_path, live)[0]

@@ -362,6 +362,14 @@ def test_device_hours_are_a_budget_that_survives_a_resume(tmp_path: Path) -> Non
         assert again.budget.used_up
 
 
+@pytest.mark.parametrize(("gpus", "devices"), [("auto", 1), (0, 1), (0.25, 0.25), (2, 2)])
+def test_a_trial_uses_its_share_of_a_device(
+    tmp_path: Path, gpus: float | str, devices: float
+) -> None:
+    study = search(tmp_path / "a", experiment(num_trials=1, gpus_per_trial=gpus), Workers())
+    assert study.budget.device_seconds == 4 * 2.0 * devices
+
+
 def test_only_the_top_k_are_worth_a_checkpoint(tmp_path: Path) -> None:
     workers = Workers()
     search(tmp_path / "a", experiment(num_trials=3, top_k=1, enqueue=at(0.5, 0.9, 0.1)), workers)

@@ -56,7 +56,9 @@ def forecast(config: Config) -> dict[str, Any]:
     epoch_seconds = float(np.mean([network["epoch_seconds"] for network in networks]))
     slots = config.max_concurrent or slots_here(config)
     epochs = make_scheduler(config).expected_epochs
-    found, seconds = Budget(config).outlook(epochs, epoch_seconds / slots, epoch_seconds)
+    budget = Budget(config)
+    pace, device_pace = epoch_seconds / slots, epoch_seconds * budget.devices
+    found, seconds = budget.outlook(epochs, pace, device_pace)
     trials = max(1, round(found))
     print(
         f"about {trials} trials in {duration(seconds)} on {slots} workers of this machine, "

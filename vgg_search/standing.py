@@ -27,9 +27,15 @@ class Budget:
             self.spend(row["epoch_seconds"])
             self._before = max(self._before, row["time"])
 
+    @property
+    def devices(self) -> float:
+        """What a trial occupies: a share of a GPU or several; on a CPU, one place."""
+        gpus = self.config.gpus_per_trial
+        return 1.0 if gpus == "auto" or not gpus else gpus
+
     def spend(self, seconds: float) -> None:
-        """Count an epoch that took a device so long."""
-        self.device_seconds += seconds
+        """Count an epoch that took so long."""
+        self.device_seconds += seconds * self.devices
         self.epochs += 1
 
     def start(self) -> None:
