@@ -28,6 +28,11 @@ SEEDS = 12
 TIMES = ("epoch_seconds", "images_per_second")
 
 
+def on_gpu(test):
+    needs = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    return pytest.mark.gpu(needs(test))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
     before = torch.get_num_threads()
@@ -326,13 +331,13 @@ def test_label_smoothing_changes_what_is_trained_on_not_what_is_measured(data):
     assert smooth["val_loss"] == pytest.approx(sharp["val_loss"], rel=1e-4)
 
 
-def curves(data, recipe, seeds, after_step=None):
+def curves(data, recipe, seeds, before_step=None):
     """(seeds, epochs, 2): training and validation loss of networks with batch norm."""
     losses = []
     for seed in range(seeds):
         run = training(data, recipe, seed, batch_norm=True)
-        if after_step:
-            run.optimizer.register_step_post_hook(lambda *_, run=run: after_step(run.network))
+        if before_step:
+            run.network.register_forward_pre_hook(lambda network, _: before_step(network))
         rows = list(run.run(recipe.max_epochs))
         losses.append([(row["train_loss"], row["val_loss"]) for row in rows])
     return torch.tensor(losses, dtype=torch.float64)
@@ -393,13 +398,11 @@ def test_without_a_flag_for_bf16_a_probe_decides_once_a_process(monkeypatch):
     assert torch.is_grad_enabled() == gradients
 
 
-@pytest.mark.parametrize("resolution", [28, 56, 224])
-def test_validation_goes_in_batches_of_bounded_memory(resolution):
-    pixels = {"cpu": 125 * 28**2, "cuda": 2000 * 28**2}
-    for device, most in pixels.items():
-        batch = replace(FP32, device=torch.device(device)).evaluation_batch(resolution)
-        least = 8 if device == "cpu" else 128
-        assert batch == max(least, most // resolution**2)
+def test_validation_goes_in_batches_of_bounded_memory():
+    sizes = {("cpu", 28): 125, ("cpu", 224): 8, ("cuda", 28): 2000, ("cuda", 224): 128}
+    for (device, resolution), size in sizes.items():
+        on_device = replace(FP32, device=torch.device(device))
+        assert on_device.evaluation_batch(resolution) == size
 
 
 def test_convolutions_run_channels_last(data):
@@ -420,8 +423,37 @@ def test_without_cuda_a_step_is_just_called():
     assert not graphs.captured
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@on_gpu
+def test_a_step_that_cannot_be_captured_is_called_and_dropout_goes_on(splits):
+    """A look at a number is what no capture allows."""
+    run = training(Resident.load(splits, "cuda"), replace(FULL, batch_size=32), dropout=0.5)
+    run.network.register_forward_hook(lambda _, __, scores: float(scores.detach().sum()) and None)
+    rows = list(run.run(3))
+    assert run.graphs.refused
+    assert not run.graphs.captured
+    assert rows[-1]["val_loss"] < rows[0]["val_loss"]
+
+
+@on_gpu
+@pytest.mark.parametrize("refused", [False, True])
+def test_no_step_waits_for_the_device(splits, monkeypatch, refused):
+    run = training(Resident.load(splits, "cuda"), replace(FULL, batch_size=32), batch_norm=True)
+    run.graphs.refused = refused
+    list(run.run(1))  # what is tried out and captured, is so here
+    step = Graphs.run
+
+    def unwaiting(*args):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step(*args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Graphs, "run", unwaiting)
+    assert len(list(run.run(3))) == 2
+
+
+@on_gpu
 def test_replayed_steps_learn_like_called_ones(splits):
     rows = {}
     data = Resident.load(splits, "cuda")
