@@ -14,19 +14,28 @@ import bench_training
 import torch
 from bench_training import lane
 from torch.nn import functional as F
+from torch.optim.sgd import sgd
 
 from vgg_search import train
 from vgg_search.data import MEAN, STD
 from vgg_search.train import Training
 
 
-def sgd(**how: bool) -> Callable[[Training], None]:
+def descend(**how: bool) -> Callable[[Training], None]:
     def change(training: Training) -> None:
-        # Other than fused, these read lr at each step, from a tensor on the CPU.
-        group = training.optimizer.param_groups[0]
-        names = ("lr", "momentum", "nesterov", "weight_decay")
-        training.optimizer = torch.optim.SGD(
-            training.network.parameters(), **{name: group[name] for name in names}, **how
+        training._descend = torch.no_grad()(
+            lambda: sgd(
+                training.parameters,
+                [p.grad for p in training.parameters],
+                training.velocity,
+                lr=training.lr,
+                momentum=training.recipe.momentum,
+                nesterov=True,
+                weight_decay=training.recipe.weight_decay,
+                dampening=0,
+                maximize=False,
+                **how,
+            )
         )
 
     return change
@@ -38,6 +47,7 @@ def compiled(training: Training) -> None:
 
 def contiguous(training: Training) -> None:
     training.network.to(memory_format=torch.contiguous_format)
+    training.velocity = [torch.zeros_like(p) for p in training.parameters]
 
 
 def half_prepare(images: torch.Tensor, resolution: int) -> torch.Tensor:
@@ -52,8 +62,8 @@ def half(_: Training) -> None:
 
 
 bench_training.CHANGES |= {
-    "foreach": sgd(foreach=True),
-    "loop": sgd(foreach=False),
+    "foreach": descend(foreach=True),
+    "loop": descend(foreach=False),
     "compiled": compiled,
     "contiguous": contiguous,
     "half": half,

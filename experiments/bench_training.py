@@ -28,7 +28,7 @@ import torch
 from torch.nn import functional as F
 
 from vgg_search.arch import NOTEBOOK_ARCH, count_flops
-from vgg_search.data import MEAN, STD, load_splits
+from vgg_search.data import MEAN, STD, Splits, load_splits
 from vgg_search.device import plan, settle
 from vgg_search.model import build
 from vgg_search.run import RAY_ENVIRONMENT
@@ -64,10 +64,14 @@ def recipe_of(spec: dict[str, Any]) -> Recipe:
     )  # fmt: skip
 
 
+def splits_of(val_images: int, train_images: int) -> Splits:
+    return load_splits("auto", os.environ.get("VGG_SEARCH_DATA_DIR"), val_images, train_images)
+
+
 def ours(spec: dict[str, Any]) -> Callable[[], float]:
     """An epoch of `vgg_search.train`; returns images a second. A change is named in `CHANGES`."""
     (settle if spec["settled"] else torch.set_num_threads)(spec["threads"])
-    splits = load_splits("auto", os.environ.get("VGG_SEARCH_DATA_DIR"), 1000, IMAGES[spec["net"]])
+    splits = splits_of(1000, IMAGES[spec["net"]])
     labels = torch.from_numpy(splits.train_labels).long()
     data = Resident(torch.from_numpy(splits.train_images), labels)
     training = Training(build(NETS[spec["net"]], 0), data, recipe_of(spec), 0)
@@ -84,7 +88,7 @@ def loader(spec: dict[str, Any]) -> Callable[[], float]:
     from torchvision import transforms
 
     torch.set_num_threads(spec["threads"])
-    splits = load_splits("auto", os.environ.get("VGG_SEARCH_DATA_DIR"), 1000, IMAGES[spec["net"]])
+    splits = splits_of(1000, IMAGES[spec["net"]])
     side = NETS[spec["net"]]["resolution"]
     steps = [transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     steps += [transforms.Normalize(MEAN, STD)]
