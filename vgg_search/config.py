@@ -192,7 +192,7 @@ class Config(BaseSettings):
     cpus_per_trial: Annotated[float, Field(gt=0)] = 1
     """CPU cores of a trial."""
     gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """GPUs of a trial, a fraction packs several on one; auto: as many a GPU as it bears, measured."""
+    """GPUs of a trial, a fraction packs several on one; auto: as many on each as it bears."""
     max_concurrent: Positive | None = None
     """Trials at a time; without it, as many as the cluster has room for, as it changes."""
     workers_per_trial: Positive = 1
