@@ -93,6 +93,13 @@ def test_every_slot_has_a_worker_however_short_the_trials_are(many: Path) -> Non
 
 
 @pytest.mark.slow
+def test_the_log_says_how_trials_train_and_why(many: Path) -> None:
+    lines = [line for line in (many / "log.txt").read_text().splitlines() if "train in" in line]
+    assert len(lines) == 1
+    assert lines[0].endswith("trials train in float32 on cpu: precision is fp32")
+
+
+@pytest.mark.slow
 def test_memory_of_a_worker_does_not_grow(many: Path) -> None:
     rows = [row for trial in read_trials(many) for row in rows_of(trial)]
     rows.sort(key=lambda row: (row["worker"], row["ended"]))

@@ -147,7 +147,30 @@ class Cluster:
             self._check_all()
         bad = [node_id for node_id, sound in self._sound.items() if not sound]
         self.selector = {"ray.io/node-id": f"!in({','.join(bad)})"} if bad else {}
+        self.packing = ""  # how many trials share a GPU, and why
+        if config.gpus_per_trial == "auto" and config.workers_per_trial == 1:
+            config = self._packed(config)
         self.wanted, _ = resources(config, self.nodes())
+
+    def _packed(self, config: Config) -> Config:
+        """With as many trials a GPU as one of the GPUs was found to bear."""
+        gpus = [node for node in self.nodes() if node.get("GPU")]
+        if not gpus:
+            return config
+        from vgg_search.packing import measure, share  # torch: without GPUs it can wait
+
+        probe = ray.remote(num_cpus=config.cpus_per_trial, num_gpus=1, max_retries=0)(measure)
+        try:
+            load = ray.get(probe.remote(config))
+        except RayError as error:
+            self.packing = f"a GPU for each trial: {str(error).strip().splitlines()[-1]}"
+            return config
+        if load is None:
+            return config
+        cores = min(node.get("CPU", 0.0) / node["GPU"] for node in gpus)
+        trials = load.trials(int(cores / config.cpus_per_trial))
+        self.packing = f"{trials} trials a GPU: {load}"
+        return config.model_copy(update={"gpus_per_trial": share(trials)})
 
     def _check_all(self) -> None:
         self._ask(self._alive)
@@ -248,7 +271,7 @@ def resources(config: Config, nodes: list[dict[str, float]]) -> tuple[dict[str, 
     there = {name: max(node.get(name.upper(), 0.0) for node in nodes) for name in ("cpu", "gpu")}
     gpus = config.gpus_per_trial
     if gpus == "auto":
-        gpus = gpu_share(config, nodes) if there["gpu"] else 0.0
+        gpus = 1.0 if there["gpu"] else 0.0
     if config.needs_gpu and not there["gpu"]:
         raise DeviceError(
             "this experiment needs a GPU, none found; add --needs-gpu false to train on the CPU"
@@ -266,24 +289,6 @@ def resources(config: Config, nodes: list[dict[str, float]]) -> tuple[dict[str, 
             f"no node has what a trial asks for: {wanted['cpu']:g} CPUs and {wanted['gpu']:g} GPUs"
         )
     return wanted, min(slots, config.max_concurrent or slots)
-
-
-def gpu_share(config: Config, nodes: list[dict[str, float]]) -> float:
-    """The part of a GPU that a trial is given for `auto`, as measured on one of the GPUs."""
-    from vgg_search.packing import measure, share  # torch, which a search without GPUs can wait for
-
-    probe = ray.remote(num_cpus=config.cpus_per_trial, num_gpus=1, max_retries=0)(measure)
-    try:
-        load = ray.get(probe.remote(config))
-    except RayError as error:
-        load = None
-        log.warning("trials have a GPU each: %s", str(error).strip().splitlines()[-1])
-    if load is None:
-        return 1.0
-    cores = min(node.get("CPU", 0) / node["GPU"] for node in nodes if node.get("GPU"))
-    trials = load.trials(int(cores / config.cpus_per_trial))
-    log.info("%d trials a GPU: %s", trials, load)
-    return share(trials)
 
 
 def room(node: dict[str, float], cpu: float, gpu: float) -> int:

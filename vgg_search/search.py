@@ -5,6 +5,7 @@ out segments and hears of rows, its stopper is how the study ends, and its own t
 checkpoints and its restore are not used.
 """
 
+import logging
 import os
 import shutil
 import signal
@@ -21,6 +22,8 @@ from vgg_search.cluster import Cluster
 from vgg_search.data import Splits
 from vgg_search.study import FINISHED, Study
 from vgg_search.trial import TrialWorker, forget_workers
+
+log = logging.getLogger("vgg_search")
 
 
 @contextmanager
@@ -60,6 +63,7 @@ class StudySearcher(_Unsaved, Searcher):
         super().__init__()
         self.study, self.places = study, places
         self.numbers: dict[str, int] = {}
+        self.plans: set[str] = set()  # how workers train, and why
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         if len(self.numbers) >= max(1, self.places()):
@@ -90,6 +94,10 @@ class StudySearcher(_Unsaved, Searcher):
         row = {key[4:]: value for key, value in result.items() if key.startswith("row/")}
         if row:
             self.study.report(number, row)
+        plan = result.get("plan")
+        if plan and plan not in self.plans:
+            self.plans.add(plan)
+            log.info("trials train in %s", plan)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal is the state."""
@@ -133,6 +141,9 @@ def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[]
         together=cluster.together(),
         others=(scratch, min(cluster.places(), left)),
     )
+    study.budget.devices = cluster.wanted["gpu"] or 1.0
+    if cluster.packing:
+        log.info(cluster.packing)
     try:
         study.budget.start()
         tune.Tuner(

@@ -16,10 +16,16 @@ class Budget:
     """Time and device seconds of a search, over all its sessions."""
 
     config: Config
-    device_seconds: float = 0.0
+    worker_seconds: float = 0.0  # of training and validation
     epochs: int = 0
+    devices: float = field(init=False)
+    """What a trial occupies: a share of a GPU or several; on a CPU, one place."""
     _before: float = 0.0  # seconds of the sessions before this one
     _started: float | None = None
+
+    def __post_init__(self) -> None:
+        gpus = self.config.gpus_per_trial
+        self.devices = 1.0 if gpus == "auto" or not gpus else gpus
 
     def restore(self, rows: Iterable[dict[str, Any]]) -> None:
         """Count the epochs of an earlier session."""
@@ -28,14 +34,12 @@ class Budget:
             self._before = max(self._before, row["time"])
 
     @property
-    def devices(self) -> float:
-        """What a trial occupies: a share of a GPU or several; on a CPU, one place."""
-        gpus = self.config.gpus_per_trial
-        return 1.0 if gpus == "auto" or not gpus else gpus
+    def device_seconds(self) -> float:
+        return self.worker_seconds * self.devices
 
     def spend(self, seconds: float) -> None:
         """Count an epoch that took so long."""
-        self.device_seconds += seconds * self.devices
+        self.worker_seconds += seconds
         self.epochs += 1
 
     def start(self) -> None:

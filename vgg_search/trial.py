@@ -123,6 +123,8 @@ class TrialWorker(tune.Trainable):
         memory = peak_memory_mib(self.device)
         row = row | {"worker": self.worker, "peak_memory_mib": memory, "ended": time.time()}
         result |= {"row": row, METRIC: row[METRIC]}
+        if self.training:
+            result["plan"] = str(self.training.plan)
         if diverged(row):
             return result | {"end": "diverged", "done": True}
         if row["epoch"] >= self.segment.until:
