@@ -6,11 +6,10 @@
 
 Each variant is a process of its own (a lane), with its threads and its allocator; the lanes of a
 comparison take turns, an epoch each, A B A B, one at a time, and the first round is not counted.
-Images a second are those of training alone. Floating-point operations are counted by
-`vgg_search.arch.count_flops` (2 a multiply-add, convolutions and matrices, a forward pass), and a
-training step as 3 forward passes. The peak is the fastest product of two square matrices, of three
-sizes, in the same precision and with as many threads, by torch's matmul and by oneDNN's 1x1
-convolution: on AMD the first, Intel's MKL, reaches half of the second in float32.
+Operations: 2 a multiply-add, convolutions and matrices (`VGG.flops_per_image`), a training step as 3
+forward passes. The peak is the fastest product of two square matrices, of three sizes, in the same
+precision and with as many threads, by torch's matmul and by oneDNN's 1x1 convolution: on AMD the
+first, Intel's MKL, reaches half of the second in float32.
 """
 
 import argparse
@@ -27,10 +26,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from vgg_search.arch import NOTEBOOK_ARCH, count_flops
+from vgg_search.arch import NOTEBOOK_ARCH
 from vgg_search.data import MEAN, STD, Splits, load_splits
 from vgg_search.device import plan, settle
-from vgg_search.model import build
+from vgg_search.model import VGG, build
 from vgg_search.run import RAY_ENVIRONMENT
 from vgg_search.train import Recipe, Resident, Training, lr_at
 
@@ -38,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAD = {"hidden_features": 256, "num_hidden": 1, "dropout": 0.0}
 FULL_HEAD = {"hidden_features": 4096, "num_hidden": 2, "dropout": 0.5}
 THREE = {"arch": ((2, 32), (2, 64), (2, 128)), "resolution": 28, **HEAD}
-# `narrow` is what the notebook's authors trained, a quarter as wide as their Figure's VGG-11.
+# `narrow` is what the notebook's authors trained, a quarter as wide as their VGG-11.
 NARROW = ((1, 16), (1, 32), (2, 64), (2, 128), (2, 128))
 NETS: dict[str, dict[str, Any]] = {
     "small": {"arch": ((1, 16), (1, 32)), "resolution": 28, **HEAD, "batch_norm": True},
@@ -47,7 +46,6 @@ NETS: dict[str, dict[str, Any]] = {
     "narrow": {"arch": NARROW, "resolution": 224, **FULL_HEAD},
     "notebook": {"arch": NOTEBOOK_ARCH, "resolution": 224, **FULL_HEAD},
 }
-# Images of an epoch: a second to half a minute
 IMAGES = {"small": 10_240, "three": 2_560, "three-bn": 2_560, "narrow": 256, "notebook": 128}
 BATCH = 128
 EPOCHS = 50  # of the schedule; fewer are trained
@@ -165,7 +163,7 @@ LOOPS = {"ours": ours, "loader": loader, "peak": peak}
 
 
 def lane(name: str, net: str, **spec: Any) -> dict[str, Any]:
-    """Default: our step, one thread, in the environment of a worker."""
+    """By default our step, one thread, in the environment of a worker."""
     env = {key: RAY_ENVIRONMENT[key] for key in ("GLIBC_TUNABLES", "OMP_WAIT_POLICY")}
     base = {"loop": "ours", "precision": "auto", "threads": 1, "settled": True, "times": 1}
     return {"name": name, "net": net, "env": env, **base, **spec}
@@ -256,16 +254,14 @@ def report(name: str, lanes: list[dict[str, Any]]) -> str:
         ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         share = ""
         if one["loop"] == "ours" and peaks:
-            flops = 3 * count_flops(**{k: v for k, v in NETS[one["net"]].items() if k in COUNTED})
+            with torch.device("meta"):
+                flops = 3 * VGG(**NETS[one["net"]]).flops_per_image
             share = f"{flops * middle / 1e9 / peaks[one['precision']]:.1%}"
         lines.append(
             f"| {one['name']} | {middle:.1f} | {min(values):.1f} | {max(values):.1f} "
             f"| {'' if peaks else ratio} | {share} |"
         )
     return "\n".join(lines) + "\n"
-
-
-COUNTED = ("arch", "resolution", "hidden_features", "num_hidden")
 
 
 def main() -> None:
@@ -277,7 +273,8 @@ def main() -> None:
     parser.add_argument("--lane", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.lane:
-        return serve(options.lane)
+        serve(options.lane)
+        return
     from bench_trials import environment
 
     wanted = tuple(options.only or [""])
@@ -297,7 +294,6 @@ def main() -> None:
             options.out.mkdir(parents=True, exist_ok=True)
             with (options.out / "bench.jsonl").open("a") as file:
                 file.write(json.dumps(kept) + "\n")
-    return None
 
 
 if __name__ == "__main__":
