@@ -6,10 +6,10 @@
 
 Each variant is a process of its own (a lane), with its threads and its allocator; the lanes of a
 comparison take turns, an epoch each, A B A B, one at a time, and the first round is not counted.
-Operations: 2 a multiply-add, convolutions and matrices (`VGG.flops_per_image`), a training step as 3
-forward passes. The peak is the fastest product of two square matrices, of three sizes, in the same
-precision and with as many threads, by torch's matmul and by oneDNN's 1x1 convolution: on AMD the
-first, Intel's MKL, reaches half of the second in float32.
+Operations: 2 a multiply-add, convolutions and matrices (`VGG.flops_per_image`), and a training step
+is 3 forward passes. The peak is the fastest product of two square matrices, of three sizes, in the
+same precision and with as many threads, by torch's matmul and by oneDNN's 1x1 convolution: on AMD
+the first, Intel's MKL, reaches half of the second in float32.
 """
 
 import argparse
