@@ -1,6 +1,6 @@
 """A Ray cluster of three nodes on this machine, and a command run on it. No containers, no root.
 
-python experiments/cluster/local_nodes.py                       # the smoke search, about 2 minutes
+python experiments/cluster/local_nodes.py                       # a smoke search, about a minute
 python experiments/cluster/local_nodes.py COMMAND ...           # any command, with RAY_ADDRESS set
 python experiments/cluster/local_nodes.py --workers 4 COMMAND ...
 
