@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -361,7 +362,7 @@ while [[ $1 == --* ]]; do
   if [[ $1 == --nodelist ]]; then here=(127.0.1.1 --include-dashboard false); fi
   shift 2
 done
-exec "$@" --node-ip-address "${here[@]}" --temp-dir "$(mktemp -d -p /tmp vgg-ray-XXXX)" \\
+exec "$@" --node-ip-address "${here[@]}" --temp-dir "$NODES/${here[0]}-$$" \\
   --object-store-memory 200000000 --dashboard-agent-listen-port "$((20000 + RANDOM))"
 """
 SCONTROL = """#!/usr/bin/env bash
@@ -369,7 +370,9 @@ if [[ $1 == show ]]; then printf '127.0.1.1\n127.0.1.2\n'; else echo "$@" >>"$RE
 """
 
 
-def test_a_preempted_job_is_requeued_and_goes_on(tmp_path: Path) -> None:
+def test_a_preempted_job_is_requeued_and_goes_on(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
@@ -384,7 +387,10 @@ def test_a_preempted_job_is_requeued_and_goes_on(tmp_path: Path) -> None:
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_JOB_NUM_NODES": "2",
         "STUDY": "g",
+        # Short: Ray's sockets lie there
+        "NODES": (folder := tempfile.mkdtemp(prefix="vgg-")),
     }
+    request.addfinalizer(lambda: shutil.rmtree(folder, ignore_errors=True))
     script = [str(EXPERIMENTS / "slurm.sbatch"), "--quiet"]
     given = flags(num_trials=4, max_epochs=4, scheduler="none", train_images=3000)
 
