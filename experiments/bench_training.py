@@ -47,8 +47,8 @@ NETS: dict[str, dict[str, Any]] = {
     "narrow": {"arch": NARROW, "resolution": 224, **FULL_HEAD},
     "notebook": {"arch": NOTEBOOK_ARCH, "resolution": 224, **FULL_HEAD},
 }
-# Images of an epoch: half a second to half a minute
-IMAGES = {"small": 10_240, "three": 5_120, "three-bn": 5_120, "narrow": 512, "notebook": 256}
+# Images of an epoch: a second to half a minute
+IMAGES = {"small": 10_240, "three": 2_560, "three-bn": 2_560, "narrow": 256, "notebook": 128}
 BATCH = 128
 EPOCHS = 50  # of the schedule; fewer are trained
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
