@@ -2,9 +2,9 @@
 
     python experiments/bench_tracking.py sqlite:////tmp/bench/mlflow.db http://127.0.0.1:5000 ...
 
-Puts what 200 trials of 10 epochs put (as `recorder.py` does, two trials side by side) as fast as
-it can while the sender works, which is the most that it can be in the way, and then counts at the
-tracker what has arrived. Prints a line of JSON an address. Each address should be a fresh one.
+Puts what 200 trials of 10 epochs put (as `recorder.py` does, two trials side by side) within some
+seconds, so that the sender works at the same time and is in the way, and then counts at the tracker
+what has arrived. Prints a line of JSON an address. Each address should be a fresh one.
 """
 
 import json
@@ -26,6 +26,7 @@ from vgg_search.run import provenance
 from vgg_search.tracking import Tracker
 
 TRIALS, EPOCHS = 200, 10
+PAUSE = 0.004  # s before two rows, which is 500 rows a second
 PARAMS = {f"param_{i}": i for i in range(20)}  # as many as a trial of three blocks has
 TAGS = {"kind": "trial", "state": "running", "dataset": "fashion-mnist", "seed": 1}
 
@@ -50,6 +51,7 @@ def put_study(tracker: Tracker, clock: Clock) -> None:
         for key in pair:
             clock(tracker.run, key, f"{key} 1x16-2x32", TAGS, PARAMS, parent="study")
         for epoch in range(1, EPOCHS + 1):
+            time.sleep(PAUSE)
             for key in pair:
                 clock(tracker.log, key, dict.fromkeys(EPOCH_METRICS, 1 / epoch), epoch)
         for key in pair:

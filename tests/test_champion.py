@@ -11,12 +11,15 @@ from nodes import cluster_of
 from optuna.trial import FrozenTrial
 from ray.exceptions import RayError
 
-from vgg_search.champion import FRESH, TIME_SHARE, crown, planned_epochs
+from vgg_search.champion import FRESH, TIME_SHARE, _train_alone, crown, planned_epochs
+from vgg_search.checkpoint import Keeper, Task
 from vgg_search.config import Config
 from vgg_search.data import CLASSES, Splits, load_test
 from vgg_search.journal import trial_seed
 from vgg_search.reuse import Servable, evaluate, load
+from vgg_search.storage import Place
 from vgg_search.study import Study
+from vgg_search.train import Recipe
 
 FACTS = {"commit": "abc", "versions": {"torch": torch.__version__}}
 
@@ -91,6 +94,21 @@ def test_a_stop_ends_it_without_a_champion(tmp_path: Path, splits: Splits) -> No
 
         assert crown(study, best, splits, cluster_of(study), FACTS, stop) is None
     assert not (tmp_path / "s" / "champion").exists()
+
+
+def test_a_training_that_is_begun_again_tells_all_and_trains_the_rest(
+    tmp_path: Path, splits: Splits
+) -> None:
+    """Ray runs a task again whose node is gone, and drops as many rows as it had."""
+    network = {"arch": ((1, 8),), "hidden_features": 32, "num_hidden": 1, "resolution": 28}
+    keeper = Keeper(Place(str(tmp_path)), "trials/champion", 3)
+    task = Task(network, Recipe(3, 64, 0.05), 7, 1, keeper, whole=True)
+    rows = _train_alone(task, splits)
+    before = [next(rows), next(rows)]
+    rows.close()
+    after = list(_train_alone(task, splits))
+    assert after[:2] == before  # their times too: they were not trained again
+    assert [row["epoch"] for row in after] == [1, 2, 3]
 
 
 @pytest.mark.usefixtures("cluster")

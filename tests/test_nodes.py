@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_an_unsound_node_is_named_and_left_out_if_asked(nodes: Any, tmp_path: Pa
             "vgg-search: 1 of 4 nodes cannot take part; --skip-bad-nodes true starts on the other 3"
         )
         assert not (tmp_path / "runs").exists()
-        skipping = flags(name="c", skip_bad_nodes="true", num_trials=3)
+        skipping = flags(name="c", skip_bad_nodes="true", num_trials=2, champion_epochs=0)
         code, said = finish(start(tmp_path, nodes, *skipping), tmp_path)
         assert (code, said) == (0, first)
         assert len(placed(read_trials(tmp_path / "runs" / "c"))) <= 2
@@ -195,7 +196,9 @@ def at_work(nodes: Any, study: Path, seen: dict[str, str]) -> set[str]:
 
 def test_nodes_come_and_go_and_nothing_is_lost(nodes: Any, tmp_path: Path) -> None:
     """One is killed, one joins and is then told to end as a batch system does."""
-    given = flags(name="d", num_trials=6, max_epochs=4, scheduler="none", train_images=3000)
+    given = flags(
+        name="d", num_trials=6, max_epochs=4, scheduler="none", train_images=3000, champion_epochs=0
+    )
     driver, study = start(tmp_path, nodes, *given), tmp_path / "runs" / "d"
     seen: dict[str, str] = {}
     try:
@@ -361,7 +364,7 @@ while [[ $1 == --* ]]; do
   if [[ $1 == --nodelist ]]; then here=(127.0.1.1 --include-dashboard false); fi
   shift 2
 done
-exec "$@" --node-ip-address "${here[@]}" --temp-dir "$(mktemp -d -p /tmp vgg-ray-XXXX)" \\
+exec "$@" --node-ip-address "${here[@]}" --temp-dir "$NODES/${here[0]}-$$" \\
   --object-store-memory 200000000 --dashboard-agent-listen-port "$((20000 + RANDOM))"
 """
 SCONTROL = """#!/usr/bin/env bash
@@ -369,7 +372,9 @@ if [[ $1 == show ]]; then printf '127.0.1.1\n127.0.1.2\n'; else echo "$@" >>"$RE
 """
 
 
-def test_a_preempted_job_is_requeued_and_goes_on(tmp_path: Path) -> None:
+def test_a_preempted_job_is_requeued_and_goes_on(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
@@ -384,9 +389,14 @@ def test_a_preempted_job_is_requeued_and_goes_on(tmp_path: Path) -> None:
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_JOB_NUM_NODES": "2",
         "STUDY": "g",
+        # Short: Ray's sockets lie there
+        "NODES": (folder := tempfile.mkdtemp(prefix="vgg-")),
     }
+    request.addfinalizer(lambda: shutil.rmtree(folder, ignore_errors=True))
     script = [str(EXPERIMENTS / "slurm.sbatch"), "--quiet"]
-    given = flags(num_trials=4, max_epochs=4, scheduler="none", train_images=3000)
+    given = flags(
+        num_trials=3, max_epochs=4, scheduler="none", train_images=3000, champion_epochs=0
+    )
 
     def job() -> subprocess.Popen[str]:
         with (tmp_path / "err").open("a") as log:

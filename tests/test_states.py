@@ -244,6 +244,8 @@ def test_waiting_stopped_and_never_promoted(tmp_path: Path, splits: Splits) -> N
         # A resume opens the runs again, one that waits too
         assert seen["started", 0][0::2] == ("RUNNING", "RUNNING")
         assert seen["waiting", 1] == ("RUNNING", False, "RUNNING", "waiting")
+        promoted = [told for (kind, _), told in seen.items() if kind == "promoted"]
+        assert set(promoted) == {("RUNNING", False, "RUNNING", "running")}
         states = [trial.user_attrs["state"] for trial in made.trials()]
         assert sorted(states) == ["completed", "pruned", "pruned", "pruned"]
         for trial in made.trials():

@@ -33,6 +33,8 @@ def search(folder: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         driver.kill()
         driver.wait()
+        for pipe in filter(None, (driver.stdout, driver.stderr)):
+            pipe.close()
 
 
 def wait_for(folder: Path, seen: Callable[[list[FrozenTrial]], Any]) -> Any:

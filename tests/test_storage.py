@@ -9,11 +9,17 @@ from pathlib import Path
 
 import pytest
 from fake_workers import Workers, experiment, opened, record, search
-from nodes import s3_server
+from nodes import free_port, s3_server
 
 from vgg_search import mirror
+from vgg_search.checkpoint import Keeper
+from vgg_search.data import Splits
 from vgg_search.mirror import Mirror, Shelf, bring
+from vgg_search.model import build
+from vgg_search.search_space import Candidate
+from vgg_search.segment import Segment
 from vgg_search.storage import Place, StorageError, local_folder
+from vgg_search.train import Recipe, Resident, Training
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +190,22 @@ def test_an_outage_is_said_once_and_outlived(
     shelf.stop()
     assert "outage cannot be reached" in caplog.text
     assert os.path.exists(tmp_path / "s" / "study.journal")
+
+
+def test_a_trial_outlives_an_outage_and_a_champion_says_so(
+    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "key")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")  # nobody listens
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    place = Place.of("s3://bucket/out", tmp_path.name)
+    candidate = Candidate(((1, 8),), 0.05, 0.0, 64, 0.0, 32, 1, False)
+    training = Training(
+        build(candidate.network(28), 0), Resident.load(splits, "cpu"), Recipe(2, 64, 0.05), 0
+    )
+    (row,) = training.run(1)
+    segment = Segment(number=7, candidate=candidate, seed=0, until=1, known=0, keep_above=0.0)
+    Keeper.of_trial(place, segment, 1).after(row, training)
+    with pytest.raises(StorageError, match="cannot be reached"):
+        Keeper(place, "trials/champion", 1).after(row, training)

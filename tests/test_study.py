@@ -335,7 +335,10 @@ def test_listeners_hear_each_trial_from_start_to_end(tmp_path: Path) -> None:
     kinds = [event.kind for event in heard if event.number == 0]
     assert kinds == ["started", "epoch", "waiting", "ended"]
     kinds = [event.kind for event in heard if event.number == 1]
-    assert kinds == ["started", "epoch", "waiting", "epoch", "waiting", "epoch", "epoch", "ended"]
+    assert kinds == [
+        "started", "epoch", "waiting", "promoted", "epoch",
+        "waiting", "promoted", "epoch", "epoch", "ended",
+    ]  # fmt: skip
     assert heard[-1].attrs["state"] == "pruned"
 
 

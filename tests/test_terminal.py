@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not shutil.which("tmux"), reason="no tmux on this machine"),
 ]
-NAME, TRIALS, PATIENCE = "shown", 8, 240  # PATIENCE in s; the machine may be busy
+NAME, TRIALS, PATIENCE = "shown", 12, 240  # PATIENCE in s; the machine may be busy
 SHOTS = Path(__file__).parents[1] / "test-output"
 ENDLESS = 2**40  # hidden features, for which no machine has the memory
 EXPERIMENT = f"""
@@ -24,7 +24,7 @@ space:
   num_blocks: [1, 3]
   num_convs: [1, 2]
   out_channels: [8, 16]
-  hidden_features: {{choices: [32, {ENDLESS}]}}
+  hidden_features: {{choices: [24, 32, 40, 48, {ENDLESS}]}}
   num_hidden: 1
   lr: [0.01, 0.2]
 baseline: null
@@ -38,7 +38,7 @@ num_trials: {TRIALS}
 max_epochs: 9
 time_budget: null
 dataset: sample
-train_images: 1500
+train_images: 3000
 val_images: 300
 champion_epochs: 1
 """
@@ -106,7 +106,7 @@ def test_a_search_in_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     wide = terminal.wait(lambda s: table(s) and "1 failed" in s and re.search(r"\d pruned", s))
     keep("terminal_200", wide)
     # One headline, each trial on one line, and nothing left over from the narrow screen.
-    assert len(re.findall(rf"{NAME}: \d of {TRIALS} trials", wide)) == 1
+    assert len(re.findall(rf"{NAME}: \d+ of {TRIALS} trials", wide)) == 1
     assert len(re.findall(r"^ +\d+ .* (running|started)$", wide, re.MULTILINE)) in (1, 2)
 
     terminal("send-keys", "-t", "t", "C-c")

@@ -10,8 +10,8 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def refine(argv: Sequence[str]) -> Result:
     result = refine(
         folder,
         lineage(options.model, folder, uri),
-        Path(options.storage_path, time.strftime("refined-%Y%m%d-%H%M%S")),
+        Path(options.storage_path, datetime.now().strftime("refined-%Y%m%d-%H%M%S.%f")),
         {"tracking_uri": uri, "experiment": options.experiment},
         provenance(),
         listen,

@@ -13,7 +13,7 @@ from vgg_search.journal import METRIC
 from vgg_search.model import build
 from vgg_search.reuse import save_model
 from vgg_search.segment import Segment
-from vgg_search.storage import BEST, CHECKPOINT, Place, trial_folder
+from vgg_search.storage import BEST, CHECKPOINT, Place, StorageError, trial_folder
 from vgg_search.train import Recipe, Resident, Training
 
 Row = dict[str, Any]
@@ -49,15 +49,23 @@ class Keeper:
         return after or (training.rows[-1:] if training.epoch >= self.until else [])
 
     def after(self, row: Row, training: Training) -> None:
-        """To be called after each epoch, before more is trained."""
+        """To be called after each epoch, before more is trained.
+
+        A trial goes on without a checkpoint that the storage does not take: what is lost is time,
+        if another worker has to go on from an older one. Of anything else it is the result.
+        """
         epoch, segment = row["epoch"], self.segment
-        if segment and epoch == training.best_epoch and row[METRIC] >= segment.keep_above:
-            card = {"trial": segment.number, "epoch": epoch, METRIC: row[METRIC]}
-            with self.place.writing(f"{self.folder}/{BEST}") as folder:
-                save_model(folder, training.measured, card)
-        if epoch == self.until or epoch % self.every == 0:
-            with self.place.writing(self.folder) as folder:
-                save_checkpoint(folder / CHECKPOINT, training.state_dict())
+        try:
+            if segment and epoch == training.best_epoch and row[METRIC] >= segment.keep_above:
+                card = {"trial": segment.number, "epoch": epoch, METRIC: row[METRIC]}
+                with self.place.writing(f"{self.folder}/{BEST}") as folder:
+                    save_model(folder, training.measured, card)
+            if epoch == self.until or epoch % self.every == 0:
+                with self.place.writing(self.folder) as folder:
+                    save_checkpoint(folder / CHECKPOINT, training.state_dict())
+        except StorageError:
+            if segment is None:
+                raise
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,8 @@ class Cluster:
             return config
         from vgg_search.packing import measure, share  # torch: without GPUs it can wait
 
-        probe = ray.remote(num_cpus=config.cpus_per_trial, num_gpus=1, max_retries=0)(measure)
+        asked: dict[str, Any] = {"num_cpus": config.cpus_per_trial, "num_gpus": 1}
+        probe = ray.remote(**asked, max_retries=0, label_selector=self.selector)(measure)
         try:
             load = ray.get(probe.remote(config))
         except RayError as error:

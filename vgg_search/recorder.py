@@ -88,10 +88,10 @@ class Recorder:
             self._start(number, event.attrs)
         elif event.row:
             self._log(number, event.row)
-        elif event.kind == "waiting":
-            self.tracker.tag(key, state="waiting")
-        elif event.kind == "retried":
-            self.tracker.tag(key, state="retried")
+        elif event.kind in ("waiting", "retried"):
+            self.tracker.tag(key, state=event.kind)
+        elif event.kind == "promoted":
+            self.tracker.tag(key, state="running")
         elif event.kind == "skipped":
             self.untrained[event.attrs["state"]] += 1
             self.tracker.tag(PARENT, **{f"{k}_proposals": n for k, n in self.untrained.items()})

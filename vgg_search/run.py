@@ -112,7 +112,7 @@ def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, di
         recorder = Recorder(tracker, study, splits, provenance(), shelf)
         progress = Progress(study, quiet)
         study.listeners += [recorder, progress]
-        tracker.start()
+        tracker.start(after=5.0)  # until the workers stand, its import would be in their way
         recorder.start()
         study.open()
         recorder.catch_up()

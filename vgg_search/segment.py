@@ -29,7 +29,7 @@ def diverged(row: Row) -> bool:
     return not all(math.isfinite(row[key]) for key in ("train_loss", "val_loss", METRIC))
 
 
-EventKind = Literal["started", "epoch", "waiting", "ended", "retried", "skipped"]
+EventKind = Literal["started", "epoch", "waiting", "promoted", "ended", "retried", "skipped"]
 
 
 @dataclass(frozen=True)

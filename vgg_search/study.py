@@ -176,7 +176,10 @@ class Study:
                     return segment
             if not self.running:
                 promoted = self.scheduler.promotable(closing=True)
-        return self._segment(*promoted) if promoted else None
+        if promoted is None:
+            return None
+        self._announce("promoted", promoted[0])
+        return self._segment(*promoted)
 
     def _set_sampler(self, number: int, kind: str) -> None:
         seed = journal.trial_seed(self.config.seed, number, journal.PROPOSING)

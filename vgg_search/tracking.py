@@ -64,11 +64,11 @@ class Tracker(Outbox):
         self._experiment_id = ""
         self._created: str | None = None  # a run that needs not be opened again
 
-    def start(self) -> None:
-        """Starts the sender, which imports MLflow. Import torch and Ray first: two threads that
-        import the same packages can each get the other's half-made modules."""
+    def start(self, after: float = 0.0) -> None:
+        """Starts the sender, which imports MLflow, in `after` s. Import torch and Ray first: two
+        threads that import the same packages can each get the other's half-made modules."""
         os.environ.update(ENVIRONMENT)
-        self._thread = threading.Thread(target=self._send_for_ever, name="tracker", daemon=True)
+        self._thread = threading.Thread(target=self._send_for_ever, args=(after,), daemon=True)
         self._thread.start()
 
     def flush(self, timeout: float) -> int:
@@ -89,8 +89,9 @@ class Tracker(Outbox):
             self._thread.join(2)  # a call that hangs may be left behind: its rows stay
         return unsent
 
-    def _send_for_ever(self) -> None:
+    def _send_for_ever(self, after: float) -> None:
         pause = ROUND_SECONDS
+        self._hurry.wait(after)
         with (self.folder / "outbox.lock").open("w") as lock:
             while not self._stop.is_set():
                 try:

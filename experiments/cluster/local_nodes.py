@@ -1,6 +1,6 @@
 """A Ray cluster of three nodes on this machine, and a command run on it. No containers, no root.
 
-python experiments/cluster/local_nodes.py                       # the smoke search, about 2 minutes
+python experiments/cluster/local_nodes.py                       # a smoke search, about a minute
 python experiments/cluster/local_nodes.py COMMAND ...           # any command, with RAY_ADDRESS set
 python experiments/cluster/local_nodes.py --workers 4 COMMAND ...
 
@@ -12,6 +12,7 @@ Ctrl-C ends it; only processes started here are ended.
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -44,6 +45,7 @@ class LocalNodes:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}  # by IP address
+        self.temporary: list[str] = []  # folders of Ray
         self.metrics: dict[str, int] = {}  # ports of the nodes' Prometheus pages
 
     def start(self, num_cpus: int = 1, num_gpus: int = 0, **settings: str) -> str:
@@ -53,7 +55,8 @@ class LocalNodes:
         """
         ip = f"127.0.0.{len(self.nodes) + 2}"
         # Ray's sockets have long names, and those of Unix sockets end at 107 characters
-        temporary = Path(tempfile.mkdtemp(prefix="vgg-ray-"))
+        temporary = tempfile.mkdtemp(prefix="vgg-ray-")
+        self.temporary.append(temporary)
         where = ["--address", self.address]
         if not self.nodes:
             where = ["--head", "--port", str(self.port), "--dashboard-port"]
@@ -62,7 +65,7 @@ class LocalNodes:
         command += ["--node-ip-address", ip, "--num-cpus", str(num_cpus)]
         command += ["--num-gpus", str(num_gpus)]
         command += ["--object-store-memory", str(300 * 2**20), "--disable-usage-stats"]
-        command += ["--temp-dir", str(temporary), "--include-log-monitor", "false"]
+        command += ["--temp-dir", temporary, "--include-log-monitor", "false"]
         names = ["dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export"]
         ports = {name: free_port() for name in names + ["ray-client-server"] * (not self.nodes)}
         for name, port in ports.items():
@@ -109,6 +112,8 @@ class LocalNodes:
     def __exit__(self, *_: object) -> None:
         for ip in reversed(self.nodes):
             self.end(ip)
+        for folder in self.temporary:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def free_port() -> int:
