@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fake_workers import SPACE, experiment
+from nodes import cluster_of
 from optuna.trial import FrozenTrial
 
 from vgg_search.config import Config
@@ -51,7 +52,7 @@ class Driver:
         self.recorder.start()
         self.study.open()
         self.recorder.catch_up()
-        run_search(self.study, self.splits, {"cpu": 1.0, "gpu": 0.0}, 1, lambda: None)
+        run_search(self.study, self.splits, cluster_of(self.study), lambda: None)
         self.recorder.interrupt()
 
     def trials(self) -> list[FrozenTrial]:
@@ -90,6 +91,7 @@ def driver(folder: Path, config: Config, splits: Splits) -> Iterator[Driver]:
 
 def tiny(**fields: Any) -> Config:
     given = {"batch_size": 64, "precision": "fp32", "grace_epochs": 4, "max_epochs": 6}
+    given |= {"max_concurrent": 1}
     return experiment(**given | {"space": SPACE | {"lr": [1e-6, 1e30]}} | fields)
 
 
