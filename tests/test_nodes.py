@@ -196,9 +196,9 @@ def at_work(nodes: Any, study: Path, seen: dict[str, str]) -> set[str]:
 
 def test_nodes_come_and_go_and_nothing_is_lost(nodes: Any, tmp_path: Path) -> None:
     """One is killed, one joins and is then told to end as a batch system does."""
-    # Work for more than the half minute in which a node starts, is looked at, and gets a trial
+    # Trials longer than a worker takes to start: Ray gives shorter ones to the workers it has
     space = json.dumps(SPACE | {"num_convs": 1})
-    work = {"num_trials": 12, "max_epochs": 6, "scheduler": "none", "train_images": 3000}
+    work = {"num_trials": 5, "max_epochs": 14, "scheduler": "none", "train_images": 5000}
     given = flags(name="d", space=space, champion_epochs=0, **work)
     driver, study = start(tmp_path, nodes, *given), tmp_path / "runs" / "d"
     seen: dict[str, str] = {}
@@ -216,7 +216,7 @@ def test_nodes_come_and_go_and_nothing_is_lost(nodes: Any, tmp_path: Path) -> No
     assert (code, said) == (0, "")
     trials = read_trials(study)
     states = [trial.user_attrs["state"] for trial in trials]
-    assert states.count("completed") + states.count("diverged") == 12
+    assert states.count("completed") + states.count("diverged") == 5
     assert set(states) <= {"completed", "diverged", "duplicate"}
     moved = 0
     for trial in trials:
