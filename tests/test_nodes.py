@@ -46,7 +46,7 @@ SMALL = {
     "precision": "fp32",
 }
 SPACE = {"num_blocks": 2, "num_convs": [1, 2], "out_channels": [16, 24, 32], "hidden_features": 64}
-SPACE |= {"num_hidden": 1, "dropout": 0.0, "lr": [0.02, 0.2]}
+SPACE |= {"num_hidden": 1, "dropout": 0.0, "lr": [0.02, 0.1]}
 
 
 @pytest.fixture(scope="module")
@@ -196,9 +196,10 @@ def at_work(nodes: Any, study: Path, seen: dict[str, str]) -> set[str]:
 
 def test_nodes_come_and_go_and_nothing_is_lost(nodes: Any, tmp_path: Path) -> None:
     """One is killed, one joins and is then told to end as a batch system does."""
-    given = flags(
-        name="d", num_trials=6, max_epochs=4, scheduler="none", train_images=3000, champion_epochs=0
-    )
+    # Trials longer than a worker takes to start: Ray gives shorter ones to the workers it has
+    space = json.dumps(SPACE | {"num_convs": 1})
+    work = {"num_trials": 5, "max_epochs": 14, "scheduler": "none", "train_images": 5000}
+    given = flags(name="d", space=space, champion_epochs=0, **work)
     driver, study = start(tmp_path, nodes, *given), tmp_path / "runs" / "d"
     seen: dict[str, str] = {}
     try:
@@ -215,8 +216,8 @@ def test_nodes_come_and_go_and_nothing_is_lost(nodes: Any, tmp_path: Path) -> No
     assert (code, said) == (0, "")
     trials = read_trials(study)
     states = [trial.user_attrs["state"] for trial in trials]
-    assert states.count("completed") == 6
-    assert set(states) <= {"completed", "infeasible", "duplicate"}
+    assert states.count("completed") + states.count("diverged") == 5
+    assert set(states) <= {"completed", "diverged", "duplicate"}
     moved = 0
     for trial in trials:
         rows = rows_of(trial)
