@@ -164,3 +164,4 @@ class TrialWorker(tune.Trainable):
         self.training = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)  # what is told is of one trial
