@@ -43,11 +43,11 @@ RAY_ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     # Workers are started side by side: `StudySearcher` sees to it that there are not too many
     "TUNE_MAX_PENDING_TRIALS_PG": "1000000",
-    # A process imports what a trial needs as soon as Ray starts it, not when the trial comes: with
-    # the driver's own imports at the same time, 2 s less until the first trial
+    # Ray's processes import a trial's needs at once, and are not ended when a placement group takes
+    # their cores: together 3 s less until the first trial (with `search._PlainActors`)
     "RAY_preload_python_modules": "torch,ray.tune,vgg_search.trial",
-    # A thread that waits for another sleeps instead of spinning: on a busy machine two threads
-    # that spin train at a tenth of the speed of one (measured: 220 against 2,200 images/s)
+    "RAY_idle_worker_killing_time_threshold_ms": "30000",
+    # A waiting thread sleeps: two that spin train at a tenth of one's speed on a busy machine
     "OMP_WAIT_POLICY": "PASSIVE",
     # Workers keep freed memory from their start on, as `device.settle` has them do later
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"
