@@ -440,6 +440,16 @@ def test_artifacts_are_sent_and_taken_back(make, uri, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "mlruns").iterdir()] == [EXPERIMENT]
 
 
+def test_a_row_that_is_taken_back_while_it_is_sent_is_not_refused(make, uri):
+    tracker = make("taken back", to=uri)
+    tracker.run("trial/0", "files", {}, {})
+    tracker.artifact("trial/0", tracker.folder / "gone.txt")
+    row = tracker._oldest(9)[-1]  # as the sender has it
+    assert tracker._refuse(row, "no such file")
+    tracker.delete_artifact("trial/0", "gone.txt")
+    assert not tracker._refuse(row, "no such file")
+
+
 def champion(folder: Path, **facts: Any) -> Path:
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")

@@ -197,16 +197,17 @@ class Outbox:
         rows = self._ask("SELECT id, time, run, kind, body FROM rows ORDER BY id LIMIT ?", count)
         return [Row(i, time, run, kind, json.loads(body)) for i, time, run, kind, body in rows]
 
-    def _refuse(self, row: Row, error: str) -> None:
-        """Sets a row, or a part of it, aside; not one that was taken back meanwhile."""
-        self._write(
+    def _refuse(self, row: Row, error: str) -> bool:
+        """Sets a row, or a part of it, aside; False for one that was taken back meanwhile."""
+        return self._write(
             "REPLACE INTO refused SELECT id, time, run, kind, ?, ? FROM rows WHERE id = ?",
             [(json.dumps(row.body), error, row.id)],
         )
 
-    def _write(self, statement: str, values: Sequence[Sequence[Any]]) -> None:
+    def _write(self, statement: str, values: Sequence[Sequence[Any]]) -> bool:
+        """Whether any row was written."""
         with self._lock, self._db as db:
-            db.executemany(statement, values)
+            return db.executemany(statement, values).rowcount > 0
 
     def _ask(self, query: str, *values: Any) -> list[Any]:
         with self._lock:

@@ -153,8 +153,8 @@ class Tracker(Outbox):
                 body = chunk[0].body
                 parts = [[chunk[0]._replace(body=part)] for part in (body[:half], body[half:])]
             else:
-                self._refuse(chunk[0], line(error))
-                log.warning("tracker: refused %s: %s", chunk[0].run, line(error))
+                if self._refuse(chunk[0], line(error)):
+                    log.warning("tracker: refused %s: %s", chunk[0].run, line(error))
                 return
             for part in parts:
                 self._try(part)
