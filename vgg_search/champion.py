@@ -133,8 +133,4 @@ def _train(task: Task, data: list[Any], together: Together | None) -> Iterator[R
 
 def _train_alone(task: Task, splits: Splits) -> Iterator[Row]:
     settle(task.threads)
-    training = task.training(splits, pick_device())
-    yield from task.keeper.untold(training)
-    for row in training.run(task.keeper.until):
-        task.keeper.after(row, training)
-        yield row
+    yield from task.keeper.rows(task.training(splits, pick_device()))

@@ -42,6 +42,13 @@ class Keeper:
                 device = training.lr.device
                 training.load_state_dict(torch.load(file, map_location=device, weights_only=True))
 
+    def rows(self, training: Training) -> Iterator[Row]:
+        """Train until `until`: a row an epoch, with those before that were not told."""
+        yield from self.untold(training)
+        for row in training.run(self.until):
+            self.after(row, training)
+            yield row
+
     def untold(self, training: Training) -> list[Row]:
         """Rows that a crash kept from the record: told from the checkpoint, not trained again."""
         known = self.segment.known if self.segment else 0

@@ -137,11 +137,7 @@ class TrialWorker(tune.Trainable):
             task = Task(*self._asked_for(segment), segment.seed, self.threads, keeper)
             yield from self.together(task, self.shared)
             return
-        training = self._training(segment, keeper)
-        yield from keeper.untold(training)
-        for row in training.run(segment.until):
-            keeper.after(row, training)
-            yield row
+        yield from keeper.rows(self._training(segment, keeper))
 
     def _asked_for(self, segment: Segment) -> tuple[dict[str, Any], Recipe]:
         """What a segment's network is built from, and its recipe."""
