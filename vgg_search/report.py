@@ -84,8 +84,12 @@ new Response(unpacked).text().then((plotlyjs) => {{
 def plots(source: Run | Path) -> dict[str, go.Figure]:
     """The figures that can be drawn, by name. Raises ReportError."""
     run = source if isinstance(source, Run) else load(source)
-    drawn = {draw.__name__: draw(run) for draw in FIGURES}
-    return {name: figure for name, figure in drawn.items() if isinstance(figure, go.Figure)}
+    return {n: figure for n, figure in draw_all(run).items() if isinstance(figure, go.Figure)}
+
+
+def draw_all(run: Run) -> dict[str, course.Drawn]:
+    """Each figure by name, or why it cannot be drawn."""
+    return {draw.__name__: draw(run) for draw in FIGURES}
 
 
 def _say(value: Any, form: str = ".4f") -> str:
@@ -190,10 +194,9 @@ def _took(run: Run) -> str:
     ])  # fmt: skip
 
 
-def _evidence(run: Run) -> str:
+def _evidence(run: Run, drawn: dict[str, course.Drawn]) -> str:
     shown, missing = [], []
-    for draw in FIGURES:
-        figure, name = draw(run), draw.__name__
+    for name, figure in drawn.items():
         if isinstance(figure, str):
             missing.append([name.replace("_", " "), figure])
             continue
@@ -235,15 +238,19 @@ def _again(run: Run) -> str:
     )
 
 
-def make_report(folder: Path) -> Path:
-    """Write `report.html` into a run folder and return its path. Raises ReportError."""
+def make_report(folder: Path, pages: bool = False) -> Path:
+    """Write `report.html` into a run folder and return its path; with `pages`, the figures as pages
+    of their own too. Raises ReportError."""
     run = load(Path(folder))
+    drawn = draw_all(run)
+    if pages:  # before the report takes the figures' titles for its own headings
+        make_plots(run.folder, drawn)
     title = escape(f"{run.summary['study']}: depth, width and learning rate")
     warned = "".join(f"<li>{escape(text)}</li>" for text in health(run)) or "<li>No warning.</li>"
     body = (
         f"<h1>{title}</h1>{_answer(run)}"
         f"<h2>Before you trust it</h2><ul class=warnings>{warned}</ul>"
-        f"<h2>What it took</h2>{_took(run)}<h2>Evidence</h2>{_evidence(run)}"
+        f"<h2>What it took</h2>{_took(run)}<h2>Evidence</h2>{_evidence(run, drawn)}"
         f"<h2>Do it again</h2>{_again(run)}"
     )
     path = run.folder / "report.html"
@@ -253,13 +260,16 @@ def make_report(folder: Path) -> Path:
     return path
 
 
-def make_plots(folder: Path) -> Path:
+def make_plots(folder: Path, drawn: dict[str, course.Drawn] | None = None) -> Path:
     """Write each figure as a page into `plots/` of a run folder, for MLflow to show. Raises
     ReportError."""
+    drawn = draw_all(load(Path(folder))) if drawn is None else drawn
     target = Path(folder) / "plots"
     target.mkdir(exist_ok=True)
     packed = b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
-    for name, figure in plots(Path(folder)).items():
+    for name, figure in drawn.items():
+        if isinstance(figure, str):
+            continue
         title, layout = figure.layout.title.text, figure.layout
         page = PLOT.format(
             title=escape(title), look=escape(layout.meta), packed=packed,

@@ -229,7 +229,7 @@ def conclude(
     began: float,
 ) -> dict[str, Any]:
     """Write summary, tables and report, send what is left, and return the summary."""
-    from vgg_search.report import ReportError, health, make_plots, make_report
+    from vgg_search.report import ReportError, health, make_report
     from vgg_search.tables import summarise, write_tables
 
     folder, tracker = study.folder, recorder.tracker
@@ -266,8 +266,7 @@ def conclude(
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     warnings: list[str] = []
     try:
-        make_report(folder)
-        make_plots(folder)
+        make_report(folder, pages=True)
         warnings = health(folder)
     except ReportError as error:  # the study itself is whole, and is to be closed
         log.error("no report: %s", error)
