@@ -72,11 +72,12 @@ bench_training.CHANGES |= {
 
 def allocator_lanes(net: str) -> list[dict[str, Any]]:
     jemalloc = "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"
+    tunables = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"
     forever = {"MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always"}
     return [
         lane("glibc as it comes", net, env={}, settled=False),
         lane("mallopt in the process", net, env={}),
-        lane("mallopt and GLIBC_TUNABLES", net),
+        lane("mallopt and GLIBC_TUNABLES", net, env={"GLIBC_TUNABLES": tunables}),
         lane("jemalloc", net, env={"LD_PRELOAD": jemalloc}, settled=False),
         lane("jemalloc that keeps all, huge pages", net, env={"LD_PRELOAD": jemalloc, **forever},
              settled=False),

@@ -76,8 +76,8 @@ def ranks() -> None:
     import ray
 
     from vgg_search.checkpoint import Keeper, Task
-    from vgg_search.cluster import ray_cluster
     from vgg_search.config import Config
+    from vgg_search.connection import ray_cluster
     from vgg_search.data import load_splits
     from vgg_search.distributed import train_together
     from vgg_search.storage import Place

@@ -164,7 +164,7 @@ LOOPS = {"ours": ours, "loader": loader, "peak": peak}
 
 def lane(name: str, net: str, **spec: Any) -> dict[str, Any]:
     """By default our step, one thread, in the environment of a worker."""
-    env = {key: RAY_ENVIRONMENT[key] for key in ("GLIBC_TUNABLES", "OMP_WAIT_POLICY")}
+    env = {"OMP_WAIT_POLICY": RAY_ENVIRONMENT["OMP_WAIT_POLICY"]}
     base = {"loop": "ours", "precision": "auto", "threads": 1, "settled": True, "times": 1}
     return {"name": name, "net": net, "env": env, **base, **spec}
 

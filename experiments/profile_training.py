@@ -1,6 +1,6 @@
 """Which operations a training step spends its time in: torch.profiler over one epoch.
 
-    VGG_SEARCH_DATA_DIR=... GLIBC_TUNABLES=... python experiments/profile_training.py [NET ...]
+    VGG_SEARCH_DATA_DIR=... python experiments/profile_training.py [NET ...]
 
 Networks and recipe are those of `bench_training.py`; one thread, the second epoch.
 """

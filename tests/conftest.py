@@ -195,8 +195,8 @@ def postgres() -> Iterator[Postgres]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """A Ray of our own, one for all tests: it takes seconds to start."""
-    from vgg_search.cluster import ray_cluster
     from vgg_search.config import Config
+    from vgg_search.connection import ray_cluster
 
     with ray_cluster(Config(address="local")):
         yield

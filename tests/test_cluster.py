@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from vgg_search.cluster import DeviceError, alive, look, ray_cluster, resources, versions
+from vgg_search.cluster import DeviceError, alive, look, resources, versions
 from vgg_search.config import Config, ConfigError
+from vgg_search.connection import ray_cluster
 from vgg_search.storage import Place
 
 CORES = os.cpu_count() or 1
@@ -120,3 +121,34 @@ def test_a_node_says_what_it_sees(tmp_path: Path) -> None:
     assert versions().keys() == {"Python", "ray", "torch", "vgg_search"}
     other = "storage_path is not the driver's: another disk lies there"
     assert look(there, "abc") == look(here, "def") == (versions(), other)
+
+
+LEAVING = """
+import gc, threading, time
+import ray
+from vgg_search.config import Config
+from vgg_search.connection import ray_cluster
+
+gc.disable()
+
+class Held:
+    pass
+
+def collect():
+    while True:
+        time.sleep(0.05)
+        gc.collect()
+
+with ray_cluster(Config(address="local")):
+    for _ in range(2000):  # as Tune leaves its trials behind, each in a cycle
+        held = Held()
+        held.itself, held.object = held, ray.put(b"")
+    del held
+    threading.Thread(target=collect, daemon=True).start()
+"""
+
+
+def test_ray_is_left_while_another_thread_frees_what_was_ray_s(tmp_path: Path) -> None:
+    """Ray ends a process that frees an object's reference while it is being left."""
+    done = subprocess.run([sys.executable, "-c", LEAVING], cwd=tmp_path, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -137,11 +137,7 @@ def test_a_job_is_submitted(nodes: Any, tmp_path: Path) -> None:
 
 def test_an_unsound_node_is_named_and_left_out_if_asked(nodes: Any, tmp_path: Path) -> None:
     """The third node has another torch, by what its packages say, and looks at another disk."""
-    shim = tmp_path / "shim" / "torch-1.2.3.dist-info"
-    shim.mkdir(parents=True)
-    (shim / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.2.3\n")
-    paths = os.pathsep.join([str(shim.parent), os.environ.get("PYTHONPATH", "")])
-    bad = nodes.start(PYTHONPATH=paths)
+    bad = nodes.start(PYTHONPATH=other_torch(tmp_path))
     try:
         code, said = finish(start(tmp_path, nodes, *flags(name="c")), tmp_path)
         assert code == 2
@@ -195,29 +191,51 @@ def at_work(nodes: Any, study: Path, seen: dict[str, str]) -> set[str]:
 
 
 def test_nodes_come_and_go_and_nothing_is_lost(nodes: Any, tmp_path: Path) -> None:
-    """One is killed, one joins and is then told to end as a batch system does."""
-    # Trials longer than a worker takes to start: Ray gives shorter ones to the workers it has
-    space = json.dumps(SPACE | {"num_convs": 1})
-    work = {"num_trials": 5, "max_epochs": 14, "scheduler": "none", "train_images": 5000}
-    given = flags(name="d", space=space, champion_epochs=0, **work)
+    """One is killed, two join, of which one is unsound, and the other is drained again."""
+    # More trials than can be done meanwhile, each of about the time that a worker takes to start
+    space = json.dumps(SPACE | {"num_blocks": 1, "num_convs": 1})
+    work = {"max_epochs": 30, "scheduler": "none", "train_images": 1000, "champion_epochs": 0}
+    given = flags(name="d", space=space, num_trials=5000, **work)
     driver, study = start(tmp_path, nodes, *given), tmp_path / "runs" / "d"
     seen: dict[str, str] = {}
+    bad = None
+
+    def half_done_on(node: str) -> bool:
+        at_work(nodes, study, seen)
+        live = [rows_of(t) for t in so_far(study) if "state" not in t.user_attrs]
+        return any(0 < len(rows) < 20 and seen.get(rows[-1]["worker"]) == node for rows in live)
+
     try:
         first, second = nodes.running[1:]
         wait_for(lambda: at_work(nodes, study, seen) >= {first, second}, driver, tmp_path)
+        wait_for(lambda: half_done_on(second), driver, tmp_path)
         nodes.end(second)
+        bad = nodes.start(PYTHONPATH=other_torch(tmp_path))
+        wait_for(lambda: bad in (tmp_path / "err").read_text(), driver, tmp_path)
         third = nodes.start()
         wait_for(lambda: third in at_work(nodes, study, seen), driver, tmp_path)
-        nodes.end(third, signal.SIGTERM)
+        drain(nodes, third)
+        # Ray lets it go once it is idle: no trial was given to it any more
+        wait_for(lambda: third not in node_ids(nodes), driver, tmp_path)
+        count = len(so_far(study))
+        wait_for(lambda: len(so_far(study)) > count, driver, tmp_path)
+        driver.terminate()
         code, said = finish(driver, tmp_path)
+        assert code == 143, said
+        assert [bad in line for line in said.splitlines()] == [True]
+        (tmp_path / "again").mkdir()
+        asked = ["--num-trials", str(len(read_trials(study))), "--storage-path", str(study.parent)]
+        asked += ["--skip-bad-nodes", "true"]
+        driver = start(tmp_path / "again", nodes, "--resume", "d", *asked)
+        code, said = finish(driver, tmp_path / "again")
     finally:
         driver.kill()
+        if bad:
+            nodes.end(bad)
         nodes.start()  # as it was
-    assert (code, said) == (0, "")
+    assert code == 0, said
     trials = read_trials(study)
-    states = [trial.user_attrs["state"] for trial in trials]
-    assert states.count("completed") + states.count("diverged") == 5
-    assert set(states) <= {"completed", "diverged", "duplicate"}
+    assert {trial.user_attrs["state"] for trial in trials} <= {"completed", "diverged", "duplicate"}
     moved = 0
     for trial in trials:
         rows = rows_of(trial)
@@ -225,6 +243,39 @@ def test_nodes_come_and_go_and_nothing_is_lost(nodes: Any, tmp_path: Path) -> No
         moved += len({row["worker"] for row in rows}) > 1
     assert moved >= 1  # went on elsewhere, from its checkpoint
     assert set(seen.values()) == {first, second, third}
+
+
+def other_torch(folder: Path) -> str:
+    """PYTHONPATH of a node that has another torch, by what its packages say."""
+    shim = folder / "shim" / "torch-1.2.3.dist-info"
+    shim.mkdir(parents=True)
+    (shim / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.2.3\n")
+    return os.pathsep.join([str(shim.parent), os.environ.get("PYTHONPATH", "")])
+
+
+LIST_NODES = """
+import json, ray
+ray.init(logging_level="CRITICAL")
+nodes = [node for node in ray.nodes() if node["Alive"]]
+print(json.dumps({node["NodeManagerAddress"]: node["NodeID"] for node in nodes}))
+"""
+
+
+def node_ids(nodes: Any) -> dict[str, str]:
+    """Ray's name of each node that it has, by address."""
+    given = os.environ | nodes.environment
+    listed = subprocess.run([sys.executable, "-c", LIST_NODES], env=given, stdout=subprocess.PIPE)
+    return dict(json.loads(listed.stdout))
+
+
+def drain(nodes: Any, ip: str) -> None:
+    """Tell Ray that a node will be gone, as KubeRay and the autoscaler do."""
+    command = [RAY, "drain-node", "--address", nodes.address, "--node-id", node_ids(nodes)[ip]]
+    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
+    command += ["--deadline-remaining-seconds", "100"]
+    given = os.environ | nodes.environment
+    done = subprocess.run(command, env=given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_trials_that_need_a_gpu_go_where_one_is(nodes: Any, tmp_path: Path) -> None:

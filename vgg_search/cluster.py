@@ -1,4 +1,4 @@
-"""The cluster a search runs on: how it is joined, what its nodes are, and room for trials there.
+"""The cluster a search runs on: what its nodes are, and room for trials there.
 
 Nothing is assumed of a node: before the first trial each one says which versions it has and whether
 it sees the study's storage, and a node that joins later is asked when it does.
@@ -7,37 +7,28 @@ it sees the study's storage, and a node that joins later is asked when it does.
 import hashlib
 import importlib.metadata
 import logging
-import os
 import platform
-import socket
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray._private.state import state
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import vgg_search
-from vgg_search.config import Config, ConfigError
+from vgg_search.config import Config
+from vgg_search.connection import LOCAL, PACKAGE, address_of
 from vgg_search.storage import Place, StorageError
 
 if TYPE_CHECKING:
-    from ray.tune import PlacementGroupFactory
-
     from vgg_search.checkpoint import Together
 
-PACKAGE = Path(vgg_search.__file__).parent
-# Of the driver's environment, what workers on other machines are to have too (see run.py)
-WORKER_ENVIRONMENT = ("OMP_WAIT_POLICY", "GLIBC_TUNABLES")
-CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 120.0  # for a node to be looked at: to import torch may take a minute there
 LOOK_SECONDS = 2.0  # between two looks at the list of nodes
-LOCAL = "local"  # a Ray of our own
 
 log = logging.getLogger("vgg_search")
 
@@ -48,58 +39,6 @@ class DeviceError(ValueError):
 
 class NodeError(ValueError):
     """Nodes that cannot take part."""
-
-
-def address_of(config: Config) -> str:
-    """Where the cluster is."""
-    return config.address or os.environ.get("RAY_ADDRESS") or LOCAL
-
-
-def _check_address(address: str) -> None:
-    """Raises ConfigError where Ray would try for minutes, or the driver has to be elsewhere."""
-    if address in (LOCAL, "auto"):
-        return
-    host, _, port = address.rpartition(":")
-    rule = f"address must be auto or host:port of a Ray cluster, got {address}"
-    if "://" in address:
-        raise ConfigError(f"{rule}; from a machine outside of it: ray job submit")
-    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
-        raise ConfigError(rule)
-    try:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-    except OSError as error:
-        raise ConfigError(f"{rule}: {error.strerror or error}") from None
-
-
-@contextmanager
-def ray_cluster(config: Config) -> Iterator[None]:
-    """A connection to the cluster of `config.address` or RAY_ADDRESS, else a Ray of our own.
-
-    A cluster's workers get this package from here; they need its dependencies installed only.
-    """
-    address = address_of(config)
-    _check_address(address)
-    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    shipped: dict[str, Any] = {"py_modules": [str(PACKAGE)]}
-    shipped["env_vars"] = {k: os.environ[k] for k in WORKER_ENVIRONMENT if k in os.environ}
-    try:
-        ray.init(
-            address=address,
-            include_dashboard=False if address == LOCAL else None,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            runtime_env=None if address == LOCAL else shipped,
-        )
-    except (ConnectionError, RuntimeError) as error:
-        text = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"address must be a Ray cluster that answers, got {address}: {text}"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def versions() -> dict[str, str]:
@@ -138,19 +77,21 @@ class Cluster:
         """Asks every node. Raises NodeError if one is unsound, unless `skip_bad_nodes`, and
         DeviceError if no node has room for a trial."""
         self.config, self.place = config, place
-        self._alive, self._listed = alive(), time.monotonic()
+        self._look()
         self._sound: dict[str, bool] = {}  # by the node's id, once it is known
         self._asked: dict[Any, tuple[dict[str, Any], Place]] = {}  # by reference to the answer
         if address_of(config) == LOCAL:  # this machine and nothing else
             self._sound = {node["NodeID"]: True for node in self._alive}
         else:
             self._check_all()
-        bad = [node_id for node_id, sound in self._sound.items() if not sound]
-        self.selector = {"ray.io/node-id": f"!in({','.join(bad)})"} if bad else {}
         self.packing = ""  # how many trials share a GPU, and why
         if config.gpus_per_trial == "auto" and config.workers_per_trial == 1:
             config = self._packed(config)
         self.wanted, _ = resources(config, self.nodes())
+
+    def _look(self) -> None:
+        self._alive, self._listed = alive(), time.monotonic()
+        self._draining = state.get_draining_nodes()
 
     def _packed(self, config: Config) -> Config:
         """With as many trials a GPU as one of the GPUs was found to bear."""
@@ -223,14 +164,33 @@ class Cluster:
         if trouble:
             log.warning("node %s: %s", node["NodeManagerAddress"], trouble)
 
+    @property
+    def selector(self) -> dict[str, str]:
+        """Ray's label selector of the nodes that are not known as unsound."""
+        bad = [node_id for node_id, sound in self._sound.items() if not sound]
+        return {"ray.io/node-id": f"!in({','.join(bad)})"} if bad else {}
+
     def nodes(self) -> list[dict[str, float]]:
-        """What each sound node has."""
-        return [node["Resources"] for node in self._alive if self._sound.get(node["NodeID"])]
+        """What each node has that trials may be sent to."""
+        return [node["Resources"] for node in self._open()]
+
+    def _open(self) -> list[dict[str, Any]]:
+        sound = [node for node in self._alive if self._sound.get(node["NodeID"])]
+        return [node for node in sound if node["NodeID"] not in self._draining]
+
+    def only(self) -> dict[str, str]:
+        """Ray's label selector of just these nodes; one that joined and is not known yet waits."""
+        ids = [node["NodeID"] for node in self._open()]
+        return {"ray.io/node-id": f"in({','.join(ids) or 'none'})"}
+
+    def leaving(self) -> set[str]:
+        """Addresses of the nodes that are being drained."""
+        return {n["NodeManagerAddress"] for n in self._alive if n["NodeID"] in self._draining}
 
     def places(self) -> int:
         """Trials that there is room for now, as nodes come and go; never more than asked for."""
         if time.monotonic() - self._listed > LOOK_SECONDS:
-            self._alive, self._listed = alive(), time.monotonic()
+            self._look()
             asked = self._sound.keys() | {node["NodeID"] for node, _ in self._asked.values()}
             joined = [node for node in self._alive if node["NodeID"] not in asked]
             try:
@@ -253,14 +213,12 @@ class Cluster:
 
         return partial(train_together, ranks=number, wanted=wanted, selector=self.selector)
 
-    def request(self) -> "PlacementGroupFactory":
+    def bundle(self) -> dict[str, float]:
         """What Ray is asked for to run a trial."""
-        from ray.tune import PlacementGroupFactory
-
         bundle = {name.upper(): amount for name, amount in self.wanted.items() if amount}
         if self.config.workers_per_trial > 1:  # Ray Train asks for its workers' own
-            bundle = {"memory": 2.0**20}
-        return PlacementGroupFactory([bundle], bundle_label_selector=[self.selector])
+            return {"memory": 2.0**20}
+        return bundle
 
 
 def alive() -> list[dict[str, Any]]:

@@ -49,9 +49,6 @@ RAY_ENVIRONMENT = {
     "RAY_idle_worker_killing_time_threshold_ms": "30000",
     # A waiting thread sleeps: two that spin train at a tenth of one's speed on a busy machine
     "OMP_WAIT_POLICY": "PASSIVE",
-    # Workers keep freed memory from their start on, as `device.settle` has them do later
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"
-    ":glibc.malloc.trim_threshold=4294967296",
 }
 SEND_SECONDS = 60.0  # to wait at the end for a tracker that answers
 STOPPED_SECONDS = 3.0  # the same after a signal, which is to end all within 10 s
@@ -75,7 +72,8 @@ def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, di
     # Late: these import Ray and Optuna, and a mistake in a flag is to be answered at once.
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from vgg_search.cluster import Cluster, ray_cluster
+    from vgg_search.cluster import Cluster
+    from vgg_search.connection import ray_cluster
     from vgg_search.data import load_splits
     from vgg_search.mirror import Mirror, Shelf
     from vgg_search.progress import Progress, closing

@@ -12,21 +12,24 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.execution import tune_controller
+from ray.air.execution import PlacementGroupResourceManager, ResourceRequest
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
+from ray.util.placement_group import PlacementGroup, placement_group
 
-from vgg_search.cluster import LOCAL, Cluster, address_of
+from vgg_search.cluster import Cluster
 from vgg_search.data import Splits
 from vgg_search.study import FINISHED, Study
-from vgg_search.trial import TrialWorker, forget_workers
+from vgg_search.trial import TrialWorker
 
 log = logging.getLogger("vgg_search")
-_CLASSES = tune_controller._ActorClassCache
 
 
 @contextmanager
@@ -132,41 +135,105 @@ class _EachStep(_Unsaved, tune.Callback):
         self.draw()
 
 
-class _PlainActors(_CLASSES):
+class _Request(ResourceRequest):
+    """`request` on the nodes that `selector` has; equal to `request`, which Tune knows it by."""
+
+    def __init__(self, request: ResourceRequest, selector: dict[str, str]) -> None:
+        super().__init__(request.bundles, request.strategy)
+        self.selector = selector
+
+    def to_placement_group(self) -> PlacementGroup:
+        return placement_group(self.bundles, self.strategy, bundle_label_selector=[self.selector])
+
+
+class _Places(PlacementGroupResourceManager):
+    """Asks Ray for a place for each new worker, on nodes known as sound by now."""
+
+    selector: dict[str, str]
+
+    def request_resources(self, resource_request: ResourceRequest) -> None:
+        super().request_resources(_Request(resource_request, self.selector))
+
+    def choose(self, selector: dict[str, str]) -> None:
+        """From now on on the nodes of `selector`, also what was asked for and is not there yet."""
+        self.selector = selector
+        for request, waiting in list(self._request_to_staged_pgs.items()):
+            for _ in range(len(waiting)):
+                self.cancel_resource_request(request)
+                self.request_resources(request)
+
+
+class _PlainActors:
     """Workers in processes that stand ready.
 
     Tune asks for an environment with one variable more (PL_DISABLE_FORK), for which Ray starts each
     worker anew while those that have imported everything stand by: 2 to 3 s until the first trial.
     """
 
-    def get(self, trainable_cls: type) -> Any:
-        if trainable_cls not in self._cache:
-            self._cache[trainable_cls] = ray.remote(trainable_cls)
-        return self._cache[trainable_cls]
+    def __init__(self) -> None:
+        self.known: dict[type, Any] = {}
+
+    def get(self, trainable: type) -> Any:
+        if trainable not in self.known:
+            self.known[trainable] = ray.remote(trainable)
+        return self.known[trainable]
+
+
+class _Controller(TuneController):
+    """Lets a worker that is starting start, and one go whose node is being drained.
+
+    Tune hands a trial whose worker is starting to the first worker that is free and ends the other:
+    where trials take less time than the start of a process, one worker would train them all.
+    """
+
+    def __init__(self, cluster: Cluster, **kwargs: Any) -> None:
+        self.cluster, self.places = cluster, _Places()
+        self.places.choose(cluster.only())
+        super().__init__(**kwargs, resource_manager_factory=lambda: self.places)
+        self._class_cache = _PlainActors()  # type: ignore[assignment]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {name: state[name] for name in state.keys() - {"cluster", "places"}}
+
+    def _maybe_reuse_cached_actor(self, trial: Trial) -> bool:
+        own = self._trial_to_actor.get(trial)
+        starting = own is not None and self._actor_manager.is_actor_started(own)
+        if starting and trial not in self._resetting_trials:
+            return False
+        return super()._maybe_reuse_cached_actor(trial)
+
+    def _maybe_cache_trial_actor(self, trial: Trial) -> bool:
+        leaves = trial.last_result.get("node_ip") in self.cluster.leaving()
+        return not leaves and super()._maybe_cache_trial_actor(trial)
+
+    def _maybe_add_actors(self) -> None:
+        if self.places.selector != (selector := self.cluster.only()):
+            self.places.choose(selector)
+        super()._maybe_add_actors()  # tries one of those that wait for a place, maybe a wrong one
+        for trial in self._staged_trials & self._pending_trials:
+            self._maybe_reuse_cached_actor(trial)
 
 
 def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[], None]) -> None:
     """Train until the study has finished, is told to stop, or is out of budget."""
     scratch = tempfile.mkdtemp(prefix="vgg_search-")
-    left = study.config.num_trials - study.trained + len(study.interrupted)
     trainable = tune.with_parameters(
         TrialWorker,
         splits=splits,
         experiment=study.config,
         place=cluster.place,
         together=cluster.together(),
-        others=(scratch, min(cluster.places(), left)),
     )
     study.budget.devices = cluster.wanted["gpu"] or 1.0
     if cluster.packing:
         log.info(cluster.packing)
-    # Elsewhere than here the variables that Tune passes on may matter
-    local = address_of(study.config) == LOCAL
-    tune_controller._ActorClassCache = _PlainActors if local else _CLASSES  # type: ignore[misc]
+    # What fit() makes
+    tune.tune.TuneController = partial(_Controller, cluster)  # type: ignore[misc, assignment]
     try:
         study.budget.start()
         tune.Tuner(
-            tune.with_resources(trainable, cluster.request()),
+            tune.with_resources(trainable, tune.PlacementGroupFactory([cluster.bundle()])),
             tune_config=tune.TuneConfig(
                 search_alg=StudySearcher(study, cluster.places),
                 num_samples=-1,
@@ -184,7 +251,6 @@ def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[]
         ).fit()
     finally:
         study.budget.stop()
-        forget_workers(scratch)
         shutil.rmtree(scratch, ignore_errors=True)
     if study.finished:
         study.close()

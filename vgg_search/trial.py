@@ -16,7 +16,6 @@ from typing import Any
 import ray
 import torch
 from ray import tune
-from ray.experimental import internal_kv
 
 from vgg_search.checkpoint import Keeper, Task, Together
 from vgg_search.config import Config
@@ -57,22 +56,6 @@ def out_of_memory(error: Exception) -> bool:
     )
 
 
-def wait_for_others(search: str, workers: int, longest: float = 10.0) -> None:
-    """Return when so many workers of this search have come up, or after `longest` seconds.
-
-    Tune lets a free worker take over a trial whose own worker is still starting, and ends that one.
-    Where trials take less time than the start of a process, the first worker would train them all.
-    """
-    until = time.monotonic() + longest
-    internal_kv._internal_kv_put(f"{search}/{platform.node()}:{os.getpid()}", b"here")
-    while len(internal_kv._internal_kv_list(f"{search}/")) < workers and time.monotonic() < until:
-        time.sleep(0.05)
-
-
-def forget_workers(search: str) -> None:
-    internal_kv._internal_kv_del(f"{search}/", del_by_prefix=True)
-
-
 class TrialWorker(tune.Trainable):
     """One slot of the search. `setup` gets what `run_search` gives it with the config; `together`
     trains by several processes, where a trial has them."""
@@ -84,7 +67,6 @@ class TrialWorker(tune.Trainable):
         experiment: Config,
         place: Place,
         together: Together | None = None,
-        others: tuple[str, int] | None = None,
     ) -> None:
         self.experiment, self.place, self.together = experiment, place, together
         self.device = pick_device()
@@ -98,8 +80,6 @@ class TrialWorker(tune.Trainable):
         self.training: Training | None = None
         self.number = -1  # of the trial that `training` is of
         self.reset_config(config)
-        if others:
-            wait_for_others(*others)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.segment: Segment = new_config["segment"]
