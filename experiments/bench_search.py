@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import search_figures
 from curve_model import World
 from record_curves import EPOCHS, experiment
 from search_figures import BUDGET, RUNS, TRACES, WORKERS, draw, read_rows, write_tables
@@ -273,33 +274,35 @@ def append(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
     path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
-def jobs(seeds: range, only: list[str]) -> Iterator[tuple[str, Maker, int, int]]:
-    """(contender, how to make it, workers, seed), what matters most first."""
+Job = tuple[str, Maker, int, int]  # contender, how to make it, workers, seed
+
+
+def jobs(seeds: range, only: list[str], workers: list[int]) -> Iterator[Job]:
+    """What matters most first."""
     made = CONTENDERS | VARIANTS
-    names = only or [*CONTENDERS, *REPORTED]
-    yield from ((name, made[name], WORKERS, seed) for name in names for seed in seeds)
-    for workers in (2, 1, 64):
-        for name in EVERYWHERE if not only else ():
-            yield from ((name, made[name], workers, seed) for seed in seeds)
+    for number in workers:
+        everything = [*CONTENDERS, *REPORTED] if number == WORKERS else EVERYWHERE
+        yield from ((name, made[name], number, s) for name in only or everything for s in seeds)
 
 
-def run_all(world: World, seeds: range, only: list[str]) -> None:
-    done = {(r["contender"], int(r["workers"]), int(r["seed"])) for r in read_rows(RUNS)}
-    for name, make, workers, seed in jobs(seeds, only):
+def run_all(world: World, chosen: Iterator[Job]) -> None:
+    folder = search_figures.RESULTS
+    done = {(r["contender"], int(r["workers"]), int(r["seed"])) for r in read_rows(folder / RUNS)}
+    for name, make, workers, seed in chosen:
         if (name, workers, seed) in done:
             continue
         began = time.perf_counter()
-        with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
-            driver = make(seed, Path(folder))
+        with tempfile.TemporaryDirectory(dir=MEMORY) as study:
+            driver = make(seed, Path(study))
             trace = simulate(driver, world, workers)
             driver.close()
         which = {"contender": name, "workers": workers, "seed": seed}
         changes = [which | dict(zip(TRACE_COLUMNS[3:], c, strict=True)) for c in trace.changes]
-        append(TRACES, TRACE_COLUMNS, changes)
+        append(folder / TRACES, TRACE_COLUMNS, changes)
         last = {"observed": trace.changes[-1][3], "true": trace.changes[-1][4]}
         spent = {"epochs": trace.epochs, "seconds": trace.seconds, "trials": trace.trials}
         row = which | spent | last | {"wall_seconds": time.perf_counter() - began}
-        append(RUNS, RUN_COLUMNS, [row])
+        append(folder / RUNS, RUN_COLUMNS, [row])
         print(f"{name}, {workers} workers, seed {seed}: {last['true']:.4f}", flush=True)
 
 
@@ -330,6 +333,8 @@ def main() -> None:
     made.add_argument("--seeds", type=int, default=SEEDS, help=f"searches of each kind ({SEEDS})")
     made.add_argument("--first", type=int, default=FIRST, help=f"the first one's seed ({FIRST})")
     made.add_argument("--only", nargs="*", default=[], metavar="CONTENDER")
+    made.add_argument("--workers", nargs="*", type=int, default=[WORKERS, 2, 1, 64])
+    made.add_argument("--results", type=Path, default=search_figures.RESULTS, metavar="FOLDER")
     made.add_argument("--driver", action="store_true", help="measure the driver's speed instead")
     options = made.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -338,7 +343,9 @@ def main() -> None:
         measure_driver()
         return
     world = World()
-    run_all(world, range(options.first, options.first + options.seeds), options.only)
+    search_figures.RESULTS = options.results
+    seeds = range(options.first, options.first + options.seeds)
+    run_all(world, jobs(seeds, options.only, options.workers))
     write_tables(world.best, CONTENDERS, REPORTED)
     draw(world.best)
 

@@ -12,7 +12,7 @@ import numpy as np
 from record_curves import EPOCHS
 
 RESULTS = Path(__file__).parents[1] / "results/2026-11-24_search_efficiency_2"
-RUNS, TRACES = RESULTS / "runs.csv", RESULTS / "traces.csv.gz"
+RUNS, TRACES = "runs.csv", "traces.csv.gz"  # there
 BUDGET = 60 * EPOCHS  # epochs of a search: sixty trials that are never stopped
 WORKERS = 8
 CLOSE = 0.002  # accuracy: two tenths of a point
@@ -41,10 +41,10 @@ def quartiles(values: list[float], form: str) -> str:
 def table_rows(best: float, workers: int, names: Iterable[str]) -> list[str]:
     """The README's rows: each contender over its seeds; points are hundredths of accuracy."""
     changes: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
-    for row in read_rows(TRACES):
+    for row in read_rows(RESULTS / TRACES):
         if row["workers"] == workers:
             changes[row["contender"], int(row["seed"])].append(row)
-    runs = [row for row in read_rows(RUNS) if row["workers"] == workers]
+    runs = [row for row in read_rows(RESULTS / RUNS) if row["workers"] == workers]
     goals = {int(row["seed"]): row for row in runs if row["contender"] == "random"}
     lines = [
         "| search | n | trials | regret at the end, points | epochs to within 0.2 points | "
@@ -111,13 +111,16 @@ def pair_rows() -> list[str]:
     from scipy.stats import wilcoxon
 
     final = {
-        (r["contender"], int(r["workers"]), int(r["seed"])): r["true"] for r in read_rows(RUNS)
+        (r["contender"], int(r["workers"]), int(r["seed"])): r["true"]
+        for r in read_rows(RESULTS / RUNS)
     }
     lines = ["| one less the other | workers | n | mean, points | median | won, lost | p |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- |")
     for one, other, workers in PAIRS:
         seeds = [seed for name, w, seed in final if (name, w) == (one, workers)]
         pairs = [(one, workers, s) for s in seeds if (other, workers, s) in final]
+        if not pairs:
+            continue
         gains = 100 * np.array([final[key] - final[other, workers, key[2]] for key in pairs])
         cells = [f"{one} - {other}", str(workers), str(len(gains)), f"{gains.mean():+.2f}"]
         cells += [f"{np.median(gains):+.2f}", f"{(gains > 0).sum()}, {(gains < 0).sum()}"]
@@ -152,7 +155,7 @@ def draw(best: float) -> None:
     from matplotlib import pyplot
 
     shown = ["random", "random+asha", "tpe", "tpe-joint+asha", "tpe+asha", "tpe+promote"]
-    traces, runs = read_rows(TRACES), read_rows(RUNS)
+    traces, runs = read_rows(RESULTS / TRACES), read_rows(RESULTS / RUNS)
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
     for axis, spent, label in zip(
         axes, ("epochs", "seconds"), ("epochs trained", "virtual seconds, 8 workers"), strict=True
