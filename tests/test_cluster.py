@@ -38,6 +38,13 @@ def test_what_no_node_has_is_refused_before_anything_starts() -> None:
     text = r"^gpus_per_trial must be <= 0, the most that a node has, got 0\.5$"
     with pytest.raises(DeviceError, match=text):
         resources_of(Config(gpus_per_trial=0.5))
+    text = (
+        rf"^workers_per_trial must be <= {CORES}, the processes that there is room for, "
+        rf"got {CORES + 1}$"
+    )
+    with pytest.raises(DeviceError, match=text):
+        resources_of(Config(workers_per_trial=CORES + 1))
+    assert resources_of(Config(workers_per_trial=CORES))[1] == 1
     text = "^this experiment needs a GPU, none found; add --needs-gpu false to train on the CPU$"
     with pytest.raises(DeviceError, match=text):
         resources_of(Config(needs_gpu=True))

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import ray
 from fake_workers import SPACE, Workers, experiment, opened, row_at
 from nodes import cluster_of
+from ray import tune
 
 from vgg_search.config import Config
 from vgg_search.data import Splits
@@ -18,6 +20,7 @@ from vgg_search.journal import read_trials, rows_of
 from vgg_search.search import (
     StudySearcher,
     StudyStopper,
+    _Places,
     run_search,
     stop_on_signals,
 )
@@ -100,6 +103,25 @@ def test_a_search_without_budget_left_trains_nothing(tmp_path: Path, splits: Spl
         run_search(study, splits, cluster_of(study), lambda: None)
         assert not study.finished
     assert not any(rows_of(trial) for trial in read_trials(tmp_path / "s"))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_places_that_are_waited_for_are_looked_for_again_on_other_nodes() -> None:
+    request, here = tune.PlacementGroupFactory([{"CPU": 1}]), ray.nodes()[0]["NodeID"]
+    for _ in range(5):  # which of several Ray calls off is chance
+        places = _Places()
+        places.choose({"ray.io/node-id": "in(none)"})
+        for _ in range(2):
+            places.request_resources(request)
+        assert not places.has_resources_ready(request)
+        places.choose({"ray.io/node-id": f"in({here})"})
+        selectors = [asked.selector for asked in places._pg_to_request.values()]  # type: ignore[attr-defined]
+        assert selectors == [places.selector] * 2
+        until = time.monotonic() + 60
+        while not places.has_resources_ready(request) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert places.has_resources_ready(request)
+        places.clear()
 
 
 # ---- between Ray and the study, without Ray ---------------------------------------------------

@@ -365,11 +365,15 @@ def test_device_hours_are_a_budget_that_survives_a_resume(tmp_path: Path) -> Non
         assert again.budget.used_up
 
 
-@pytest.mark.parametrize(("gpus", "devices"), [("auto", 1), (0, 1), (0.25, 0.25), (2, 2)])
+@pytest.mark.parametrize(
+    ("gpus", "workers", "devices"),
+    [("auto", 1, 1), (0, 1, 1), (0.25, 1, 0.25), (2, 1, 2), (1, 4, 4), (0, 2, 2)],
+)
 def test_a_trial_uses_its_share_of_a_device(
-    tmp_path: Path, gpus: float | str, devices: float
+    tmp_path: Path, gpus: float | str, workers: int, devices: float
 ) -> None:
-    study = search(tmp_path / "a", experiment(num_trials=1, gpus_per_trial=gpus), Workers())
+    config = experiment(num_trials=1, gpus_per_trial=gpus, workers_per_trial=workers)
+    study = search(tmp_path / "a", config, Workers())
     assert study.budget.device_seconds == 4 * 2.0 * devices
 
 

@@ -97,7 +97,7 @@ class Task:
 
 
 # `distributed.train_together`, told how many and where: a task and a reference to its data -> rows
-Together = Callable[[Task, Any], Iterator[Row]]
+Together = Callable[..., Iterator[Row]]  # of a Task and a reference to Splits
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

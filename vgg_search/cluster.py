@@ -247,6 +247,12 @@ def resources(config: Config, nodes: list[dict[str, float]]) -> tuple[dict[str, 
         raise DeviceError(
             f"no node has what a trial asks for: {wanted['cpu']:g} CPUs and {wanted['gpu']:g} GPUs"
         )
+    if config.workers_per_trial > slots:
+        raise DeviceError(
+            f"workers_per_trial must be <= {slots}, the processes that there is room for, "
+            f"got {config.workers_per_trial}"
+        )
+    slots //= config.workers_per_trial  # which may be on several nodes
     return wanted, min(slots, config.max_concurrent or slots)
 
 

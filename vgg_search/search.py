@@ -63,11 +63,16 @@ class _Unsaved:
 
 class StudySearcher(_Unsaved, Searcher):
     """Lets Ray ask the study, while there are places for more trials. A Ray trial is a segment;
-    its id is known here only."""
+    its id is known here only. `only` selects the nodes for processes that a trial starts."""
 
-    def __init__(self, study: Study, places: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        study: Study,
+        places: Callable[[], int],
+        only: Callable[[], dict[str, str]] = dict,
+    ) -> None:
         super().__init__()
-        self.study, self.places = study, places
+        self.study, self.places, self.only = study, places, only
         self.numbers: dict[str, int] = {}
         self.plans: set[str] = set()  # how workers train, and why
 
@@ -80,7 +85,7 @@ class StudySearcher(_Unsaved, Searcher):
         if segment == FINISHED:
             return Searcher.FINISHED
         self.numbers[trial_id] = segment.number
-        return {"segment": segment}
+        return {"segment": segment, "nodes": self.only()}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self._report(self.numbers[trial_id], result)
@@ -158,8 +163,10 @@ class _Places(PlacementGroupResourceManager):
         """From now on on the nodes of `selector`, also what was asked for and is not there yet."""
         self.selector = selector
         for request, waiting in list(self._request_to_staged_pgs.items()):
-            for _ in range(len(waiting)):
+            number = len(waiting)
+            for _ in range(number):  # all first: Ray calls off any of them, a new one too
                 self.cancel_resource_request(request)
+            for _ in range(number):
                 self.request_resources(request)
 
 
@@ -190,6 +197,7 @@ class _Controller(TuneController):
         self.cluster, self.places = cluster, _Places()
         self.places.choose(cluster.only())
         super().__init__(**kwargs, resource_manager_factory=lambda: self.places)
+        self._actor_force_cleanup_timeout = 1  # seconds; checkpoints are whole at any time
         self._class_cache = _PlainActors()  # type: ignore[assignment]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -210,6 +218,8 @@ class _Controller(TuneController):
     def _maybe_add_actors(self) -> None:
         if self.places.selector != (selector := self.cluster.only()):
             self.places.choose(selector)
+            if self.cluster.leaving():  # a worker there may be one of those that stand ready
+                self._cleanup_cached_actors(force_all=True)
         super()._maybe_add_actors()  # tries one of those that wait for a place, maybe a wrong one
         for trial in self._staged_trials & self._pending_trials:
             self._maybe_reuse_cached_actor(trial)
@@ -225,7 +235,7 @@ def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[]
         place=cluster.place,
         together=cluster.together(),
     )
-    study.budget.devices = cluster.wanted["gpu"] or 1.0
+    study.budget.devices = (cluster.wanted["gpu"] or 1.0) * study.config.workers_per_trial
     if cluster.packing:
         log.info(cluster.packing)
     # What fit() makes
@@ -235,7 +245,7 @@ def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[]
         tune.Tuner(
             tune.with_resources(trainable, tune.PlacementGroupFactory([cluster.bundle()])),
             tune_config=tune.TuneConfig(
-                search_alg=StudySearcher(study, cluster.places),
+                search_alg=StudySearcher(study, cluster.places, cluster.only),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,

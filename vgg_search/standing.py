@@ -19,13 +19,14 @@ class Budget:
     worker_seconds: float = 0.0  # of training and validation
     epochs: int = 0
     devices: float = field(init=False)
-    """What a trial occupies: a share of a GPU or several; on a CPU, one place."""
+    """What a trial occupies: a share of a GPU or several; on a CPU, a place for each process."""
     _before: float = 0.0  # seconds of the sessions before this one
     _started: float | None = None
 
     def __post_init__(self) -> None:
         gpus = self.config.gpus_per_trial
-        self.devices = 1.0 if gpus == "auto" or not gpus else gpus
+        each = 1.0 if gpus == "auto" or not gpus else gpus
+        self.devices = each * self.config.workers_per_trial
 
     def restore(self, rows: Iterable[dict[str, Any]]) -> None:
         """Count the epochs of an earlier session."""

@@ -83,6 +83,7 @@ class TrialWorker(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.segment: Segment = new_config["segment"]
+        self.nodes: dict[str, str] = new_config.get("nodes", {})
         self.rows = self._rows(self.segment)
         return True
 
@@ -115,7 +116,7 @@ class TrialWorker(tune.Trainable):
         keeper = Keeper.of_trial(self.place, segment, self.experiment.checkpoint_every)
         if self.together:  # this process only listens
             task = Task(*self._asked_for(segment), segment.seed, self.threads, keeper)
-            yield from self.together(task, self.shared)
+            yield from self.together(task, self.shared, selector=self.nodes)
             return
         yield from keeper.rows(self._training(segment, keeper))
 
