@@ -1,0 +1,199 @@
+"""What a GPU makes of it: the notebook's run against its own loop, and several trials on one GPU.
+
+    VGG_SEARCH_DATA_DIR=... python experiments/bench_gpu.py notebook     # ours whole, theirs a part
+    ... packing     # 64 trials at 28 px, with 1, 2, 4 and 8 of them on each GPU at a time
+    add --out results/2026-11-24_gpu to keep the figures
+
+`notebook` trains what experiments/notebook.yaml says, on all 60,000 images, in this process; its
+seconds go from images in memory to the last epoch, with the copy to the device, the initial
+weights, cuDNN's trials of its algorithms and the capture of CUDA graphs. Then, on the same network,
+the notebook's loop: a DataLoader of PIL images, prepared by --loader-workers processes (its own
+number is 4), float32, SGD, the loss read at each step. A --share of an epoch of it is timed, after
+--warm-up steps that are not (start of the processes, first kernels); the whole run follows from its
+images a second: the least that it would take. --net notebook: both at the full width.
+
+`packing` runs `python -m vgg_search.run` once for each number, on the same 64 configurations, each
+trained for all of its epochs; trials a minute of the search, and of the whole command.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_training import NETS
+from bench_trials import ROOT, SEED, environment, experiment, run_ours
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from vgg_search.command_line import load_config
+from vgg_search.data import Splits, load_splits
+from vgg_search.device import plan, settle
+from vgg_search.model import build
+from vgg_search.train import Recipe, Resident, Training
+from vgg_search.trial import recipe_of
+
+VAL_IMAGES = 10_000
+
+
+# ---- notebook -----------------------------------------------------------------------------------
+
+
+def notebook(options: argparse.Namespace) -> dict[str, Any]:
+    """Our run and a share of the notebook's loop, on the same network and images."""
+    flags = ["--config", str(ROOT / "experiments" / "notebook.yaml"), "--name", "bench"]
+    flags += ["--resolution", str(options.resolution), "--max-epochs", str(options.epochs)]
+    config, _ = load_config([*flags, "--dataset", options.dataset])
+    arch = NETS[options.net]["arch"]
+    candidate = config.search_space.sample(None, arch)  # type: ignore[arg-type]  # all is fixed
+    held_out = options.images // 6  # trained on too, as by the champion
+    splits = load_splits(config.dataset, config.data_dir, held_out, options.images - held_out)
+    recipe = recipe_of(config, candidate, options.epochs)
+    shape = candidate.network(options.resolution)
+    settle(torch.get_num_threads())
+
+    began = time.perf_counter()
+    resident = Resident.load(splits, options.device, whole=True)
+    training = Training(build(shape, SEED), resident, recipe, SEED)
+    rows = list(training.run(options.epochs))
+    seconds = time.perf_counter() - began
+    ours = {
+        "seconds": seconds,
+        "images_per_second": options.epochs * options.images / seconds,
+        "last_epoch_images_per_second": rows[-1]["images_per_second"],
+        "train_accuracy": rows[-1]["train_accuracy"],
+        "plan": str(plan(recipe.precision, options.device)),
+        "cuda_graphs": len(training.graphs.captured),
+    }
+    del training, resident  # the other loop is to have the GPU's memory to itself
+    theirs = loader_loop(shape, splits, recipe, options)
+    theirs["seconds"] = options.epochs * options.images / theirs["images_per_second"]
+    return {"ours": ours, "loader": theirs, "ratio": theirs["seconds"] / ours["seconds"]}
+
+
+class Images(Dataset):
+    """As torchvision's FashionMNIST gives them: a PIL image, transformed, and its label."""
+
+    def __init__(self, images: Any, labels: Any, resolution: int) -> None:
+        self.images, self.labels = images, labels
+        self.transform = transforms.Compose(
+            [transforms.Resize((resolution, resolution)), transforms.ToTensor()]
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.images[i])), int(self.labels[i])
+
+
+def loader_loop(
+    shape: dict[str, Any], splits: Splits, recipe: Recipe, options: argparse.Namespace
+) -> dict[str, Any]:
+    """The notebook's loop: its warm-up and then a share of an epoch, both within one epoch."""
+    images = Images(*splits.whole(), options.resolution)
+    workers = options.loader_workers
+    batches = DataLoader(images, recipe.batch_size, shuffle=True, num_workers=workers)
+    warm_up = min(options.warm_up, len(batches) - 1)
+    timed = max(1, min(round(options.share * len(batches)), len(batches) - warm_up))
+    network = build(shape, SEED).to(options.device).train()
+    optimizer = torch.optim.SGD(network.parameters(), recipe.lr)
+    criterion = torch.nn.CrossEntropyLoss()
+    began, seen, loss_sum = time.perf_counter(), 0, 0.0
+    for step, (inputs, answers) in zip(range(warm_up + timed), batches, strict=False):
+        inputs, answers = inputs.to(options.device), answers.to(options.device)
+        loss = criterion(network(inputs), answers)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss_sum += loss.item()  # the notebook draws it, so each step waits for the device
+        seen += len(answers)
+        if step + 1 == warm_up:
+            began, seen = time.perf_counter(), 0
+    speed = seen / (time.perf_counter() - began)
+    return {"images_per_second": speed, "timed_images": seen, "of_an_epoch": seen / len(images)}
+
+
+# ---- packing ------------------------------------------------------------------------------------
+
+
+def packing(options: argparse.Namespace) -> dict[str, Any]:
+    """The same trials with so many on each GPU at a time; on a CPU, so many at a time."""
+    size = {"trials": options.trials, "epochs": options.epochs}
+    size |= {"train_images": options.images, "val_images": min(VAL_IMAGES, options.images)}
+    found = []
+    for packed in options.packed:
+        config = experiment("middle", size, "auto") | {"dataset": options.dataset}
+        if options.device == "cpu":
+            config |= {"max_concurrent": packed}
+        else:
+            config |= {"gpus_per_trial": 1 / packed}
+        with tempfile.TemporaryDirectory(prefix="bench_gpu-") as work:
+            run = run_ours(Path(work), config)
+        found.append(
+            {
+                "packed": packed,
+                "trials_per_minute": 60 * options.trials / run["search_seconds"],
+                "trials_per_minute_of_the_command": 60 * options.trials / run["wall_seconds"],
+                "search_seconds": run["search_seconds"],
+                "slot_busy_fraction": run["summary"]["slot_busy_fraction"],
+                "states": run["summary"]["trials"],
+            }
+        )
+        print(json.dumps(found[-1]), flush=True)
+    return {"size": size, "packing": found}
+
+
+# ---- what is printed and kept -------------------------------------------------------------------
+
+MODES = {"notebook": notebook, "packing": packing}
+DEFAULTS = {
+    "notebook": {"epochs": 10, "images": 60_000, "resolution": 224},
+    "packing": {"epochs": 3, "images": 50_000},
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("mode", choices=MODES)
+    parser.add_argument("--device", default="cuda", help="cuda; cpu: to try it, at a small size")
+    parser.add_argument("--dataset", default="fashion-mnist")
+    parser.add_argument("--out", type=Path, help="folder for <mode>.json")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--images", type=int, help="training images")
+    parser.add_argument("--resolution", type=int, help="of notebook")
+    parser.add_argument("--net", default="narrow", choices=("narrow", "notebook"))
+    parser.add_argument("--share", type=float, default=0.25, help="of an epoch of their loop")
+    parser.add_argument("--warm-up", type=int, default=20, help="steps of theirs, not timed")
+    parser.add_argument("--loader-workers", type=int, default=4)
+    parser.add_argument("--trials", type=int, default=64)
+    parser.add_argument("--packed", type=int, nargs="+", default=[1, 2, 4, 8])
+    options = parser.parse_args(argv)
+    for name, value in DEFAULTS[options.mode].items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    gpu = options.device != "cpu"
+    if gpu and not torch.cuda.is_available():
+        print("this benchmark needs a GPU, none found; try it with --device cpu", file=sys.stderr)
+        return 2
+    device = torch.cuda.get_device_name(options.device) if gpu else "cpu"
+    result = {"mode": options.mode, "device": device, "environment": environment()}
+    result |= {"date": time.strftime("%Y-%m-%d %H:%M"), "cuda": torch.version.cuda}
+    result |= {"command": " ".join(["python", "experiments/bench_gpu.py", *argv])}
+    result |= MODES[options.mode](options)
+    text = json.dumps(result, indent=1)
+    print(text)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / f"{options.mode}.json").write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
