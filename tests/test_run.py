@@ -15,7 +15,7 @@ from nodes import cluster_of
 from vgg_search.config import ConfigError
 from vgg_search.data import Splits
 from vgg_search.progress import Progress
-from vgg_search.recorder import CHAMPION, Recorder
+from vgg_search.recorder import Recorder
 from vgg_search.reuse import servable
 from vgg_search.run import (
     PACKAGES,
@@ -105,13 +105,13 @@ class Part:
         progress = Progress(self.study, quiet=True)
         return crown_best(self.study, self.splits, cluster_of(self.study), self.recorder, progress)
 
-    def put(self) -> list[tuple[str, str]]:
-        """(kind, status) of what was put for the champion's run, batches apart."""
+    def put(self, key: str = "champion/0-1") -> list[tuple[str, str]]:
+        """(kind, status) of what was put for a champion's run, batches apart."""
         rows = self.tracker._oldest(1000)
         return [
             (row.kind, row.body.get("status", ""))
             for row in rows
-            if row.run == CHAMPION and row.kind != "batch"
+            if row.run == key and row.kind != "batch"
         ]
 
 
@@ -134,10 +134,11 @@ def test_the_champion_is_recorded_once_and_kept(part: Part) -> None:
     assert json.loads(json.dumps(card)).items() <= (part.crown() or {}).items()
     assert len(part.put()) == 4  # the same best trial: not trained, tested or told again
     # Killed between writing the champion and putting it: it is still registered.
-    part.recorder.champion_started(part.study.optuna.trials[0])
-    assert CHAMPION in part.tracker.open
-    assert part.crown()
+    part.recorder.champion_started(part.study.optuna.trials[0], 1)
+    assert "champion/0-1" in part.tracker.open
+    part.recorder.catch_up()
     assert part.put()[-2:] == [("register", ""), ("end", "FINISHED")]
+    assert "champion/0-1" not in part.tracker.open
 
 
 @pytest.mark.usefixtures("cluster")
@@ -167,7 +168,7 @@ def test_a_champion_that_is_stopped_is_closed(part: Part, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(part.recorder, "champion_row", stop)
     assert part.crown() is None
-    assert part.put()[-1] == ("end", "KILLED")
+    assert part.put("champion/0-1000")[-1] == ("end", "KILLED")
 
 
 @pytest.mark.parametrize("part", [{"champion_epochs": 0}], indirect=True)

@@ -183,20 +183,17 @@ def crown_best(
     A resumed study whose best trial is still the same keeps the champion it has: the test split is
     not read again.
     """
-    from vgg_search.champion import RayError, crown
-    from vgg_search.recorder import CHAMPION
+    from vgg_search.champion import RayError, crown, planned_epochs
+    from vgg_search.recorder import read_card
 
     config, folder = study.config, study.folder / "champion"
     if study.stopping or study.ranking.incumbent is None or config.champion_epochs == 0:
         return None
     best = study.optuna.get_trials(deepcopy=False)[study.ranking.incumbent[1]]
-    card_file = folder / "model.json"
-    card: dict[str, Any] | None = json.loads(card_file.read_text()) if card_file.exists() else None
+    card = read_card(study.folder)
     if card and card["trial"] == best.number:
-        if CHAMPION in recorder.tracker.open:  # killed just before it was registered
-            recorder.champion_ended(card, folder)
         return card
-    recorder.champion_started(best)
+    recorder.champion_started(best, planned_epochs(best, config, splits))
     progress.announce(f"champion: trial {best.number}'s network, anew on all training images")
 
     def listen(seed: int, epochs: int, row: dict[str, Any]) -> None:
@@ -227,6 +224,7 @@ def conclude(
     began: float,
 ) -> dict[str, Any]:
     """Write summary, tables and report, send what is left, and return the summary."""
+    from vgg_search.recorder import champion_key
     from vgg_search.report import ReportError, health, make_report
     from vgg_search.tables import summarise, write_tables
 
@@ -240,7 +238,7 @@ def conclude(
     wait = STOPPED_SECONDS if stopped else wait
     tracker.flush(wait)
     if champion:
-        answer = tracker.results("champion")
+        answer = tracker.results(champion_key(champion["trial"], champion["epochs"]))
         champion = {
             "val_accuracy": champion["metrics"]["val_accuracy"],
             "test_accuracy": champion["metrics"]["test_accuracy"],
