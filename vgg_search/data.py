@@ -120,11 +120,19 @@ def load_test(dataset: str, data_dir: str | Path | None = None) -> tuple[Array, 
 
     Raises DataError.
     """
-    folder, why = _locate(dataset, data_dir, "t10k")
+    folder, why = check_test(dataset, data_dir)
     images, labels = read_split(folder, "t10k") if folder else _read_sample("t10k")
     if not folder:
         _say_sample(f"{len(labels):,} test images", why)
     return images, labels
+
+
+def check_test(dataset: str, data_dir: str | Path | None = None) -> tuple[Path | None, str]:
+    """Where the test split is, as in `_locate`, without reading it. Raises DataError.
+
+    A search looks at its start: that the split is not there is to be known before hours are spent.
+    """
+    return _locate(dataset, data_dir, "t10k")
 
 
 def stratified_order(labels: Array, seed: int) -> npt.NDArray[np.intp]:
