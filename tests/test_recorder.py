@@ -317,7 +317,7 @@ def crowned(opened: Session, number: int, val_accuracy: float, epochs: int = 2) 
     from vgg_search.reuse import save_model
 
     network = build({"arch": ((1, 4),), "hidden_features": 8, "resolution": 28}, number)
-    metrics = {name: val_accuracy for name in ("val_accuracy", "test_accuracy", "test_loss")}
+    metrics = dict.fromkeys(("val_accuracy", "test_accuracy", "test_loss"), val_accuracy)
     metrics |= dict.fromkeys(("test_accuracy_mean", "test_accuracy_std"))
     card = {"trial": number, "epochs": epochs, "dataset": "sample", "metrics": metrics}
     save_model(opened.study.folder / "champion", network, card)
