@@ -50,6 +50,9 @@ from torchvision.datasets import FashionMNIST
 FashionMNIST(sys.argv[1], download=True)
 """
 
+USING_SAMPLE = "USING THE BUNDLED SAMPLE, NOT THE WHOLE OF FASHION-MNIST"
+_said = False  # that the sample is used
+
 logger = logging.getLogger("vgg_search")
 
 
@@ -214,7 +217,10 @@ def _read_sample(split: str) -> tuple[Array, Array]:
 
 
 def _say_sample(what: str, why: str) -> None:
-    logger.warning("USING THE BUNDLED SAMPLE, NOT THE WHOLE OF FASHION-MNIST: %s (%s)", what, why)
+    """Loudly once a process: said at each reading, it would be read by nobody."""
+    global _said
+    logger.log(logging.INFO if _said else logging.WARNING, "%s: %s (%s)", USING_SAMPLE, what, why)
+    _said = True
 
 
 def _check_count(field: str, value: int, most: int) -> None:

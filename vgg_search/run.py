@@ -78,7 +78,7 @@ def search_and_crown(
         os.environ.setdefault(name, value)
     from vgg_search.cluster import Cluster
     from vgg_search.connection import ray_cluster
-    from vgg_search.data import check_test, load_splits
+    from vgg_search.data import USING_SAMPLE, check_test, load_splits
     from vgg_search.mirror import Mirror, Shelf
     from vgg_search.progress import Progress, closing
     from vgg_search.recorder import Recorder
@@ -112,6 +112,8 @@ def search_and_crown(
         shelf.start()
         (folder / "config.yaml").write_text(config.dump())
         write_log(folder / "log.txt")
+        if splits.name == "sample":  # said before there was a log
+            log.info(USING_SAMPLE)
         uri = config.tracking_uri or default_uri()
         tracker = Tracker(folder, uri, config.experiment, folder.name, servable)
         recorder = Recorder(tracker, study, splits, provenance(), shelf)
@@ -128,13 +130,15 @@ def search_and_crown(
                 run_search(study, splits, cluster, progress.draw)
             recorder.interrupt()
             champion = crown_best(study, splits, cluster, recorder, progress)
-    from vgg_search.conclusion import STOPPED_SECONDS, conclude, exit_code
+    from vgg_search.conclusion import LOOK_SECONDS, STOPPED_SECONDS, conclude, exit_code
 
     summary = conclude(study, splits, recorder, champion, slots, signals, began)
     study.release()
     last_copy = threading.Thread(target=shelf.stop, daemon=True)  # a bucket may be away
     last_copy.start()
-    last_copy.join(STOPPED_SECONDS if signals else None)
+    while last_copy.is_alive() and not signals:
+        last_copy.join(LOOK_SECONDS)
+    last_copy.join(STOPPED_SECONDS)
     print(closing(summary, folder, uri, config.storage_path))
     return exit_code(summary, signals.received), summary
 
