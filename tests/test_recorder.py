@@ -390,3 +390,25 @@ def test_a_champion_whose_folder_another_took_is_not_registered_as_it(session: O
         assert opened.tracker.refused == 1
         assert "model_uri" not in opened.tracker.results(champion_key(0, 2))
         assert "model_uri" in opened.tracker.results(champion_key(1, 2))
+
+
+def test_a_checkpoint_kept_but_not_put_when_the_driver_was_killed_is_put(
+    session: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"num_trials": 2, "scheduler": "none", "top_k": 1, "enqueue": trials(0.5, 0.9)}
+    workers = Workers()
+    with session(**given) as opened:
+
+        def killed(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(opened.tracker, "artifact", killed)
+        with pytest.raises(KeyboardInterrupt):
+            workers.run(opened.study)
+        assert opened.on_disk() == {"0": ["best"]}
+    with session(**given) as opened:
+        assert opened.with_best(opened.send()) == ["trial/0"]
+    with session(**given) as opened:
+        workers.run(opened.study)
+        assert opened.with_best(opened.send()) == ["trial/1"]
+        assert opened.on_disk() == {"1": ["best"]}

@@ -6,7 +6,7 @@ from typing import Any
 
 from vgg_search.data import Splits
 from vgg_search.hints import command
-from vgg_search.recorder import Recorder, champion_key
+from vgg_search.recorder import ANSWERS, Recorder, champion_key
 from vgg_search.report import health, make_report
 from vgg_search.signals import Signals
 from vgg_search.study import Study
@@ -15,7 +15,6 @@ from vgg_search.tables import summarise, write_summary, write_tables
 SEND_SECONDS = 60.0  # to wait at the end for a tracker that answers
 STOPPED_SECONDS = 3.0  # the same after a signal, which is to end all within 10 s
 LOOK_SECONDS = 0.5  # between two looks for a signal
-ANSWERS = ("model_uri", "run_id", "alias_text")  # what MLflow says of a champion
 log = logging.getLogger("vgg_search")
 
 

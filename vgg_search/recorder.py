@@ -25,6 +25,7 @@ EPOCH_METRICS = (
 CHAMPION_METRICS = (
     "val_accuracy test_accuracy test_loss test_accuracy_mean test_accuracy_std"
 ).split()
+ANSWERS = ("model_uri", "run_id", "alias_text")  # what MLflow says of a champion
 STATUS: dict[str, Status] = {"failed": "FAILED", "interrupted": "KILLED"}
 
 
@@ -63,7 +64,10 @@ class Recorder:
         record = [t for t in study.optuna.get_trials(deepcopy=False) if t.state.is_finished()]
         states = Counter(trial.user_attrs.get("state") for trial in record)
         self.untrained = {state: states[state] for state in UNTRAINED}
-        self.kept = {t.number for t in record if self.shelf.is_kept(t.number)}
+        # Of a trial whose run is open, MLflow may not have been sent the checkpoint
+        left = set(tracker.open)
+        sent = [t.number for t in record if run_key(t.number) not in left]
+        self.kept = {number for number in sent if self.shelf.is_kept(number)}
 
     def start(self) -> None:
         config = self.config.model_dump(mode="json")
@@ -158,7 +162,7 @@ class Recorder:
         """Best checkpoints for the top K over the whole study, none for the rest."""
         top = set(self.study.ranking.top())
         for loser in (self.kept | {number}) - top:
-            if loser in self.kept:
+            if loser in self.kept or self.shelf.is_kept(loser):
                 self.tracker.delete_artifact(run_key(loser), "best")
             self.shelf.drop(loser)
         for winner in top - self.kept:

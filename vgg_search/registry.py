@@ -39,7 +39,8 @@ def register(
     card = json.loads((folder / "model.json").read_text())
     trial = client.get_run(run_id).data.tags.get("trial_number", str(card.get("trial")))
     if trial != str(card.get("trial")):
-        raise ValueError(f"trial {trial}'s champion is not registered: {card['trial']}'s took over")
+        rule = f"the folder must hold the champion of trial {trial}"
+        raise ValueError(f"{rule}, got that of trial {card.get('trial')}")
     facts = card | card["metrics"]
     tags = {tag: str(facts[tag]) for tag in TAGS if facts.get(tag) is not None}
     client.log_artifacts(run_id, str(folder), FOLDER)
