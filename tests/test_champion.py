@@ -66,6 +66,7 @@ def test_each_seed_is_trained_whole_and_tested(tmp_path: Path, splits: Splits) -
         "epochs": 2,
         "classes": list(CLASSES),
         "resolution": 28,
+        "arch": [[1, 8]],
         "num_params": best.user_attrs["num_params"],
         "commit": "abc",
     }
