@@ -13,6 +13,7 @@ import torch
 from fake_workers import Workers, experiment, opened
 from nodes import cluster_of
 
+from vgg_search import conclusion
 from vgg_search.conclusion import conclude, exit_code
 from vgg_search.config import ConfigError
 from vgg_search.data import Splits, find_split
@@ -147,7 +148,13 @@ class Part:
 
 
 @pytest.fixture
-def part(tmp_path: Path, splits: Splits, request: pytest.FixtureRequest) -> Iterator[Part]:
+def part(
+    tmp_path: Path,
+    splits: Splits,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Part]:
+    monkeypatch.setattr(conclusion, "SEND_SECONDS", 0.0)
     given = {"num_trials": 1, "scheduler": "none", "champion_epochs": 1, "batch_size": 64}
     given |= {"enqueue": [{"arch": ((1, 8),), "lr": 0.05}], "precision": "fp32"}
     given |= {"dataset": "sample"} | getattr(request, "param", {})
