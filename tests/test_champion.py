@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 
 from vgg_search.champion import FRESH, TIME_SHARE, _train_alone, crown, planned_epochs
 from vgg_search.checkpoint import Keeper, Task
+from vgg_search.cluster import NodeError
 from vgg_search.config import Config
 from vgg_search.data import CLASSES, Splits, load_test
 from vgg_search.journal import trial_seed
@@ -65,6 +66,7 @@ def test_each_seed_is_trained_whole_and_tested(tmp_path: Path, splits: Splits) -
         "epochs": 2,
         "classes": list(CLASSES),
         "resolution": 28,
+        "arch": [[1, 8]],
         "num_params": best.user_attrs["num_params"],
         "commit": "abc",
     }
@@ -121,6 +123,29 @@ def test_an_error_in_its_training_is_the_callers(tmp_path: Path, splits: Splits)
     assert not (tmp_path / "s" / "champion").exists()
 
 
+@pytest.mark.usefixtures("cluster")
+def test_one_that_diverges_is_an_error_and_not_tested(tmp_path: Path, splits: Splits) -> None:
+    """Whichever of its seeds it is: none is left out of a mean in silence."""
+    heard: list[dict[str, Any]] = []
+    given = {"enqueue": [{"arch": ((1, 8),), "lr": 1e30}], "champion_seeds": 2}
+    config = tiny(champion_epochs=3, space=SPACE | {"lr": [0.01, 1e30]}, **given)
+    with opened(tmp_path / "s", config) as study:
+        best = searched(study)
+        with pytest.raises(RayError, match="the loss is not finite any more after epoch 1 of 3"):
+            crown(study, best, splits, cluster_of(study), FACTS, lambda *row: heard.append(row[2]))
+    assert {row["epoch"] for row in heard} == {1}
+    assert not (tmp_path / "s" / "champion").exists()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_without_a_node_to_train_on_it_says_so(tmp_path: Path, splits: Splits) -> None:
+    with opened(tmp_path / "s", tiny(champion_epochs=1)) as study:
+        best, cluster = searched(study), cluster_of(study)
+        cluster._sound.clear()  # as when each node is known as unsound, or is being drained
+        with pytest.raises(NodeError, match="no node is there to train it"):
+            crown(study, best, splits, cluster, FACTS, lambda *_: None)
+
+
 @pytest.mark.parametrize(
     ("asked", "budget", "epochs"),
     [
@@ -141,5 +166,6 @@ def test_epochs_are_what_is_asked_for_or_what_the_time_bears(
 
 def test_the_test_split_is_read_where_a_model_is_finished() -> None:
     package = Path(__file__).parents[1] / "vgg_search"
-    readers = [file.name for file in package.glob("*.py") if "load_test(" in file.read_text()]
-    assert sorted(readers) == ["__main__.py", "champion.py", "data.py", "refine.py"]
+    readers = {file.name: file.read_text().count("load_test(") for file in package.glob("*.py")}
+    once = dict.fromkeys(["__main__.py", "champion.py", "data.py", "refine.py"], 1)
+    assert {name: count for name, count in readers.items() if count} == once

@@ -201,6 +201,59 @@ def test_a_mistake_in_the_environment_is_one_line(
     refused(["run"], text, capfd)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "line", "text"),
+    [
+        ("STORAGE_PATH", "elsewhere", "status", "no study found under elsewhere"),
+        ("STORAGE_PATH", "nowhere", "status --storage-path other", "no study found under other"),
+        ("STORAGE_PATH", "elsewhere", "predict a.png", "no champion found under elsewhere"),
+        ("TRACKING_URI", "ftp://host", "refine", "must be a path or an address"),
+        ("DATASET", "cifar", "evaluate", "argument --dataset: invalid choice: 'cifar'"),
+        ("DATASET", "cifar", "status", "no study found under runs"),  # it has no such flag
+    ],
+)
+def test_other_commands_read_the_environment(
+    name: str,
+    value: str,
+    line: str,
+    text: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(f"VGG_SEARCH_{name}", value)
+    refused(line.split(), text, capfd)
+
+
+class RemoteError(RuntimeError):
+    """As a worker's, which brings its traceback along."""
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("a\nb"), "ValueError: a b (--debug tells more)"),
+        (OSError("disk"), "OSError: disk (--debug tells more)"),
+        (ConnectionError("away"), "away"),
+        (
+            RemoteError("ray::f()\nTraceback (most recent call last):\n  f()\nKeyError: 7\n"),
+            "RemoteError: KeyError: 7 (--debug tells more)",
+        ),
+    ],
+)
+def test_what_is_unexpected_is_one_line_too(
+    error: Exception,
+    text: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(_: object) -> None:
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "status", fails)
+    assert main(["status"]) == 1
+    assert capfd.readouterr().err == f"vgg-search: {text}\n"
+
+
 def test_debug_shows_where_a_mistake_came_from() -> None:
     with pytest.raises(ValueError, match="num_trials must be an integer, got 'many'"):
         main(["run", "--num-trials", "many", "--debug"])

@@ -32,7 +32,9 @@ LOUD = "USING THE BUNDLED SAMPLE"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No data but the sample: an empty cache, no folder named, and a proxy that refuses."""
+    """No data but the sample, which nobody has heard of: an empty cache, no folder named, and a
+    proxy that refuses."""
+    monkeypatch.setattr(data, "_said", False)
     monkeypatch.delenv("VGG_SEARCH_DATA_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -374,6 +376,7 @@ def test_refused_download_falls_back_or_is_an_error(
     cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert load_splits("auto").name == "sample"
+    load_test("auto")  # said once a process
     (line,) = caplog.messages
     assert line.startswith(LOUD)
     assert "Connection refused" in line

@@ -275,6 +275,12 @@ def test_the_last_words_of_a_study_that_was_stopped(tmp_path: Path) -> None:
     assert "as models:/vgg-search/1; mean of its seeds 0.8000, spread 0.0100" in text
     secret = closing(SUMMARY, tmp_path, "postgresql://me:secret@host/db").splitlines()[-2]
     assert secret == "compare   mlflow ui --backend-store-uri postgresql://***@host/db"
+    there = closing(SUMMARY | {"state": "interrupted", "refused": 2}, tmp_path, "x", "my runs")
+    for line in ("run --resume s", "vgg-search status s", "predict IMAGE.png"):
+        assert f"{line} --storage-path 'my runs'" in there
+    bucket = closing(SUMMARY | {"state": "interrupted"}, tmp_path, "x", "s3://b/c")
+    assert "run --resume s --storage-path s3://b/c\n" in bucket
+    assert bucket.endswith("predict IMAGE.png")  # its champion is beside the driver
     unregistered = SUMMARY["champion"] | {"model_uri": None}
     text = closing(SUMMARY | {"champion": unregistered}, tmp_path, "x")
     assert re.search(r"^champion .* parameters$", text, re.MULTILINE)

@@ -12,7 +12,7 @@ from fake_workers import Fault, Workers, experiment, value_at
 
 from vgg_search.config import Config
 from vgg_search.data import Splits
-from vgg_search.recorder import CHAMPION, EPOCH_METRICS, PARENT, Recorder, run_key
+from vgg_search.recorder import EPOCH_METRICS, PARENT, Recorder, champion_key, read_card, run_key
 from vgg_search.reuse import servable
 from vgg_search.segment import Event
 from vgg_search.study import Study
@@ -297,15 +297,118 @@ def test_the_champions_run(session: Open) -> None:
     with session(num_trials=1, scheduler="none", enqueue=trials(0.5)) as opened:
         Workers().run(opened.study)
         best = opened.study.optuna.trials[0]
-        opened.recorder.champion_started(best)
+        opened.recorder.champion_started(best, 2)
         for epoch in (1, 2, 1):  # a worker died, another began anew
             opened.recorder.champion_row(row | {"epoch": epoch})
         opened.recorder.champion_lost("interrupted")
         runs = opened.send()
-        run = runs[CHAMPION]
+        run = runs[champion_key(0, 2)]
         assert run.info.run_name == "champion 1x8-2x16"
         assert (run.info.status, run.data.tags["state"]) == ("KILLED", "interrupted")
         assert (run.data.tags["kind"], run.data.tags["trial_number"]) == ("champion", "0")
         assert opened.points(run, "train_loss") == {1: 0.5, 2: 0.5}
         assert run.data.params["lr"] == "0.5"
         assert run.data.tags["mlflow.parentRunId"] == runs[PARENT].info.run_id
+
+
+def crowned(opened: Session, number: int, val_accuracy: float, epochs: int = 2) -> None:
+    """Trial `number`'s champion as `crown` leaves it, told or not."""
+    from vgg_search.model import build
+    from vgg_search.reuse import save_model
+
+    network = build({"arch": ((1, 4),), "hidden_features": 8, "resolution": 28}, number)
+    metrics = dict.fromkeys(("val_accuracy", "test_accuracy", "test_loss"), val_accuracy)
+    metrics |= dict.fromkeys(("test_accuracy_mean", "test_accuracy_std"))
+    card = {"trial": number, "epochs": epochs, "dataset": "sample", "metrics": metrics}
+    save_model(opened.study.folder / "champion", network, card)
+
+
+def begun(opened: Session, number: int, epochs: int = 2, rows: int = 2) -> None:
+    opened.recorder.champion_started(opened.study.optuna.trials[number], epochs)
+    for epoch in range(1, rows + 1):
+        row = {"train_loss": float(number), "train_accuracy": 0.5, "lr": 0.1}
+        opened.recorder.champion_row(row | {"epoch": epoch})
+
+
+def told(opened: Session) -> None:
+    card = read_card(opened.study.folder)
+    assert card
+    opened.recorder.champion_ended(card, opened.study.folder / "champion")
+
+
+def test_a_better_trial_of_a_resumed_study_has_a_champion_of_its_own(session: Open) -> None:
+    given = {"scheduler": "none", "enqueue": trials(0.5, 0.9)}
+    with session(num_trials=1, **given) as opened:
+        Workers().run(opened.study)
+        begun(opened, 0)
+        crowned(opened, 0, 0.5)
+        told(opened)
+        opened.send()
+    with session(num_trials=2, **given) as opened:
+        Workers().run(opened.study)
+        begun(opened, 1)
+        crowned(opened, 1, 0.9)
+        told(opened)
+        runs = opened.send()
+        first, second = (runs[champion_key(number, 2)] for number in (0, 1))
+        assert opened.points(first, "train_loss") == {1: 0.0, 2: 0.0}
+        assert opened.points(second, "train_loss") == {1: 1.0, 2: 1.0}
+        answers = [opened.tracker.results(champion_key(number, 2)) for number in (0, 1)]
+        assert answers[0]["run_id"] == first.info.run_id
+        assert answers[1]["run_id"] == second.info.run_id
+        assert int(answers[1]["version"]) == int(answers[0]["version"]) + 1
+        assert answers[1]["alias_moved"]
+
+
+def test_a_champion_of_a_killed_driver_is_told_if_whole_else_closed(session: Open) -> None:
+    given = {"scheduler": "none", "enqueue": trials(0.5, 0.9)}
+    with session(num_trials=1, **given) as opened:
+        Workers().run(opened.study)
+        begun(opened, 0, epochs=3, rows=1)  # killed in its training
+    with session(num_trials=2, **given) as opened:
+        Workers().run(opened.study)
+        begun(opened, 1)
+        crowned(opened, 1, 0.9)  # killed before it was told
+    with session(num_trials=2, **given) as opened:
+        runs = opened.send()
+        lost, whole = runs[champion_key(0, 3)], runs[champion_key(1, 2)]
+        assert (lost.info.status, lost.data.tags["state"]) == ("KILLED", "interrupted")
+        assert (whole.info.status, whole.data.tags["state"]) == ("FINISHED", "completed")
+        assert opened.points(lost, "train_loss") == {1: 0.0}
+        assert "model_uri" in opened.tracker.results(champion_key(1, 2))
+
+
+def test_a_champion_whose_folder_another_took_is_not_registered_as_it(session: Open) -> None:
+    with session(num_trials=2, scheduler="none", enqueue=trials(0.5, 0.9)) as opened:
+        Workers().run(opened.study)
+        for number, value in ((0, 0.5), (1, 0.9)):  # both while the tracker was away
+            begun(opened, number)
+            crowned(opened, number, value)
+            told(opened)
+        opened.tracker.start()
+        assert opened.tracker.close(60) == 0
+        assert opened.tracker.refused == 1
+        assert "model_uri" not in opened.tracker.results(champion_key(0, 2))
+        assert "model_uri" in opened.tracker.results(champion_key(1, 2))
+
+
+def test_a_checkpoint_kept_but_not_put_when_the_driver_was_killed_is_put(
+    session: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"num_trials": 2, "scheduler": "none", "top_k": 1, "enqueue": trials(0.5, 0.9)}
+    workers = Workers()
+    with session(**given) as opened:
+
+        def killed(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(opened.tracker, "artifact", killed)
+        with pytest.raises(KeyboardInterrupt):
+            workers.run(opened.study)
+        assert opened.on_disk() == {"0": ["best"]}
+    with session(**given) as opened:
+        assert opened.with_best(opened.send()) == ["trial/0"]
+    with session(**given) as opened:
+        workers.run(opened.study)
+        assert opened.with_best(opened.send()) == ["trial/1"]
+        assert opened.on_disk() == {"1": ["best"]}

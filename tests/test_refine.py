@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from vgg_search.__main__ import main
 from vgg_search.data import load_splits
 from vgg_search.model import build
+from vgg_search.recorder import ANSWERS, champion_key
 from vgg_search.refine import KEPT, RUN, refine
 from vgg_search.reuse import load_folder, save_model, servable
 from vgg_search.search_space import Candidate
@@ -168,3 +169,40 @@ def test_a_stop_closes_its_run(offer: Offer, tmp_path: Path) -> None:
     assert main(["sync", "r"]) == 0
     (run,) = MlflowClient(uri).search_runs(["1"])
     assert (run.info.status, run.data.tags["state"]) == ("KILLED", "interrupted")
+
+
+def test_with_a_bucket_it_is_beside_the_driver(
+    offer: Offer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    offer()
+    told = refined(capfd, "--storage-path", "s3://bucket/prefix", "--champion-epochs", "1")
+    assert (tmp_path / "runs" / told["study"] / "champion" / "model.json").exists()
+    assert not (tmp_path / "s3:").exists()
+
+
+def test_sync_completes_the_summaries(
+    offer: Offer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of a refinement and of a search, when the tracker was away at their ends."""
+    folder, uri = offer(), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    sent = Tracker(tmp_path / "runs" / "a", uri, "vgg-search", "a", servable)
+    key = champion_key(3, EPOCHS)
+    sent.run(key, "champion", {"kind": "champion", "trial_number": 3}, {})
+    sent.register(key, "vgg-search", folder)
+    unknown = dict.fromkeys(ANSWERS)
+    (folder.parent / "summary.json").write_text(json.dumps({"champion": unknown | {"x": 1}}))
+    told = refined(capfd, "--champion-epochs", "1")
+    made = tmp_path / "runs" / told["study"]
+    answers = {name: told["champion"][name] for name in ANSWERS}
+    written = json.loads((made / "summary.json").read_text())
+    (made / "summary.json").write_text(json.dumps(written | {"champion": unknown}))
+    for name in ("a", told["study"]):
+        assert main(["sync", name]) == 0
+    first, second = (
+        json.loads((run / "summary.json").read_text())["champion"] for run in (folder.parent, made)
+    )
+    assert first["run_id"] == sent.results(key)["run_id"]
+    assert first["model_uri"].startswith("models:/vgg-search/")
+    assert first["x"] == 1
+    assert second == answers
+    assert all(second.values())

@@ -421,7 +421,9 @@ def test_an_interrupted_study_without_completed_trials(study: Path) -> None:
     assert "There is no answer: no trial was completed" in text
     assert "The baseline was interrupted in epoch 9, at " in text
     assert "The search took" not in text
-    assert "python -m vgg_search.run --resume full" in text
+    assert "python -m vgg_search.run --resume full    #" in text
+    edit(study, "config.yaml", storage_path="/data/runs")
+    assert "--resume full --storage-path /data/runs    #" in told(study)
     assert "there is no champion" in text
     assert [warning.split(":")[0] for warning in health(study)[:2]] == [
         "The study is interrupted", "No trial was completed",

@@ -436,3 +436,11 @@ def test_export_refuses_bad_input(
     message = r"^onnx export needs the extra 'export': pip install 'vgg-search\[export\]'$"
     with pytest.raises(ModelError, match=message):
         reuse.export(saved, "onnx", saved / "x", images)
+
+
+def test_the_command_verifies_an_export_on_validation_images(
+    saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", str(saved), "--format", "safetensors", "--dataset", "sample", "--json"]
+    assert main(["export", *flags, "--out", str(tmp_path / "out")]) == 0
+    assert json.loads(capfd.readouterr().out.splitlines()[-1])["images"] == 1000

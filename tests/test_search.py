@@ -1,9 +1,6 @@
 """The search on a real Ray: what a trial may ask for, segments on reused workers, and signals."""
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,6 @@ from vgg_search.search import (
     StudyStopper,
     _Places,
     run_search,
-    stop_on_signals,
 )
 from vgg_search.segment import Event
 from vgg_search.study import FINISHED, Study
@@ -197,40 +193,6 @@ def test_the_stopper_looks_at_the_study(tmp_path: Path) -> None:
     with opened(tmp_path / "t", experiment()) as study:
         study.stopping = True
         assert StudyStopper(study).stop_all()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_stops_the_study(tmp_path: Path, number: signal.Signals) -> None:
-    with opened(tmp_path / "s", experiment()) as study:
-        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-        with stop_on_signals(study) as received:
-            assert not study.stopping
-            signal.raise_signal(number)
-            assert study.stopping
-            assert received == [number]
-            assert study.propose() == FINISHED
-            assert not study.finished  # but stopped
-        assert {s: signal.getsignal(s) for s in before} == before
-
-
-TWICE = """
-import os, signal, sys
-from pathlib import Path
-from fake_workers import experiment, opened
-from vgg_search.search import stop_on_signals
-with opened(Path(sys.argv[1]), experiment()) as study, stop_on_signals(study):
-    os.kill(os.getpid(), signal.SIGINT)
-    print("once", flush=True)
-    os.kill(os.getpid(), signal.SIGTERM)
-    print("twice", flush=True)
-"""
-
-
-def test_the_second_signal_ends_the_process(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", TWICE, str(tmp_path / "s")]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=100)
-    assert (done.returncode, done.stdout) == (143, "once\n"), done.stderr
 
 
 def test_nothing_of_ours_is_pickled_for_a_restore(tmp_path: Path) -> None:

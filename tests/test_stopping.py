@@ -89,6 +89,27 @@ def test_a_signal_stops_the_search_and_resume_goes_on(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_first_trial_is_answered_too(
+    tmp_path: Path, number: int, code: int
+) -> None:
+    with search(tmp_path, *FLAGS) as driver:
+        until = time.monotonic() + 200
+        while not (tmp_path / "runs" / "study" / "config.yaml").exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        driver.send_signal(number)
+        _, err = driver.communicate(timeout=100)
+    assert driver.returncode == code, err
+    assert "Traceback" not in err
+    assert "raylet" not in err
+    with search(tmp_path, "--resume", "study", "--json") as driver:
+        out, err = driver.communicate(timeout=300)
+    assert driver.returncode == 0, err
+    assert json.loads(out.splitlines()[-1])["state"] == "completed"
+
+
+@pytest.mark.slow
 def test_trials_of_a_killed_driver_are_closed_by_the_next_start(tmp_path: Path) -> None:
     with search(tmp_path, *FLAGS) as driver:
         wait_for(tmp_path, live)

@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 the work failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM. A m
 on stderr; `--debug` shows where it came from.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -16,11 +15,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from vgg_search.command_line import parser
-from vgg_search.config import ConfigError, check_tracker
+from vgg_search.config import ConfigError
+from vgg_search.hints import command
+from vgg_search.options import count, parse, parser_of, study_of
 from vgg_search.storage import local_folder
 
 Result = tuple[int, dict[str, Any]]
+FROM_ENVIRONMENT = ("storage_path", "tracking_uri", "experiment", "dataset", "data_dir")
+VERIFIED_IMAGES = 1000  # on which an exported file has to agree
 MODEL = "a run or champion folder, or models:/NAME@ALIAS; without it, the latest champion"
 
 
@@ -33,9 +35,9 @@ def run(argv: Sequence[str]) -> Result:
 
 def predict(argv: Sequence[str]) -> Result:
     """class and probability of image files"""
-    made = _parser("predict")
+    made = parser_of(COMMANDS["predict"])
     made.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG file")
-    options = made.parse_args(argv)
+    options = parse(made, argv)
     from vgg_search import reuse
 
     model = reuse.load(options.model, options.storage_path, options.tracking_uri)
@@ -50,7 +52,7 @@ def predict(argv: Sequence[str]) -> Result:
 
 def evaluate(argv: Sequence[str]) -> Result:
     """test accuracy, loss, table a class, confusion matrix"""
-    options = _parser("evaluate", data=True).parse_args(argv)
+    options = parse(parser_of(COMMANDS["evaluate"], data=True), argv)
     from vgg_search import reuse
     from vgg_search.data import load_test
 
@@ -75,14 +77,14 @@ def evaluate(argv: Sequence[str]) -> Result:
 
 def refine(argv: Sequence[str]) -> Result:
     """the champion trained on: a new version that names its parent"""
-    made = _parser("refine")
+    made = parser_of(COMMANDS["refine"])
     made.add_argument(
-        "--champion-epochs", type=_count, metavar="N", help="epochs; without it, as many as it had"
+        "--champion-epochs", type=count, metavar="N", help="epochs; without it, as many as it had"
     )
     made.add_argument("--seed", type=int, default=0, help="of shuffling and augmentation (0)")
     made.add_argument("--data-dir", type=Path, help="folder with Fashion-MNIST")
     made.add_argument("--experiment", default="vgg-search", help="MLflow experiment (vgg-search)")
-    options = made.parse_args(argv)
+    options = parse(made, argv)
     from vgg_search.run import RAY_ENVIRONMENT, provenance
 
     os.environ.update(RAY_ENVIRONMENT | os.environ)  # before torch, as in a search
@@ -100,7 +102,7 @@ def refine(argv: Sequence[str]) -> Result:
     result = refine(
         folder,
         lineage(options.model, folder, uri),
-        Path(options.storage_path, datetime.now().strftime("refined-%Y%m%d-%H%M%S.%f")),
+        local_folder(options.storage_path, datetime.now().strftime("refined-%Y%m%d-%H%M%S.%f")),
         {"tracking_uri": uri, "experiment": options.experiment},
         provenance(),
         listen,
@@ -119,22 +121,25 @@ def refine(argv: Sequence[str]) -> Result:
             f"{result['study']}: test accuracy {told['test_accuracy']:.4f} after "
             f"{result['epochs']} epochs, {told['parent_test_accuracy']:.4f} before ({made_of})"
         )
-        print(told["alias_text"] or f"not registered yet: vgg-search sync {result['study']}")
+        later = command(f"vgg-search sync {result['study']}", options.storage_path)
+        print(told["alias_text"] or f"not registered yet: {later}")
     return int(result["unsent"] > 0), result
 
 
 def export(argv: Sequence[str]) -> Result:
     """the model as a file, verified: safetensors, pt2 or onnx"""
-    made = _parser("export", data=True)
+    made = parser_of(COMMANDS["export"], data=True)
     made.add_argument("--format", required=True, choices=("safetensors", "pt2", "onnx"))
     made.add_argument("--out", required=True, type=Path, metavar="PATH")
-    options = made.parse_args(argv)
+    options = parse(made, argv)
     from vgg_search import reuse
-    from vgg_search.data import load_test
+    from vgg_search.data import load_splits
 
     folder = reuse.find_model(options.model, options.storage_path, options.tracking_uri)
-    images, _ = load_test(options.dataset or _dataset(folder), options.data_dir)
-    result = reuse.export(folder, options.format, options.out, images[:1000])
+    # Validation images: to compare two files is no reason to read the test split
+    splits = load_splits(options.dataset or _dataset(folder), options.data_dir)
+    images = splits.val_images[:VERIFIED_IMAGES]
+    result = reuse.export(folder, options.format, options.out, images)
     if not options.json:
         print(
             f"{options.out}: {result['bytes']:,} bytes, largest difference in a probability "
@@ -145,7 +150,7 @@ def export(argv: Sequence[str]) -> Result:
 
 def report(argv: Sequence[str]) -> Result:
     """a study's report.html, made again"""
-    folder, options = _study("report", argv)
+    folder, options = study_of(COMMANDS["report"], argv)
     from vgg_search.report import make_report
 
     page = make_report(folder)
@@ -156,7 +161,7 @@ def report(argv: Sequence[str]) -> Result:
 
 def status(argv: Sequence[str]) -> Result:
     """a study on one screen, running or not"""
-    folder, options = _study("status", argv)
+    folder, options = study_of(COMMANDS["status"], argv)
     from vgg_search.status import show, status
 
     state = status(folder)
@@ -167,11 +172,13 @@ def status(argv: Sequence[str]) -> Result:
 
 def sync(argv: Sequence[str]) -> Result:
     """send what MLflow has not yet got"""
-    folder, options = _study("sync", argv)
+    folder, options = study_of(COMMANDS["sync"], argv)
+    from vgg_search.refine import complete_summary
     from vgg_search.reuse import servable
     from vgg_search.tracking import sync
 
     result = sync(folder, servable, timeout=options.timeout)
+    complete_summary(folder)
     if not options.json:
         print(f"{result['unsent']} rows unsent, {result['refused']} refused")
     if result["unsent"]:
@@ -181,53 +188,6 @@ def sync(argv: Sequence[str]) -> Result:
 
 ALL = (run, predict, evaluate, refine, export, report, status, sync)
 COMMANDS: dict[str, Callable[[Sequence[str]], Result]] = {made.__name__: made for made in ALL}
-
-
-def _parser(command: str, data: bool = False, model: bool = True) -> argparse.ArgumentParser:
-    made = parser(f"vgg-search {command}", str(COMMANDS[command].__doc__).capitalize() + ".")
-    if data:
-        made.add_argument("--data-dir", type=Path, help="folder with Fashion-MNIST")
-        made.add_argument("--dataset", choices=("auto", "fashion-mnist", "sample"))
-    if model:
-        made.add_argument("--model", help=MODEL)
-        made.add_argument("--tracking-uri", type=_tracker, help="MLflow, for models:/")
-    made.add_argument("--storage-path", default="runs", help="where run folders are (runs)")
-    made.add_argument("--json", action="store_true", help="print the result as one JSON line")
-    made.add_argument("--debug", action="store_true", help="show tracebacks")
-    return made
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer >= 1, got {text!r}")
-    return int(text)
-
-
-def _tracker(text: str) -> str | None:
-    try:
-        return check_tracker(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"must {error}, got {text!r}") from None
-
-
-def _study(command: str, argv: Sequence[str]) -> tuple[Path, argparse.Namespace]:
-    """The run folder that a command line names, by default the latest."""
-    made = _parser(command, model=False)
-    made.add_argument(
-        "name", nargs="?", metavar="NAME", help="of the study; without it, the latest"
-    )
-    if command == "sync":
-        made.add_argument("--timeout", type=float, default=600.0, help="seconds to try (600)")
-    options = made.parse_args(argv)
-    runs = local_folder(options.storage_path, "")
-    mark = "outbox.db" if command == "sync" else "study.journal"
-    folders = sorted(runs.glob(f"*/{mark}"), key=lambda file: file.stat().st_mtime)
-    if not options.name and not folders:
-        raise ConfigError(f"no study found under {runs}")
-    folder = runs / options.name if options.name else folders[-1].parent
-    if not (folder / mark).is_file():
-        raise ConfigError(f"no study named {options.name} in {runs}")
-    return folder, options
 
 
 def _dataset(folder: Path) -> str:
@@ -271,10 +231,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in argv:
             raise
-        expected = isinstance(error, (ValueError, ConnectionError))
-        text = str(error) if expected else f"{type(error).__name__}: {error} (--debug tells more)"
-        print(f"vgg-search: {text}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+        print(f"vgg-search: {_line(error)}", file=sys.stderr)
+        return 2 if _bad_input(error) else 1
+
+
+def _bad_input(error: Exception) -> bool:
+    """Whether it is one of this package's own, which are all about what was given."""
+    return isinstance(error, ValueError) and type(error).__module__.startswith("vgg_search.")
+
+
+def _line(error: Exception) -> str:
+    """The error in one line; of one that brings a traceback along, as a worker's, its last."""
+    text = str(error).strip()
+    text = text.splitlines()[-1] if "Traceback (" in text else " ".join(text.split())
+    if not _bad_input(error) and not isinstance(error, ConnectionError):
+        text = f"{type(error).__name__}: {text} (--debug tells more)"
+    return text
 
 
 if __name__ == "__main__":

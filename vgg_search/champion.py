@@ -6,6 +6,7 @@ winner is a maximum over noise, so the champion is not judged by it. The test sp
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -13,10 +14,9 @@ import numpy as np
 import ray
 import torch
 from optuna.trial import FrozenTrial
-from ray.exceptions import RayError
 
 from vgg_search.checkpoint import Keeper, Task, Together
-from vgg_search.cluster import Cluster
+from vgg_search.cluster import Cluster, NodeError
 from vgg_search.config import Config
 from vgg_search.data import CLASSES, MEAN, STD, Splits, load_test
 from vgg_search.device import settle
@@ -24,11 +24,11 @@ from vgg_search.images import contact_sheet
 from vgg_search.journal import METRIC, candidate_of, rows_of, trial_seed
 from vgg_search.model import VGG, build
 from vgg_search.reuse import Servable, evaluate, load, save_model
-from vgg_search.storage import TRIALS
+from vgg_search.storage import TRIALS, StorageError
 from vgg_search.study import Study
 from vgg_search.trial import RECIPE_FIELDS, pick_device, recipe_of
 
-__all__ = ["RayError", "crown", "load"]
+__all__ = ["crown", "load", "planned_epochs"]
 
 FRESH = 1_000_000  # numbers of the champion's seeds start here, beyond any trial's
 TIME_SHARE = 0.6  # of the search's time budget, at most, goes to the champion
@@ -48,11 +48,15 @@ def crown(
 
     Its worst images go to `worst.png`. Returns its card, as in model.json, or None if the study
     was told to stop. Seeds run side by side where the cluster has room; `listen(index of the seed,
-    epochs, row)` hears of each epoch.
+    epochs, row)` hears of each epoch. Raises RayError if a seed's training fails, the others too
+    then ending: a mean over those that went well would flatter. Raises NodeError where no node is
+    there to train on, DataError if the test split cannot be read.
     """
     config, candidate = study.config, candidate_of(best.user_attrs)
     epochs, number = planned_epochs(best, config, splits), config.champion_seeds
     wanted, nodes = cluster.wanted, [node.get("CPU", 0.0) for node in cluster.nodes()]
+    if not nodes:
+        raise NodeError("no node is there to train it")
     cores = max(1, int(min(max(nodes), sum(nodes) // number)))  # a task has its place on one node
     cpus = config.cpus_per_trial if wanted["gpu"] else max(config.cpus_per_trial, cores)
     asked: dict[str, Any] = {"num_cpus": cpus, "num_gpus": wanted["gpu"], "max_retries": 2}
@@ -69,19 +73,21 @@ def crown(
         task = Task(network, recipe, seed, max(1, int(cpus)), keeper, whole=True)
         streams[train.remote(task, [data], together)] = i
     networks: dict[int, VGG] = {}
-    while streams:
-        ready: list[Any] = ray.wait(list(streams), timeout=0.2, fetch_local=False)[0]
-        if study.stopping:
-            for stream in streams:
-                ray.cancel(stream, force=True)
-            return None
-        for stream in ready:
-            item: Row = ray.get(next(stream))
-            if "weights" not in item:
-                listen(streams[stream], epochs, item)
-                continue
-            trained = networks[streams.pop(stream)] = build(network, 0)
-            trained.load_state_dict({k: torch.tensor(v) for k, v in item["weights"].items()})
+    try:
+        while streams:
+            ready: list[Any] = ray.wait(list(streams), timeout=0.2, fetch_local=False)[0]
+            if study.stopping:
+                return None
+            for stream in ready:
+                item: Row = ray.get(next(stream))
+                if "weights" not in item:
+                    listen(streams[stream], epochs, item)
+                    continue
+                trained = networks[streams.pop(stream)] = build(network, 0)
+                trained.load_state_dict({k: torch.tensor(v) for k, v in item["weights"].items()})
+    finally:
+        for stream in streams:
+            ray.cancel(stream, force=True)
     card = facts | {
         "dataset": splits.name,
         "digest": splits.digest,
@@ -109,8 +115,9 @@ def crown(
     worst = contact_sheet(images[[row["image"] for row in scores[0]["worst"]]])
     worst.save(study.folder / "worst.png")
     save_model(study.folder / "champion", networks[0], card)
-    for folder in folders:
-        cluster.place.remove(folder)
+    with suppress(StorageError):  # what is left there costs room and nothing else
+        for folder in folders:
+            cluster.place.remove(folder)
     return card
 
 
@@ -125,9 +132,15 @@ def planned_epochs(best: FrozenTrial, config: Config, splits: Splits) -> int:
 
 
 def _train(task: Task, data: list[Any], together: Together | None) -> Iterator[Row]:
-    """Rows of one champion, then {"weights": ...}. All of them again if it was begun before."""
+    """Rows of one champion, then {"weights": ...}. All of them again if it was begun before.
+
+    Raises RuntimeError unless it was trained to its last epoch, with a finite loss.
+    """
     yield from together(task, data[0]) if together else _train_alone(task, ray.get(data[0]))
     training = task.training(ray.get(data[0]), "cpu")
+    if training.diverged or training.epoch < task.keeper.until:
+        what = "the loss is not finite any more" if training.diverged else "it ended"
+        raise RuntimeError(f"{what} after epoch {training.epoch} of {task.keeper.until}")
     yield {"weights": {name: t.numpy() for name, t in training.weights().items()}}
 
 

@@ -50,6 +50,9 @@ from torchvision.datasets import FashionMNIST
 FashionMNIST(sys.argv[1], download=True)
 """
 
+USING_SAMPLE = "USING THE BUNDLED SAMPLE, NOT THE WHOLE OF FASHION-MNIST"
+_said = False  # that the sample is used
+
 logger = logging.getLogger("vgg_search")
 
 
@@ -120,11 +123,19 @@ def load_test(dataset: str, data_dir: str | Path | None = None) -> tuple[Array, 
 
     Raises DataError.
     """
-    folder, why = _locate(dataset, data_dir, "t10k")
+    folder, why = check_test(dataset, data_dir)
     images, labels = read_split(folder, "t10k") if folder else _read_sample("t10k")
     if not folder:
         _say_sample(f"{len(labels):,} test images", why)
     return images, labels
+
+
+def check_test(dataset: str, data_dir: str | Path | None = None) -> tuple[Path | None, str]:
+    """Where the test split is, as in `_locate`, without reading it. Raises DataError.
+
+    A search looks at its start: that the split is not there is to be known before hours are spent.
+    """
+    return _locate(dataset, data_dir, "t10k")
 
 
 def stratified_order(labels: Array, seed: int) -> npt.NDArray[np.intp]:
@@ -206,7 +217,10 @@ def _read_sample(split: str) -> tuple[Array, Array]:
 
 
 def _say_sample(what: str, why: str) -> None:
-    logger.warning("USING THE BUNDLED SAMPLE, NOT THE WHOLE OF FASHION-MNIST: %s (%s)", what, why)
+    """Loudly once a process: said at each reading, it would be read by nobody."""
+    global _said
+    logger.log(logging.INFO if _said else logging.WARNING, "%s: %s (%s)", USING_SAMPLE, what, why)
+    _said = True
 
 
 def _check_count(field: str, value: int, most: int) -> None:

@@ -8,7 +8,7 @@ import optuna
 import torch
 
 from vgg_search.arch import depth, describe
-from vgg_search.config import Config
+from vgg_search.config import Config, ConfigError
 from vgg_search.device import settle
 from vgg_search.model import VGG, build
 from vgg_search.progress import duration
@@ -31,7 +31,7 @@ def forecast(config: Config) -> dict[str, Any]:
     print(config.dump())
     candidates = sample(config, SAMPLES)
     if not candidates:
-        raise ValueError("space must have networks within max_params and max_flops, found none")
+        raise ConfigError("space must have networks within max_params and max_flops, found none")
     images = config.train_images or SPLIT_IMAGES - config.val_images
     if config.dataset == "sample":
         images = min(images, SAMPLE_IMAGES - min(config.val_images, SAMPLE_IMAGES // 6))

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vgg_search.arch import as_arch, describe
+from vgg_search.hints import command, resume
 from vgg_search.journal import METRIC, UNTRAINED
 from vgg_search.outbox import masked
 from vgg_search.segment import Event
@@ -165,7 +166,7 @@ class Progress:
         return table
 
 
-def closing(summary: dict[str, Any], folder: Path, uri: str) -> str:
+def closing(summary: dict[str, Any], folder: Path, uri: str, storage_path: str = "runs") -> str:
     """What came out, and what to do next."""
     states = {name: n for name, n in summary["trials"].items() if n}
     lines = [
@@ -195,14 +196,15 @@ def closing(summary: dict[str, Any], folder: Path, uri: str) -> str:
             lines.append(f"alias     {champion['alias_text']}")
     lines += [f"warning   {text}" for text in summary["warnings"]]
     if summary["refused"]:
-        look = f"vgg-search status {summary['study']} tells which"
-        lines.append(f"warning   MLflow refused {summary['refused']} rows for good: {look}")
+        look = command(f"vgg-search status {summary['study']}", storage_path)
+        refused = f"MLflow refused {summary['refused']} rows for good"
+        lines.append(f"warning   {refused}: {look} tells which")
     if summary["state"] == "interrupted":
-        lines.append(f"go on     python -m vgg_search.run --resume {summary['study']}")
+        lines.append(f"go on     {resume(summary['study'], storage_path)}")
     lines.append(f"report    {folder / 'report.html'}")
     here = uri == f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     database = "mlflow ui" if here else f"mlflow ui --backend-store-uri {uri}"
     lines.append(f"compare   {masked(uri if uri.startswith('http') else database)}")
     if champion:
-        lines.append("use       python -m vgg_search predict IMAGE.png")
+        lines.append(f"use       {command('python -m vgg_search predict IMAGE.png', storage_path)}")
     return "\n".join(lines)

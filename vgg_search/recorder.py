@@ -1,5 +1,6 @@
 """What a study's events become in MLflow, and which checkpoints stay. It puts, and never waits."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from vgg_search.segment import Event
 from vgg_search.study import Study
 from vgg_search.tracking import Status, Tracker
 
-PARENT, CHAMPION = "study", "champion"
+PARENT = "study"
 REGISTERED = "vgg-search"
 FILES = ("report.html", "plots", "trials.csv", "epochs.csv", "summary.json", "study.journal")
 EPOCH_METRICS = (
@@ -24,11 +25,24 @@ EPOCH_METRICS = (
 CHAMPION_METRICS = (
     "val_accuracy test_accuracy test_loss test_accuracy_mean test_accuracy_std"
 ).split()
+ANSWERS = ("model_uri", "run_id", "alias_text")  # what MLflow says of a champion
 STATUS: dict[str, Status] = {"failed": "FAILED", "interrupted": "KILLED"}
 
 
 def run_key(number: int) -> str:
     return f"trial/{number}"
+
+
+def champion_key(trial: int, epochs: int) -> str:
+    """Another best trial's champion is another run, and so is one of another length."""
+    return f"champion/{trial}-{epochs}"
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """The card of the champion that a run folder holds; None if it has none."""
+    file = folder / "champion" / "model.json"
+    card: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
+    return card
 
 
 class Recorder:
@@ -46,10 +60,14 @@ class Recorder:
         self.shelf = shelf or Shelf(study.folder)
         self.dataset, self.digest = splits.name, splits.digest
         self.facts = facts  # versions, commit, host: tags of the parent
+        self.champion = ""  # key of the one that is being trained
         record = [t for t in study.optuna.get_trials(deepcopy=False) if t.state.is_finished()]
         states = Counter(trial.user_attrs.get("state") for trial in record)
         self.untrained = {state: states[state] for state in UNTRAINED}
-        self.kept = {t.number for t in record if self.shelf.is_kept(t.number)}
+        # Of a trial whose run is open, MLflow may not have been sent the checkpoint
+        left = set(tracker.open)
+        sent = [t.number for t in record if run_key(t.number) not in left]
+        self.kept = {number for number in sent if self.shelf.is_kept(number)}
 
     def start(self) -> None:
         config = self.config.model_dump(mode="json")
@@ -144,7 +162,7 @@ class Recorder:
         """Best checkpoints for the top K over the whole study, none for the rest."""
         top = set(self.study.ranking.top())
         for loser in (self.kept | {number}) - top:
-            if loser in self.kept:
+            if loser in self.kept or self.shelf.is_kept(loser):
                 self.tracker.delete_artifact(run_key(loser), "best")
             self.shelf.drop(loser)
         for winner in top - self.kept:
@@ -153,7 +171,7 @@ class Recorder:
 
     def catch_up(self) -> None:
         """Put what a driver that was killed had in the record and not yet in the outbox."""
-        live = self.study.interrupted
+        live, card = self.study.interrupted, read_card(self.study.folder)
         for key in self.tracker.open:
             kind, _, number = key.partition("/")
             if kind == "trial":
@@ -162,6 +180,11 @@ class Recorder:
                 if int(number) not in live:
                     attrs = self.study.optuna.get_trials(deepcopy=False)[int(number)].user_attrs
                     self._end(int(number), attrs["state"], attrs.get("error"))
+            elif card and key == champion_key(card["trial"], card["epochs"]):
+                self.champion_ended(card, self.study.folder / "champion")
+            elif kind == "champion":
+                self.champion = key
+                self.champion_lost("interrupted")
 
     def interrupt(self) -> None:
         """Close the runs of trials that a later `--resume` goes on with."""
@@ -170,30 +193,31 @@ class Recorder:
             self.tracker.tag(run_key(number), state="interrupted")
             self.tracker.end(run_key(number), "KILLED")
 
-    def champion_started(self, best: FrozenTrial) -> None:
+    def champion_started(self, best: FrozenTrial, epochs: int) -> None:
         """The champion's own run; its epochs are logged like a trial's."""
-        arch = as_arch(best.user_attrs["arch"])
+        self.champion, arch = champion_key(best.number, epochs), as_arch(best.user_attrs["arch"])
         tags = {"kind": "champion", "dataset": self.dataset, "trial_number": best.number}
         tags |= {"state": "running"}
         params = {"arch": describe(arch), "depth": depth(arch), "width": width(arch)}
         params |= {k: v for k, v in best.user_attrs["candidate"].items() if k != "arch"}
-        self.tracker.run(CHAMPION, f"champion {describe(arch)}", tags, params, parent=PARENT)
-        self._describe_data(CHAMPION)
+        self.tracker.run(self.champion, f"champion {describe(arch)}", tags, params, parent=PARENT)
+        self._describe_data(self.champion)
 
     def champion_row(self, row: dict[str, Any]) -> None:
-        self.tracker.log(CHAMPION, {k: row[k] for k in EPOCH_METRICS if k in row}, row["epoch"])
+        told = {name: row[name] for name in EPOCH_METRICS if name in row}
+        self.tracker.log(self.champion, told, row["epoch"])
 
     def champion_lost(self, state: Literal["failed", "interrupted"]) -> None:
-        self.tracker.tag(CHAMPION, state=state)
-        self.tracker.end(CHAMPION, STATUS[state])
+        self.tracker.tag(self.champion, state=state)
+        self.tracker.end(self.champion, STATUS[state])
 
     def champion_ended(self, card: dict[str, Any], folder: Path) -> None:
-        metrics = card["metrics"]
+        key, metrics = champion_key(card["trial"], card["epochs"]), card["metrics"]
         told = {name: metrics[name] for name in CHAMPION_METRICS if metrics[name] is not None}
-        self.tracker.log(CHAMPION, told, card["epochs"])
-        self.tracker.register(CHAMPION, REGISTERED, folder)
-        self.tracker.tag(CHAMPION, state="completed")
-        self.tracker.end(CHAMPION, "FINISHED")
+        self.tracker.log(key, told, card["epochs"])
+        self.tracker.register(key, REGISTERED, folder)
+        self.tracker.tag(key, state="completed")
+        self.tracker.end(key, "FINISHED")
 
     def finish(self, state: str) -> None:
         """Send the run folder's files and close the parent."""

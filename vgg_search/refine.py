@@ -4,7 +4,8 @@ It goes on from the champion's weights, on the same images: the whole training s
 has seen the validation images, so no score on them would be honest any more, and there is no other
 split to choose by. A refinement is therefore chosen by nothing: its epochs are fixed beforehand,
 its last weights are taken, and, without a `val_accuracy` to compare, it never takes the alias from
-another model. The test split is read once, at the end, to say what came of it.
+another model. The test split is read once, for the champion and for what came of it; nothing is
+chosen by it.
 """
 
 import json
@@ -16,7 +17,15 @@ from typing import Any
 from vgg_search.arch import as_arch, depth, describe, width
 from vgg_search.data import load_splits, load_test
 from vgg_search.device import settle
-from vgg_search.recorder import EPOCH_METRICS, REGISTERED, STATUS
+from vgg_search.outbox import Outbox
+from vgg_search.recorder import (
+    ANSWERS,
+    EPOCH_METRICS,
+    REGISTERED,
+    STATUS,
+    champion_key,
+    read_card,
+)
 from vgg_search.reuse import (
     CHAMPION,
     ModelError,
@@ -27,6 +36,7 @@ from vgg_search.reuse import (
     servable,
 )
 from vgg_search.search_space import Candidate
+from vgg_search.tables import write_summary
 from vgg_search.tracking import Tracker, version_of
 from vgg_search.train import Recipe, Resident, Training
 from vgg_search.trial import pick_device
@@ -112,10 +122,22 @@ def refine(
     sent.register(RUN, REGISTERED, out / CHAMPION)
     sent.end(RUN, "FINISHED")
     unsent, answer = sent.close(SEND_SECONDS), sent.results(RUN)
-    champion = told | {key: answer.get(key) for key in ("model_uri", "run_id", "alias_text")}
+    champion = told | {name: answer.get(name) for name in ANSWERS}
     summary |= {"epochs": epochs, "champion": champion}
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_summary(out, summary)
     return summary | {"unsent": unsent}
+
+
+def complete_summary(folder: Path) -> None:
+    """Put what MLflow has said of a run folder's champion since into its summary.json."""
+    file, card = folder / "summary.json", read_card(folder)
+    summary = json.loads(file.read_text()) if file.is_file() else {}
+    if not card or not summary.get("champion"):
+        return
+    key = RUN if "parent_model" in card else champion_key(card["trial"], card["epochs"])
+    answer = Outbox(folder, **Outbox.stored(folder)).results(key)
+    summary["champion"] |= {name: answer[name] for name in ANSWERS if name in answer}
+    write_summary(folder, summary)
 
 
 def lineage(model: str | None, folder: Path, tracking_uri: str) -> dict[str, str]:

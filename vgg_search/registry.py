@@ -33,9 +33,14 @@ def register(
 ) -> dict[str, Any]:
     """Registers the champion in `folder` (model.safetensors, model.json), once a run.
 
-    Returns model_uri, version, alias_moved and alias_text, a line that says why.
+    Returns model_uri, version, alias_moved and alias_text, a line that says why. Raises ValueError
+    if a later champion has taken the folder, which an outage can bring about.
     """
     card = json.loads((folder / "model.json").read_text())
+    trial = client.get_run(run_id).data.tags.get("trial_number", str(card.get("trial")))
+    if trial != str(card.get("trial")):
+        rule = f"the folder must hold the champion of trial {trial}"
+        raise ValueError(f"{rule}, got that of trial {card.get('trial')}")
     facts = card | card["metrics"]
     tags = {tag: str(facts[tag]) for tag in TAGS if facts.get(tag) is not None}
     client.log_artifacts(run_id, str(folder), FOLDER)

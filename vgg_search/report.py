@@ -21,6 +21,7 @@ import vgg_search.landscape as space
 import vgg_search.plots as course
 from vgg_search.arch import as_arch, describe
 from vgg_search.health import ReportError, Run, health, load, standard_error
+from vgg_search.hints import resume
 from vgg_search.outbox import masked
 
 __all__ = ["ReportError", "health", "make_plots", "make_report", "plots"]
@@ -87,9 +88,11 @@ def plots(source: Run | Path) -> dict[str, go.Figure]:
     return {n: figure for n, figure in draw_all(run).items() if isinstance(figure, go.Figure)}
 
 
-def draw_all(run: Run) -> dict[str, course.Drawn]:
-    """Each figure by name, or why it cannot be drawn."""
-    return {draw.__name__: draw(run) for draw in FIGURES}
+def draw_all(run: Run, hurry: bool = False) -> dict[str, course.Drawn]:
+    """Each figure by name, or why it cannot be drawn; in a hurry, none that takes seconds."""
+    later = "the study was stopped, and it takes seconds: vgg-search report draws it"
+    left = (space.importance,) if hurry else ()
+    return {draw.__name__: later if draw in left else draw(run) for draw in FIGURES}
 
 
 def _say(value: Any, form: str = ".4f") -> str:
@@ -225,9 +228,8 @@ def _again(run: Run) -> str:
     config = masked(config)  # the file is passed on
     steps = [f"python -m vgg_search.run --config config.yaml --name {s['study']}-again"]
     if s["state"] != "completed":
-        steps.insert(
-            0, f"python -m vgg_search.run --resume {s['study']}    # goes on with this one"
-        )
+        again = resume(s["study"], run.config.get("storage_path", "runs"))
+        steps.insert(0, f"{again}    # goes on with this one")
     facts = {"commit": s["commit"], "seed": s["seed"], "data": s["dataset"]}
     facts |= {"data digest": run.model["digest"]} if run.model and "digest" in run.model else {}
     facts |= s["versions"] or {}
@@ -238,11 +240,11 @@ def _again(run: Run) -> str:
     )
 
 
-def make_report(folder: Path, pages: bool = False) -> Path:
+def make_report(folder: Path, pages: bool = False, hurry: bool = False) -> Path:
     """Write `report.html` into a run folder and return its path; with `pages`, the figures as pages
-    of their own too. Raises ReportError."""
+    of their own too; in a hurry, without what takes seconds. Raises ReportError."""
     run = load(Path(folder))
-    drawn = draw_all(run)
+    drawn = draw_all(run, hurry)
     if pages:  # before the report takes the figures' titles for its own headings
         make_plots(run.folder, drawn)
     title = escape(f"{run.summary['study']}: depth, width and learning rate")

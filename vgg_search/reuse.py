@@ -1,8 +1,8 @@
 """A trained network as files: saved, found, loaded, asked, scored and exported.
 
 A champion is a folder of two files: `model.safetensors` (the weights, in a format that cannot carry
-code) and `model.json`, its card: `options` (they rebuild the network), `resolution`,
-`normalisation`, `classes`, and how it was made. No file that comes from elsewhere is unpickled.
+code) and `model.json`, its card: `options` (they rebuild the network), `arch`,
+`resolution`, `normalisation`, `classes`, and how it was made. No file from elsewhere is unpickled.
 """
 
 import atexit
@@ -80,7 +80,8 @@ def _save_weights(path: Path, weights: Weights, metadata: dict[str, str] | None 
 def save_model(folder: PathLike, network: VGG, card: dict[str, Any]) -> None:
     """Write the champion files; the card, which makes the folder a champion, comes last."""
     defaults = {"normalisation": {"mean": MEAN, "std": STD}, "classes": list(CLASSES)}
-    options = {"options": network.options(), "resolution": network.resolution}
+    options: dict[str, Any] = {"options": network.options(), "resolution": network.resolution}
+    options |= {"arch": options["options"]["arch"]}
     text = json.dumps({**defaults, **card, **options}, indent=2, allow_nan=False)
     with _replacing(Path(folder) / WEIGHTS) as temporary:
         _save_weights(temporary, network.state_dict())
@@ -134,6 +135,7 @@ def find_model(
 
     `model` is a run's folder or name, a champion folder, an exported safetensors file,
     models:/NAME@ALIAS in the tracker, or None for the latest champion under `storage_path`.
+    Raises ModelError, or ConnectionError if the tracker does not answer.
     """
     # With a remote storage path the champion stays in runs/, beside the driver.
     runs = Path("runs" if "://" in str(storage_path) else storage_path)
@@ -147,7 +149,10 @@ def find_model(
 
         target = Path(tempfile.mkdtemp(prefix="vgg-search-"))
         atexit.register(shutil.rmtree, target, ignore_errors=True)
-        return Path(fetch_champion(str(model), tracking_uri, target))
+        try:
+            return fetch_champion(str(model), tracking_uri, target)
+        except ValueError as error:
+            raise ModelError(str(error)) from error
     for folder in (Path(model), runs / model):
         if folder.is_file() or (folder / CARD).is_file():
             return folder

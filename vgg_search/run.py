@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from vgg_search.command_line import load_config
 from vgg_search.config import Config, ConfigError
+from vgg_search.hints import resume as to_resume
+from vgg_search.signals import Signals
 from vgg_search.storage import Place, local_folder
 
 if TYPE_CHECKING:
@@ -50,8 +53,6 @@ RAY_ENVIRONMENT = {
     # A waiting thread sleeps: two that spin train at a tenth of one's speed on a busy machine
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-SEND_SECONDS = 60.0  # to wait at the end for a tracker that answers
-STOPPED_SECONDS = 3.0  # the same after a signal, which is to end all within 10 s
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
 log = logging.getLogger("vgg_search")
 
@@ -63,10 +64,13 @@ def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
         from vgg_search.forecast import forecast
 
         return 0, forecast(config)
-    return search_and_crown(config, resume=options.resume is not None, quiet=options.quiet)
+    with Signals() as signals:
+        return search_and_crown(config, options.resume is not None, options.quiet, signals)
 
 
-def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, dict[str, Any]]:
+def search_and_crown(
+    config: Config, resume: bool, quiet: bool, signals: Signals
+) -> tuple[int, dict[str, Any]]:
     """The main job, in order."""
     began, folder = time.monotonic(), run_folder(config, resume)
     # Late: these import Ray and Optuna, and a mistake in a flag is to be answered at once.
@@ -74,7 +78,7 @@ def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, di
         os.environ.setdefault(name, value)
     from vgg_search.cluster import Cluster
     from vgg_search.connection import ray_cluster
-    from vgg_search.data import load_splits
+    from vgg_search.data import USING_SAMPLE, check_test, load_splits
     from vgg_search.mirror import Mirror, Shelf
     from vgg_search.progress import Progress, closing
     from vgg_search.recorder import Recorder
@@ -86,16 +90,19 @@ def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, di
     if in_use(folder):  # before anything is started; opening the study makes sure of it
         raise ConfigError(f"study {folder.name} is in use by a running search")
     splits = load_splits(config.dataset, config.data_dir, config.val_images, config.train_images)
+    if config.champion_epochs:
+        check_test(splits.name, config.data_dir)
     known = knowledge(config, splits.digest, folder)
     facts = {DIGEST: splits.digest} | ({} if known is None else {KNOWN: known})
     if sys.stderr.isatty() and not quiet:  # somebody waits; a mistake found later is one line
         print(f"study {folder.name}: starting Ray and its workers", file=sys.stderr)
     with ray_cluster(config):
+        signals.take()
         cluster = Cluster(config, Place.of(config.storage_path, folder.name))
         slots = cluster.places()
         # While Ray's processes import torch and Tune, so do we.
         from vgg_search.reuse import servable
-        from vgg_search.search import run_search, stop_on_signals
+        from vgg_search.search import run_search
 
         folder.mkdir(parents=True, exist_ok=True)
         if not resume:  # first of all: a folder without it could not be resumed
@@ -105,24 +112,43 @@ def search_and_crown(config: Config, resume: bool, quiet: bool) -> tuple[int, di
         shelf.start()
         (folder / "config.yaml").write_text(config.dump())
         write_log(folder / "log.txt")
+        if splits.name == "sample":  # said before there was a log
+            log.info(USING_SAMPLE)
         uri = config.tracking_uri or default_uri()
         tracker = Tracker(folder, uri, config.experiment, folder.name, servable)
         recorder = Recorder(tracker, study, splits, provenance(), shelf)
         progress = Progress(study, quiet)
         study.listeners += [recorder, progress]
+        signals.stop(study)
         tracker.start(after=5.0)  # until the workers stand, its import would be in their way
         recorder.start()
         study.open()
         recorder.catch_up()
-        with stop_on_signals(study) as signals, progress:
-            run_search(study, splits, cluster, progress.draw)
+        began -= spent(study)
+        with progress:
+            if not signals:
+                run_search(study, splits, cluster, progress.draw)
             recorder.interrupt()
             champion = crown_best(study, splits, cluster, recorder, progress)
-    summary = conclude(study, splits, recorder, champion, slots, bool(signals), began)
+    from vgg_search.conclusion import LOOK_SECONDS, STOPPED_SECONDS, conclude, exit_code
+
+    summary = conclude(study, splits, recorder, champion, slots, signals, began)
     study.release()
-    shelf.stop()
-    print(closing(summary, folder, uri))
-    return exit_code(summary, signals), summary
+    last_copy = threading.Thread(target=shelf.stop, daemon=True)  # a bucket may be away
+    last_copy.start()
+    while last_copy.is_alive() and not signals:
+        last_copy.join(LOOK_SECONDS)
+    last_copy.join(STOPPED_SECONDS)
+    print(closing(summary, folder, uri, config.storage_path))
+    return exit_code(summary, signals.received), summary
+
+
+def spent(study: "Study") -> float:
+    """Seconds that a study had taken before it was gone on with; of a session that was killed it is
+    known how long it searched."""
+    file = study.folder / "summary.json"
+    told = json.loads(file.read_text()).get("wall_seconds") if file.exists() else 0.0
+    return max(told or 0.0, study.budget.clock)
 
 
 def run_folder(config: Config, resume: bool) -> Path:
@@ -134,7 +160,7 @@ def run_folder(config: Config, resume: bool) -> Path:
         raise ConfigError(
             f"name must be a new study's, got {config.name!r}: "
             f"{folder if folder.exists() else place.root} exists; "
-            f"go on with --resume {config.name}"
+            f"go on with {to_resume(name, path)}"
         )
     there = next(parent for parent in folder.absolute().parents if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
@@ -178,25 +204,23 @@ def crown_best(
     recorder: "Recorder",
     progress: "Progress",
 ) -> dict[str, Any] | None:
-    """The champion's card; None where none is asked for, nothing was completed, or we are stopped.
+    """The champion's card; None where none is asked for, nothing was completed, we are stopped, or
+    it failed, of which one line is said.
 
     A resumed study whose best trial is still the same keeps the champion it has: the test split is
     not read again.
     """
-    from vgg_search.champion import RayError, crown
-    from vgg_search.recorder import CHAMPION
+    from vgg_search.champion import crown, planned_epochs
+    from vgg_search.recorder import read_card
 
     config, folder = study.config, study.folder / "champion"
     if study.stopping or study.ranking.incumbent is None or config.champion_epochs == 0:
         return None
     best = study.optuna.get_trials(deepcopy=False)[study.ranking.incumbent[1]]
-    card_file = folder / "model.json"
-    card: dict[str, Any] | None = json.loads(card_file.read_text()) if card_file.exists() else None
+    card = read_card(study.folder)
     if card and card["trial"] == best.number:
-        if CHAMPION in recorder.tracker.open:  # killed just before it was registered
-            recorder.champion_ended(card, folder)
         return card
-    recorder.champion_started(best)
+    recorder.champion_started(best, planned_epochs(best, config, splits))
     progress.announce(f"champion: trial {best.number}'s network, anew on all training images")
 
     def listen(seed: int, epochs: int, row: dict[str, Any]) -> None:
@@ -206,8 +230,10 @@ def crown_best(
 
     try:
         card = crown(study, best, splits, cluster, recorder.facts, listen)
-    except RayError as error:  # its worker's: training failed, or it died again and again
-        log.error("the champion failed: %s", str(error).strip().splitlines()[-1])
+    except Exception as error:  # whatever it is, what the search has found is to be told
+        reason = str(error).strip() or type(error).__name__
+        log.error("the champion failed: %s", reason.splitlines()[-1])
+        log.info("where it failed", exc_info=True)
         recorder.champion_lost("failed")
         return None
     if card:
@@ -215,76 +241,6 @@ def crown_best(
     else:
         recorder.champion_lost("interrupted")
     return card
-
-
-def conclude(
-    study: "Study",
-    splits: "Splits",
-    recorder: "Recorder",
-    champion: dict[str, Any] | None,
-    slots: int,
-    stopped: bool,
-    began: float,
-) -> dict[str, Any]:
-    """Write summary, tables and report, send what is left, and return the summary."""
-    from vgg_search.report import ReportError, health, make_report
-    from vgg_search.tables import summarise, write_tables
-
-    folder, tracker = study.folder, recorder.tracker
-    trials = study.optuna.get_trials(deepcopy=False)
-    summary = summarise(trials, slots, study.budget.clock)
-    lacking = champion is None and study.config.champion_epochs > 0
-    failed = not stopped and (study.ranking.incumbent is None or lacking)
-    state = "interrupted" if stopped else "failed" if failed else "completed"
-    wait = SEND_SECONDS if tracker.results("study") else SEND_SECONDS / 4
-    wait = STOPPED_SECONDS if stopped else wait
-    tracker.flush(wait)
-    if champion:
-        answer = tracker.results("champion")
-        champion = {
-            "val_accuracy": champion["metrics"]["val_accuracy"],
-            "test_accuracy": champion["metrics"]["test_accuracy"],
-            "test_accuracy_mean": champion["metrics"].get("test_accuracy_mean"),
-            "test_accuracy_std": champion["metrics"].get("test_accuracy_std"),
-            "num_params": champion["num_params"],
-            **{key: answer.get(key) for key in ("model_uri", "run_id", "alias_text")},
-        }
-    summary = {
-        "study": folder.name,
-        "state": state,
-        "dataset": splits.name,
-        **summary,
-        "champion": champion,
-        "refused": tracker.refused,
-        "wall_seconds": round(time.monotonic() - began, 3),
-        **recorder.facts,
-        "seed": study.config.seed,
-    }
-    write_tables(folder, trials)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    warnings: list[str] = []
-    try:
-        make_report(folder, pages=True)
-        warnings = health(folder)
-    except ReportError as error:  # the study itself is whole, and is to be closed
-        log.error("no report: %s", error)
-    recorder.finish(state)
-    unsent = tracker.close(wait)
-    if unsent:
-        log.warning(
-            "%d rows have not reached MLflow (%s); they are kept: vgg-search sync %s",
-            unsent,
-            tracker.error,
-            folder.name,
-        )
-    return summary | {"unsent": unsent, "refused": tracker.refused, "warnings": warnings}
-
-
-def exit_code(summary: dict[str, Any], signals: list[int]) -> int:
-    """0 done, 1 the work failed or MLflow was not reached, 128 + the signal that stopped it."""
-    if signals:
-        return 128 + signals[0]
-    return int(summary["state"] != "completed" or summary["unsent"] > 0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

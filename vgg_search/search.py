@@ -6,12 +6,9 @@ checkpoints and its restore are not used.
 """
 
 import logging
-import os
 import shutil
-import signal
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -30,28 +27,6 @@ from vgg_search.study import FINISHED, Study
 from vgg_search.trial import TrialWorker
 
 log = logging.getLogger("vgg_search")
-
-
-@contextmanager
-def stop_on_signals(study: Study) -> Iterator[list[int]]:
-    """The first Ctrl-C or SIGTERM tells the study to stop, a second ends the process at once.
-
-    Yields the signals received. Entered after `ray.init`, which sets handlers of its own.
-    """
-    received: list[int] = []
-
-    def handle(number: int, _: object) -> None:
-        if received:
-            os._exit(128 + number)
-        received.append(number)
-        study.stopping = True
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Unsaved:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable
@@ -159,5 +160,7 @@ def write_tables(folder: Path, trials: list[FrozenTrial]) -> None:
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    text = json.dumps(summary, indent=2)
-    (folder / "summary.json").write_text(text + "\n")
+    """summary.json, whole or not at all: the next session reads it."""
+    draft = folder / "summary.tmp"
+    draft.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(draft, folder / "summary.json")
