@@ -11,9 +11,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from nodes import free_port
 
+from vgg_search.checkpoint import Keeper
 from vgg_search.data import Splits, load_splits
 from vgg_search.distributed import Rank
 from vgg_search.model import build
+from vgg_search.storage import Place, StorageError
 from vgg_search.train import Recipe, Resident, Training
 
 NETWORK: dict[str, Any] = {
@@ -51,6 +53,36 @@ def trained_by(ranks: int, folder: Path, recipe: Recipe = RECIPE) -> list[Traine
     folder.mkdir()
     mp.spawn(rank_main, (ranks, free_port(), str(folder), recipe), nprocs=ranks)
     return [Trained(**torch.load(folder / str(rank))) for rank in range(ranks)]
+
+
+def resuming_main(rank: int, ranks: int, port: int, places: list[Place], out: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    data = Resident.load(load_splits("sample", val_images=100, train_images=300), "cpu")
+    training = Rank(build(NETWORK, 5), data, RECIPE, 5, rank, ranks)
+    Keeper(places[rank], "trials/7", RECIPE.max_epochs).resume(training)
+    try:
+        training.check_start()
+        told = f"at epoch {training.epoch}"
+    except StorageError as error:
+        told = str(error)
+    Path(out, str(rank)).write_text(told)
+    dist.destroy_process_group()
+
+
+def test_ranks_start_at_the_same_epoch_or_not_at_all(tmp_path: Path, splits: Splits) -> None:
+    place, elsewhere = Place(str(tmp_path / "here")), Place(str(tmp_path / "elsewhere"))
+    keeper = Keeper(place, "trials/7", 1)
+    training = Training(build(NETWORK, 5), Resident.load(splits, "cpu"), RECIPE, 5)
+    list(keeper.rows(training))
+
+    def told(*places: Place) -> list[str]:
+        mp.spawn(resuming_main, (2, free_port(), list(places), str(tmp_path)), nprocs=2)
+        return [(tmp_path / str(rank)).read_text() for rank in range(2)]
+
+    assert told(place, place) == ["at epoch 1"] * 2
+    rule = "storage_path must be a place that all processes of a trial see"
+    assert told(place, elsewhere) == [f"{rule}, got checkpoints of epochs [1, 0]"] * 2
 
 
 def alone(splits: Splits, recipe: Recipe = RECIPE) -> Trained:

@@ -275,6 +275,33 @@ def test_what_a_killed_driver_had_recorded_but_not_put_is_put(session: Open, sil
         assert opened.on_disk() == {"0": ["best"], "1": ["best"]}
 
 
+@pytest.mark.parametrize("share", [0, 0.3, 0.6])
+@pytest.mark.parametrize("given", [{}, {"enqueue": trials(0.5, 0.9)}], ids=["sampled", "enqueued"])
+def test_a_record_that_is_behind_the_outbox_is_gone_on_from(
+    session: Open, tmp_path: Path, given: dict[str, Any], share: float
+) -> None:
+    """Both were copied while the search went on, the record first."""
+    given = given | {"num_trials": 2, "scheduler": "none"}
+    journal = tmp_path / "s" / "study.journal"
+    with session(**given) as opened:
+        begun = journal.read_bytes().splitlines(keepends=True)
+        workers = Workers()
+        workers.run(opened.study, turns=6)
+    whole = journal.read_bytes().splitlines(keepends=True)
+    kept = len(begun) + int(share * (len(whole) - len(begun)))
+    journal.write_bytes(b"".join(whole[:kept]))
+    with session(**given) as opened:
+        assert {"trial/1"} <= set(opened.tracker.open)
+        workers.run(opened.study)
+        opened.recorder.finish("completed")
+        runs = opened.send()
+        assert runs.keys() == {PARENT, "trial/0", "trial/1"}
+        for run in runs.values():
+            assert (run.info.status, run.data.tags["state"]) == ("FINISHED", "completed")
+        for number in (0, 1):
+            assert list(opened.points(runs[run_key(number)], "val_accuracy")) == [1, 2, 3, 4]
+
+
 def test_trials_that_wait_and_are_promoted(session: Open) -> None:
     given = {"scheduler": "asha-promote", "enqueue": trials(0.5, 0.9)}
     with session(num_trials=2, **given) as opened:

@@ -13,7 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from vgg_search.journal import FolderLock, StudyError
 from vgg_search.outbox import Outbox
-from vgg_search.status import in_use, show, status
+from vgg_search.status import MOST_LIVE, in_use, show, status
 
 TRIALS = [{"arch": ((1, 8),), "lr": lr} for lr in (0.5, 0.9, 0.1, 0.7)]
 
@@ -43,7 +43,10 @@ def test_it_tells_what_the_record_says(folder: Path) -> None:
         "unsent": 0,
         "refused": 0,
         "refusals": [],
-        "live": [{"number": 2, "arch": "1x8", "epochs": 2, "val_accuracy": 0.1 * 2 / 3}],
+        "live": [
+            {"number": 2, "state": "interrupted", "arch": "1x8", "epochs": 2}
+            | {"val_accuracy": 0.1 * 2 / 3}
+        ],
     }
     assert show(state).splitlines() == [
         f"study {folder.name}: not running, 3 trials, 6 epochs, 0s of search",
@@ -54,7 +57,7 @@ def test_it_tells_what_the_record_says(folder: Path) -> None:
     ]
 
 
-def test_while_a_driver_works_its_trials_are_live(folder: Path) -> None:
+def test_while_a_driver_works_its_trials_run(folder: Path) -> None:
     holder = "import sys; from vgg_search.journal import FolderLock; from pathlib import Path\n"
     holder += "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); input()"
     with subprocess.Popen(
@@ -69,8 +72,28 @@ def test_while_a_driver_works_its_trials_are_live(folder: Path) -> None:
         driver.kill()
     assert state["running"]
     assert "running, 3 trials" in show(state)
-    assert "1 completed, 1 failed, 1 live" in show(state)
+    assert state["trials"] == {"completed": 1, "failed": 1, "running": 1}
+    assert "1 completed, 1 failed, 1 running" in show(state)
     assert not status(folder)["running"]
+
+
+def test_of_many_that_wait_a_screen_is_shown(tmp_path: Path) -> None:
+    """Forty have reached the first rung, and the best of them goes on."""
+    given = [{"arch": ((1, 8),), "lr": 0.1 + i / 100} for i in range(40)]
+    config = experiment(num_trials=1000, scheduler="asha-promote", enqueue=given)
+    with opened(tmp_path / "many", config) as study:
+        Workers(slots=40).run(study, turns=1)
+        study.propose()
+        state = status(tmp_path / "many")
+    assert state["trials"] == {"running": 1, "waiting": 39}
+    assert [row["number"] for row in state["live"]] == [39, *range(39)]
+    shown = show(state).splitlines()
+    assert shown[4:6] == [
+        "  trial 39 1x8: epoch 1 0.2450",
+        "  trial 0 1x8: waiting at epoch 1 0.0500",
+    ]
+    assert shown[-1] == f"  and {40 - MOST_LIVE} more"
+    assert len(shown) == 4 + MOST_LIVE + 1
 
 
 def test_looking_does_not_keep_a_driver_out(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -16,6 +17,7 @@ from vgg_search.checkpoint import Keeper
 from vgg_search.data import Splits
 from vgg_search.mirror import Mirror, Shelf, bring
 from vgg_search.model import build
+from vgg_search.outbox import Outbox
 from vgg_search.search_space import Candidate
 from vgg_search.segment import Segment
 from vgg_search.storage import Place, StorageError, local_folder
@@ -123,6 +125,31 @@ def test_a_study_goes_on_from_its_copy(bucket: str, tmp_path: Path) -> None:
     longer = (there / "study.journal").stat().st_size
     bring(place, there)  # what is here is ahead of it
     assert (there / "study.journal").stat().st_size == longer
+
+
+def test_what_a_killed_driver_left_of_its_outbox_gives_way(bucket: str, tmp_path: Path) -> None:
+    killed, there, here = (tmp_path / name / "s" for name in ("killed", "there", "here"))
+    for folder in (killed, there, here):
+        folder.mkdir(parents=True)
+    search(killed, experiment(num_trials=1), Workers())
+    search(here, experiment(num_trials=2), Workers())
+
+    def outbox(folder: Path, count: int) -> Outbox:
+        made = Outbox(folder, "http://127.0.0.1:9", "vgg-search", "s")
+        for i in range(count):
+            made.run(f"trial/{i}", "name", {"kind": "trial"}, {"lr": i})
+        return made
+
+    left = outbox(killed, 200)
+    for file in killed.iterdir():  # as they are while the driver lives: the last is in the log
+        shutil.copy(file, there)
+    assert (there / "outbox.db-wal").stat().st_size > 0
+    ours = outbox(here, 3)
+    place = Place.of(bucket, "gives-way")
+    Mirror(here, place).copy()
+    bring(place, there)
+    assert outbox(there, 0).open == ours.open == ["trial/0", "trial/1", "trial/2"]
+    assert len(left.open) == 200
 
 
 def test_checkpoints_are_kept_dropped_and_brought(bucket: str, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from conftest import MlflowServer
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from vgg_search.outbox import Row, chunks
+from vgg_search.outbox import Outbox, Row, chunks, without_password
 from vgg_search.tracking import Tracker, default_uri, fetch_champion, sync
 
 EXPERIMENT = "vgg-search"
@@ -212,6 +212,44 @@ def test_sync_needs_only_the_folder(make, uri, tmp_path, monkeypatch):
     check_study(uri, trials=1, epochs=2)
     with pytest.raises(ValueError, match=r"no outbox in .*nowhere"):
         sync(tracker.folder / "nowhere", servable, 1)
+
+
+def test_a_password_is_not_kept_and_comes_from_the_environment(make, monkeypatch):
+    address = "postgresql://me:s3cret@host/db"
+    tracker = make(to=address)
+    put_study(tracker, trials=1, epochs=1)
+    tracker._write("UPDATE runs SET run_id = ?", [("known",)])
+    assert tracker.uri == address
+    assert not [f for f in tracker.folder.glob("outbox.db*") if b"s3cret" in f.read_bytes()]
+    for name in ("MLFLOW_TRACKING_URI", "VGG_SEARCH_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    assert Outbox.stored(tracker.folder)["tracking_uri"] == "postgresql://me@host/db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:s3cret@elsewhere/db")
+    assert Outbox.stored(tracker.folder)["tracking_uri"] == "postgresql://me@host/db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert Outbox.stored(tracker.folder)["tracking_uri"] == address
+    again = make(to="postgresql://me:changed@host/db")  # the same tracker: its runs are known
+    assert again.results("study") == {"run_id": "known"}
+    # An outbox of an older version holds one until it is opened
+    again._write("UPDATE meta SET value = ? WHERE name = 'tracking_uri'", [(address,)])
+    assert make(to=address).results("study") == {"run_id": "known"}
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert Outbox.stored(tracker.folder)["tracking_uri"] == "postgresql://me@host/db"
+
+
+@pytest.mark.parametrize(
+    ("address", "bare"),
+    [
+        ("sqlite:////tmp/a:b@c/mlflow.db", "sqlite:////tmp/a:b@c/mlflow.db"),
+        ("http://host:5000", "http://host:5000"),
+        ("http://host:5000/path@x", "http://host:5000/path@x"),
+        ("https://me:secret@host:5000/path", "https://me@host:5000/path"),
+        ("https://me@host", "https://me@host"),
+        ("postgresql://:secret@/db", "postgresql://@/db"),
+    ],
+)
+def test_an_address_without_its_password(address, bare):
+    assert without_password(address) == bare
 
 
 def in_process(code: str, *arguments: str) -> "subprocess.Popen[str]":

@@ -1,9 +1,12 @@
 """A worker and the segments it is given, driven without a cluster: rows, checkpoints, ends."""
 
 import os
+import resource
 import shutil
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +16,15 @@ import pytest
 import torch
 from fake_workers import experiment
 
-from vgg_search.checkpoint import save_checkpoint
+from vgg_search import checkpoint as checkpoints
+from vgg_search.checkpoint import Keeper, save_checkpoint
 from vgg_search.config import Config
 from vgg_search.data import Splits
 from vgg_search.device import plan
 from vgg_search.reuse import load_folder
 from vgg_search.search_space import Candidate
 from vgg_search.segment import Segment
-from vgg_search.storage import BEST, CHECKPOINT, Place
+from vgg_search.storage import BEST, CHECKPOINT, Place, StorageError
 from vgg_search.train import Recipe, Resident, evaluate
 from vgg_search.trial import (
     RECIPE_FIELDS,
@@ -149,6 +153,94 @@ def test_a_record_ahead_of_the_checkpoint_is_caught_up_with(make: Make, tmp_path
     again = results(make(segment(4, known=3), checkpoint_every=2))
     assert epochs(again) == [3, 4]  # the study does not count 3 again
     assert measured(again[:1]) == measured(first[2:])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"candidate": replace(CANDIDATE, lr=0.01)},
+        {"candidate": replace(CANDIDATE, arch=((1, 16),))},
+        {"seed": 12},
+    ],
+    ids=["recipe", "network", "seed"],
+)
+def test_a_checkpoint_of_another_training_is_not_gone_on_from(
+    make: Make, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    """The number was proposed anew, from a copy of the record that lacked the proposal."""
+    whole = results(make(segment(2)))
+    shutil.rmtree(tmp_path / "trials")
+    results(make(segment(2, **other)))
+    assert measured(results(make(segment(2)))) == measured(whole)
+    assert measured(results(make(segment(2)))) == measured(whole)  # its own, told from it
+
+
+def test_a_checkpoint_that_does_not_say_what_it_is_of_is_not_gone_on_from(
+    make: Make, tmp_path: Path
+) -> None:
+    results(make(segment(2)))
+    state = torch.load(checkpoint(tmp_path), weights_only=True)
+    del state["of"]
+    state["rows"][0] |= {"train_loss": 7.0}
+    save_checkpoint(checkpoint(tmp_path), state)
+    assert results(make(segment(1)))[0]["row"]["train_loss"] != 7.0
+
+
+def test_a_storage_that_is_away_for_a_while_is_waited_for(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = results(make(segment(4)))
+    shutil.rmtree(tmp_path / "trials")
+    told, file = results(make(segment(2))), checkpoint(tmp_path)
+    aside = file.rename(tmp_path / "aside")
+    file.mkdir()  # which nobody can read as a file
+
+    def back() -> None:
+        file.rmdir()
+        aside.rename(file)
+
+    monkeypatch.setattr(checkpoints, "OUTAGE_SECONDS", 0.0)
+    with pytest.raises(StorageError, match=f"^{tmp_path} cannot be used: .*directory"):
+        results(make(segment(4, known=2)))
+    monkeypatch.setattr(checkpoints, "OUTAGE_SECONDS", 60.0)
+    timer = threading.Timer(0.3, back)
+    timer.start()
+    told += results(make(segment(4, known=2)))
+    timer.join()
+    assert measured(told) == measured(whole)
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """No file of this process grows beyond 10 kB, which is less than a network."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("keep_above", [0.0, 1.01], ids=["best", "last"])
+def test_a_trial_goes_on_where_there_is_no_room_for_its_checkpoints(
+    make: Make, tmp_path: Path, keep_above: float
+) -> None:
+    whole = results(make(segment(2)))
+    shutil.rmtree(tmp_path / "trials")
+    worker = make(segment(2, keep_above=keep_above))
+    with no_room():
+        told = results(worker)
+    assert measured(told) == measured(whole)
+    assert [path for path in (tmp_path / "trials").rglob("*") if path.is_file()] == []
+
+
+def test_of_a_champion_a_checkpoint_without_room_is_an_error(make: Make, tmp_path: Path) -> None:
+    worker = make(segment(1))
+    (told,) = results(worker)
+    assert worker.training
+    keeper = Keeper(worker.place, "trials/champion", 1)
+    with no_room(), pytest.raises(StorageError, match=f"^{tmp_path} cannot be used: a checkpoint"):
+        keeper.after(told["row"], worker.training)
 
 
 def test_a_trial_that_diverges_says_so_whoever_asks(make: Make) -> None:

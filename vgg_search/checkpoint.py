@@ -1,12 +1,15 @@
 """A training as a task, with its checkpoints: the last to go on from, the best to keep."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from vgg_search.data import Splits
 from vgg_search.journal import METRIC
@@ -17,6 +20,8 @@ from vgg_search.storage import BEST, CHECKPOINT, Place, StorageError, trial_fold
 from vgg_search.train import Recipe, Resident, Training
 
 Row = dict[str, Any]
+OUTAGE_SECONDS = 300.0  # of the storage, which a training that has to go on waits out
+LONGEST_PAUSE = 15.0  # between two attempts
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,28 @@ class Keeper:
         return cls(place, trial_folder(segment.number), segment.until, every, segment)
 
     def resume(self, training: Training) -> None:
-        """Go on from the last checkpoint, if there is one."""
-        with self.place.reading(f"{self.folder}/{CHECKPOINT}") as file:
-            if file:
-                device = training.lr.device
-                training.load_state_dict(torch.load(file, map_location=device, weights_only=True))
+        """Go on from the last checkpoint, if there is one of this training.
+
+        A number alone names no training: a driver that goes on from a copy of the record proposes
+        the trials that the copy lacks anew, and the sampler may answer otherwise. A file that does
+        not say what it is of is of another version, and is not trusted either.
+        """
+        state = self._read(training.lr.device)
+        if state and state.get("of") == identity(training):
+            training.load_state_dict(state)
+
+    def _read(self, device: torch.device) -> dict[str, Any] | None:
+        """The last checkpoint. An outage is waited out: it is no worker's, and no trial's fault."""
+        until, pause = time.monotonic() + OUTAGE_SECONDS, 0.5
+        while True:
+            try:
+                with self.place.reading(f"{self.folder}/{CHECKPOINT}") as file:
+                    return load_checkpoint(file, device) if file else None
+            except StorageError:
+                if time.monotonic() + pause > until:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     def rows(self, training: Training) -> Iterator[Row]:
         """Train until `until`: a row an epoch, with those before that were not told."""
@@ -65,11 +87,12 @@ class Keeper:
         try:
             if segment and epoch == training.best_epoch and row[METRIC] >= segment.keep_above:
                 card = {"trial": segment.number, "epoch": epoch, METRIC: row[METRIC]}
-                with self.place.writing(f"{self.folder}/{BEST}") as folder:
+                with self.place.writing(f"{self.folder}/{BEST}") as folder, _as_os_errors():
                     save_model(folder, training.measured, card)
             if epoch == self.until or epoch % self.every == 0:
-                with self.place.writing(self.folder) as folder:
-                    save_checkpoint(folder / CHECKPOINT, training.state_dict())
+                state = training.state_dict() | {"of": identity(training)}
+                with self.place.writing(self.folder) as folder, _as_os_errors():
+                    save_checkpoint(folder / CHECKPOINT, state)
         except StorageError:
             if segment is None:
                 raise
@@ -100,9 +123,39 @@ class Task:
 Together = Callable[..., Iterator[Row]]  # of a Task and a reference to Splits
 
 
+def identity(training: Training) -> dict[str, Any]:
+    """What makes two trainings on the same images the same, in plain values."""
+    recipe = asdict(training.recipe)
+    return {"network": training.network.options(), "recipe": recipe, "seed": training.seed}
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    finally:  # half of one would only fill a full disk
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """The state in a checkpoint, of which no code is run."""
+    with path.open("rb") as file:  # torch's own takes one that cannot be read for a damaged one
+        state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+    return state
+
+
+@contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """What torch and safetensors make of a disk that takes no more, as what it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # torch's writer of files
+            raise
+        text = str(error).splitlines()[0]
+        raise OSError(f"a checkpoint was not written whole: {text}") from error

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vgg_search.checkpoint import Task
 from vgg_search.device import settle
 from vgg_search.model import VGG, build
+from vgg_search.storage import StorageError
 from vgg_search.train import Recipe, Resident, Training
 
 Row = dict[str, Any]
@@ -39,6 +40,18 @@ class Rank(Training):
         self.ranks = ranks
         self.graphs.refused = True
         self.forward = DistributedDataParallel(self.network)
+
+    def check_start(self) -> None:
+        """Raise StorageError unless all processes are at the same epoch: one that does not see the
+        checkpoint would average its gradients with those of another network, and nobody would know.
+        """
+        mine = torch.tensor([self.epoch], device=self.lr.device)
+        all_epochs = [torch.zeros_like(mine) for _ in range(self.ranks)]
+        dist.all_gather(all_epochs, mine)
+        found = [int(epoch) for epoch in all_epochs]
+        if len(set(found)) > 1:
+            rule = "storage_path must be a place that all processes of a trial see"
+            raise StorageError(f"{rule}, got checkpoints of epochs {found}")
 
     def _step(self, batch: Tensor) -> None:
         before = self.totals.clone()
@@ -96,6 +109,7 @@ def train_rank(config: dict[str, Any]) -> None:
         data = Resident(data.train_images, data.train_labels)
     training = Rank(build(task.network, task.seed), data, task.recipe, task.seed, rank, ranks)
     task.keeper.resume(training)
+    training.check_start()
     if rank == 0:
         config["rows"].put_nowait_batch(task.keeper.untold(training))
     while _all_go_on(not training.diverged and training.epoch < task.keeper.until, device):

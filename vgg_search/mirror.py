@@ -36,7 +36,10 @@ def bring(place: Place, folder: Path) -> None:
     if journal is None or (here.exists() and here.stat().st_size >= journal.size):
         return
     live = {name.rsplit("/", 1)[0] for name in found if "/last." in name}
-    for name in found:
+    for suffix in ("-wal", "-shm"):  # of the outbox that lay here: SQLite would apply them to that
+        (folder / f"{OUTBOX}{suffix}").unlink(missing_ok=True)
+    # The journal comes last: until all the rest is here, what is there is ahead
+    for name in sorted(found, key=lambda name: name == JOURNAL):
         parent = name.split(f"/{BEST}/")[0]
         wanted = f"/{BEST}/" in name and parent not in live if name.startswith(TRIALS) else True
         if wanted and not name.startswith(DRIVER):

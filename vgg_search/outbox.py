@@ -7,6 +7,7 @@ a row is put: a point that is sent twice with the same step and timestamp is one
 
 import json
 import math
+import os
 import re
 import sqlite3
 import threading
@@ -34,6 +35,7 @@ CREATE TABLE IF NOT EXISTS steps (run TEXT, names TEXT, step INT, PRIMARY KEY (r
 CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, body TEXT);
 """
 FILE = "outbox.db"
+ADDRESSES = ("MLFLOW_TRACKING_URI", "VGG_SEARCH_TRACKING_URI")  # in the environment
 
 
 class Row(NamedTuple):
@@ -50,17 +52,18 @@ class Outbox:
     """The outbox of one study. Runs have keys that are unique in it: "study", "trial/7"."""
 
     def __init__(self, folder: Path, tracking_uri: str, experiment: str, study: str) -> None:
-        """Opens `folder`/outbox.db, made if absent."""
+        """Opens `folder`/outbox.db, made if absent; it holds no password, for it is copied."""
         self.folder = folder.resolve()
         self.uri, self.experiment, self.study = tracking_uri, experiment, study
         self._lock = threading.Lock()  # one connection: nobody sleeps in SQLite's busy handler
         self._db = sqlite3.connect(self.folder / FILE, timeout=30, check_same_thread=False)
         weakref.finalize(self, self._db.close)
         self._db.executescript(TABLES)
-        given = {"tracking_uri": tracking_uri, "experiment": experiment, "study": study}
+        given = {"tracking_uri": without_password(tracking_uri)}
+        given |= {"experiment": experiment, "study": study}
         with self._lock, self._db as db:
             known = dict(db.execute("SELECT name, value FROM meta"))
-            if known and any(known[name] != value for name, value in given.items()):
+            if known and any(without_password(known[k]) != v for k, v in given.items()):
                 # Another tracker knows none of our runs: they are looked for there, or made anew.
                 db.execute("UPDATE runs SET run_id = NULL, params = '{}'")
                 db.execute("DELETE FROM results")
@@ -70,12 +73,16 @@ class Outbox:
 
     @staticmethod
     def stored(folder: Path) -> dict[str, str]:
-        """The arguments with which a folder's outbox was opened last. Raises ValueError."""
+        """The arguments with which a folder's outbox was opened last; the tracker's password comes
+        from the environment, where an address of the same tracker has one. Raises ValueError."""
         if not (folder / FILE).is_file():
             raise ValueError(f"no outbox in {folder}")
         db = sqlite3.connect(folder / FILE, timeout=30)
         meta = dict(db.execute("SELECT name, value FROM meta WHERE name != 'id'"))
         db.close()
+        for name in ADDRESSES:
+            if without_password(given := os.environ.get(name, "")) == meta["tracking_uri"]:
+                meta["tracking_uri"] = given
         return meta
 
     def run(
@@ -276,6 +283,11 @@ def line(error: BaseException) -> str:
 def masked(text: str) -> str:
     """The text without what addresses in it hold before an @: a name and a password."""
     return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+
+
+def without_password(uri: str) -> str:
+    """The address without the password before its @."""
+    return re.sub(r"(?<=://)([^:/@\s]*):[^/@\s]*@", r"\1@", uri)
 
 
 def _items(sort: str, named: Mapping[str, Any], step: int | None = None) -> list[Any]:

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from vgg_search.arch import as_arch, depth, describe, width
 from vgg_search.data import Splits
@@ -170,16 +170,22 @@ class Recorder:
         self.kept = top
 
     def catch_up(self) -> None:
-        """Put what a driver that was killed had in the record and not yet in the outbox."""
-        live, card = self.study.interrupted, read_card(self.study.folder)
+        """Put what a driver that was killed had in the record and not yet in the outbox.
+
+        An outbox that was copied after the record knows of trials that the record lacks, or has
+        not begun: their runs stay open until they are proposed again.
+        """
+        live, trials = self.study.interrupted, self.study.optuna.get_trials(deepcopy=False)
+        begun = {trial.number: trial for trial in trials if trial.state is not TrialState.WAITING}
+        card = read_card(self.study.folder)
         for key in self.tracker.open:
             kind, _, number = key.partition("/")
-            if kind == "trial":
-                for row in self.study.rows(int(number)):
-                    self._log(int(number), row)
-                if int(number) not in live:
-                    attrs = self.study.optuna.get_trials(deepcopy=False)[int(number)].user_attrs
-                    self._end(int(number), attrs["state"], attrs.get("error"))
+            if kind == "trial" and (trial := begun.get(int(number))):
+                for row in self.study.rows(trial.number):
+                    self._log(trial.number, row)
+                if trial.number not in live:
+                    attrs = trial.user_attrs
+                    self._end(trial.number, attrs["state"], attrs.get("error"))
             elif card and key == champion_key(card["trial"], card["epochs"]):
                 self.champion_ended(card, self.study.folder / "champion")
             elif kind == "champion":

@@ -2,15 +2,18 @@
 
 import fcntl
 import sqlite3
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from vgg_search.journal import METRIC, read_trials
+from optuna.trial import FrozenTrial
+
+from vgg_search.journal import METRIC, read_trials, rows_of
 from vgg_search.progress import accuracy, duration
 from vgg_search.tables import summarise, trial_rows
 
-MOST_REFUSALS = 3  # to show
+MOST_REFUSALS, MOST_LIVE = 3, 12  # to show
 
 
 def status(folder: Path) -> dict[str, Any]:
@@ -21,12 +24,15 @@ def status(folder: Path) -> dict[str, Any]:
     running = in_use(folder)
     found = summarise(trials, 1, clock)
     live = [row for row in table if row["state"] == "interrupted"]
+    if running:
+        live = [row | {"state": doing(trials[row["number"]])} for row in live]
+    counts = found["trials"] | {"interrupted": 0} | Counter(row["state"] for row in live)
     unsent, refused, refusals = sending(folder)
     return {
         "study": folder.name,
         "running": running,
         "num_trials": found["num_trials"],
-        "trials": {state: count for state, count in found["trials"].items() if count},
+        "trials": {state: count for state, count in counts.items() if count},
         "epochs_trained": found["epochs_trained"],
         "best_trial": found["best_trial"],
         "best_val_accuracy": found["best_val_accuracy"],
@@ -36,11 +42,16 @@ def status(folder: Path) -> dict[str, Any]:
         "refused": refused,
         "refusals": refusals,
         "live": [
-            {"number": row["number"], "arch": row["arch"], "epochs": row["epochs"]}
-            | {METRIC: row[METRIC]}
-            for row in live
+            {key: row[key] for key in ("number", "state", "arch", "epochs", METRIC)}
+            for row in sorted(live, key=lambda row: (row["state"], row["number"]))
         ],
     }
+
+
+def doing(trial: FrozenTrial) -> str:
+    """What a trial does that a driver works on: it waits where it was to be trained until."""
+    rows = rows_of(trial)
+    return "waiting" if rows and rows[-1]["epoch"] == trial.user_attrs.get("until") else "running"
 
 
 def sending(folder: Path) -> tuple[int, int, list[str]]:
@@ -68,22 +79,22 @@ def in_use(folder: Path) -> bool:
 
 
 def show(state: dict[str, Any]) -> str:
-    """The state as text."""
+    """The state as text, at most a screen of it."""
     word = "running" if state["running"] else "not running"
-    counts = state["trials"]
-    if state["running"] and "interrupted" in counts:
-        counts = {("live" if name == "interrupted" else name): n for name, n in counts.items()}
     lines = [
         f"study {state['study']}: {word}, {state['num_trials']} trials, "
         f"{state['epochs_trained']} epochs, {duration(state['seconds'])} of search",
-        "  " + ", ".join(f"{n} {name}" for name, n in counts.items()),
+        "  " + ", ".join(f"{n} {name}" for name, n in state["trials"].items()),
         f"  best {accuracy(state['best_val_accuracy'])}"
         + (f" (trial {state['best_trial']})" if state["best_trial"] is not None else "")
         + f", baseline {accuracy(state['baseline_val_accuracy'])}",
         f"  MLflow: {state['unsent']} rows to send, {state['refused']} refused",
     ]
     lines += [f"    {text}" for text in state["refusals"]]
-    for row in state["live"]:
-        value = accuracy(row[METRIC])
-        lines.append(f"  trial {row['number']} {row['arch']}: epoch {row['epochs']} {value}")
+    for row in state["live"][:MOST_LIVE]:
+        word = "waiting at epoch" if row["state"] == "waiting" else "epoch"
+        value = f"{word} {row['epochs']} {accuracy(row[METRIC])}"
+        lines.append(f"  trial {row['number']} {row['arch']}: {value}")
+    if (more := len(state["live"]) - MOST_LIVE) > 0:
+        lines.append(f"  and {more} more")
     return "\n".join(lines)

@@ -47,6 +47,15 @@ def _explained(what: str) -> Iterator[None]:
         raise StorageError(f"{what} cannot be reached: {text[:300]}") from error
 
 
+@contextmanager
+def _used(root: str) -> Iterator[None]:
+    """What a disk refuses (it is full, or gone, or its server is), as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{root} cannot be used: {error}") from error
+
+
 @cache
 def _file_system(root: str) -> "tuple[FileSystem, str]":
     from pyarrow.fs import FileSystem
@@ -78,12 +87,14 @@ class Place:
     def writing(self, name: str) -> Iterator[Path]:
         """A local folder; what the block leaves there is then in folder `name`.
 
-        A file appears whole or not at all: here by the block's own doing, in a bucket by its.
+        A file appears whole or not at all: here by the block's own doing, in a bucket by its. An
+        OSError of the block is the storage's.
         """
         if not self.remote:
-            yield Path(self.root, name)
+            with _used(self.root):
+                yield Path(self.root, name)
             return
-        with tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
+        with _used(self.root), tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
             yield Path(scratch)
             # A card, which makes a folder a model, is written last and goes last
             for file in sorted(Path(scratch).iterdir(), key=lambda file: file.stat().st_mtime_ns):
@@ -91,12 +102,14 @@ class Place:
 
     @contextmanager
     def reading(self, name: str) -> Iterator[Path | None]:
-        """File `name` as a local one, None if there is none."""
+        """File `name` as a local one, None if there is none. An OSError of the block is the
+        storage's."""
         if not self.remote:
-            file = Path(self.root, name)
-            yield file if file.exists() else None
+            with _used(self.root):
+                file = Path(self.root, name)
+                yield file if file.exists() else None
             return
-        with tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
+        with _used(self.root), tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
             yield self.get(name, Path(scratch, "file"))
 
     def put(self, file: Path, name: str) -> None:
