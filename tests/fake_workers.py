@@ -33,6 +33,7 @@ SPACE: dict[str, Any] = {
 def experiment(**fields: Any) -> Config:
     """Rungs at epochs 1, 2 and 4, one in two goes on; no baseline unless asked for."""
     given = {"max_epochs": 4, "reduction_factor": 2, "sampler": "random", "baseline": None}
+    given |= {"scheduler": "asha"}
     return Config(**given | {"space": SPACE, "time_budget": None} | fields)
 
 
