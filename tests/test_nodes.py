@@ -77,7 +77,7 @@ def start(folder: Path, nodes: Any, *argv: str, **environment: str) -> subproces
 def finish(driver: subprocess.Popen[str], folder: Path) -> tuple[int, str]:
     """Exit code and what was said on stderr, but for the sample's line."""
     try:
-        code = driver.wait(200)
+        code = driver.wait(400)
     finally:
         driver.kill()
     said = (folder / "err").read_text().splitlines()
@@ -160,7 +160,7 @@ def test_an_unsound_node_is_named_and_left_out_if_asked(nodes: Any, tmp_path: Pa
 
 def wait_for(condition: Callable[[], Any], driver: subprocess.Popen[str], folder: Path) -> Any:
     """What `condition` gives, once it is true; the driver is to be alive until then."""
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while not (found := condition()):
         assert driver.poll() is None, (folder / "err").read_text()
         assert time.monotonic() < until, (folder / "err").read_text()
