@@ -303,6 +303,25 @@ def test_the_baseline_is_trial_0_inside_and_outside_of_the_space(
     assert first.params["lr"] == pytest.approx(0.505), "the middle of the space"
 
 
+@pytest.mark.parametrize("scheduler", ["asha", "asha-promote", "hyperband"])
+def test_the_baseline_is_trained_to_the_end_however_it_stands(
+    tmp_path: Path, scheduler: str
+) -> None:
+    """Also where each of its rungs begins another session."""
+    better = at(*(0.9 + 0.01 * i for i in range(6)))
+    config = experiment(num_trials=7, scheduler=scheduler, baseline=((1, 8),), enqueue=better)
+    trials = search(tmp_path / "a", config, Workers(slots=2)).optuna.get_trials(deepcopy=False)
+    assert trials[0].params["lr"] < 0.9
+    assert trials[0].user_attrs["state"] == "completed"
+    assert sorted(trials[0].intermediate_values) == [1, 2, 3, 4]
+    workers, done = Workers(slots=2), False
+    while not done:
+        with opened(tmp_path / "b", config) as study:
+            if done := workers.run(study, turns=1):
+                study.close()
+    assert sorted(read_trials(tmp_path / "b")[0].intermediate_values) == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("arch", [((4, 24),), ((1, 8),)])  # outside of the space, and inside
 def test_a_baseline_is_trained_whatever_it_costs(
     tmp_path: Path, arch: tuple[tuple[int, int], ...]

@@ -156,7 +156,7 @@ class Config(BaseSettings):
     sampler: Literal["tpe", "tpe-joint", "random", "gp", "cmaes"] = "tpe"
     """Who proposes: Optuna's TPE (one dimension at a time, or jointly), random, GP or CMA-ES."""
     baseline: Baseline = ((1, 16), (1, 32), (2, 64))
-    """An arch trained as trial 0, beside which the best is shown; null: none."""
+    """An arch trained to the end as trial 0, beside which the best is shown; null: none."""
     enqueue: Annotated[list[dict[str, Any]], AfterValidator(_by_hand)] = []
     """Trials to start with: each a map of an `arch` and of sampled dimensions."""
     warm_start: str | None = None

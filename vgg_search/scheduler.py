@@ -64,6 +64,11 @@ class Scheduler:
         """The first rung after `epoch`."""
         return next(rung for rung in self.epochs if rung > epoch)
 
+    def let_on(self, number: int, epoch: int) -> int:
+        """The epoch that a trial may train to which goes on whatever the others say."""
+        self.waiting.pop(number, None)
+        return self.next_rung(epoch)
+
     def restore(self, number: int, values: Iterable[tuple[int, float]]) -> None:
         """Take over a trial's (epoch, value) rows from the record, without deciding anything."""
         for epoch, value in values:
@@ -171,6 +176,9 @@ class Hyperband:
 
     def arrived(self, number: int, epoch: int, value: float) -> int | str:
         return self._of(number).arrived(number, epoch, value)
+
+    def let_on(self, number: int, epoch: int) -> int:
+        return self._of(number).let_on(number, epoch)
 
     def promotable(self, closing: bool = False) -> None:
         return None

@@ -255,8 +255,9 @@ class Study:
         self.end_hopeless()
 
     def _arrived(self, number: int, epoch: int) -> None:
-        value = self._rows[number][epoch][METRIC]
-        verdict = self.scheduler.arrived(number, epoch, value)
+        verdict = self.scheduler.arrived(number, epoch, self._rows[number][epoch][METRIC])
+        if "baseline" in self._live[number].user_attrs and epoch < self.config.max_epochs:
+            verdict = self.scheduler.let_on(number, epoch)  # or nothing compares with it
         if verdict == WAIT:
             self._announce("waiting", number)
         elif verdict == STOP:
