@@ -147,3 +147,18 @@ def test_start_up_is_what_a_worker_did_not_train(tmp_path: Path) -> None:
     assert startup_seconds(trials) == [pytest.approx(1.0), pytest.approx(0.5)]
     assert summarise(trials, 2, 14.5)["startup_seconds_per_trial"] == 0.75
     assert startup_seconds([]) == []
+
+
+def test_who_waits_when_a_search_is_stopped_is_interrupted(tmp_path: Path) -> None:
+    """Its driver's storage shows a waiting trial as pruned, which it is not."""
+    config = experiment(num_trials=3, scheduler="asha-promote")
+    with opened(tmp_path / "a", config) as study:
+        Workers(slots=3).run(study, turns=1)
+        assert len(study.scheduler.waiting) == 3
+        there = study.optuna.get_trials(deepcopy=False)
+        summary = summarise(there, slots=3, search_seconds=2.0)
+        assert summary["trials"]["interrupted"] == 3
+        assert summary["best_val_accuracy"] is None
+        assert [row["state"] for row in trial_rows(there)] == ["interrupted"] * 3
+    (tmp_path / "b").mkdir()
+    write_tables(tmp_path / "b", there)

@@ -25,10 +25,12 @@ STATES = ("completed", "pruned", "diverged", "infeasible", "failed", "interrupte
 
 
 def state_of(trial: FrozenTrial) -> str:
-    """A trial's state in our words; one that no driver works on now is interrupted."""
-    if trial.state is TrialState.RUNNING:
-        return "interrupted"
-    return str(trial.user_attrs["state"])
+    """A trial's state in our words; one that no driver works on now is interrupted.
+
+    So is one that waits at a rung, which its driver's storage shows as pruned there.
+    """
+    told = trial.user_attrs.get("state") if trial.state.is_finished() else None
+    return told or "interrupted"
 
 
 def trained(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
