@@ -265,7 +265,7 @@ def permanent(error: Exception) -> bool:
     elif answer is not None:
         status = getattr(answer, "status_code", 0)
     elif isinstance(error, OSError):
-        return isinstance(error, FileNotFoundError)
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
     else:
         return isinstance(error, (ValueError, TypeError, LookupError, AttributeError, RuntimeError))
     return status == 501 or (400 <= status < 500 and status not in (401, 403, 408, 429, 499))
