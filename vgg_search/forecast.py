@@ -61,7 +61,7 @@ def forecast(config: Config) -> dict[str, Any]:
     found, seconds = budget.outlook(epochs, pace, device_pace)
     trials = max(1, round(found))
     print(
-        f"about {trials} trials in {duration(seconds)} on {slots} workers of this machine, "
+        f"about {trials} trials in {duration(round(seconds))} on {slots} workers of this machine, "
         f"{epochs:.1f} epochs a trial; then the champion"
     )
     return {"networks": networks, "trials": trials, "search_seconds": round(seconds, 1)}
