@@ -21,9 +21,7 @@ from vgg_search.options import count, parse, parser_of, study_of
 from vgg_search.storage import local_folder
 
 Result = tuple[int, dict[str, Any]]
-FROM_ENVIRONMENT = ("storage_path", "tracking_uri", "experiment", "dataset", "data_dir")
 VERIFIED_IMAGES = 1000  # on which an exported file has to agree
-MODEL = "a run or champion folder, or models:/NAME@ALIAS; without it, the latest champion"
 
 
 def run(argv: Sequence[str]) -> Result:

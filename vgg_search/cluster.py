@@ -188,7 +188,7 @@ class Cluster:
         return {n["NodeManagerAddress"] for n in self._alive if n["NodeID"] in self._draining}
 
     def places(self) -> int:
-        """Trials that there is room for now, as nodes come and go; never more than asked for."""
+        """Trials that there is room for now, as nodes come and go."""
         if time.monotonic() - self._listed > LOOK_SECONDS:
             self._look()
             asked = self._sound.keys() | {node["NodeID"] for node, _ in self._asked.values()}
@@ -200,9 +200,7 @@ class Cluster:
                     self._hear(0)
             except StorageError as error:
                 log.warning("%s; nodes that joined wait for it", error)
-        there = sum(room(node, **self.wanted) for node in self.nodes())
-        there //= self.config.workers_per_trial  # which may be on several nodes
-        return min(there, self.config.max_concurrent or there)
+        return at_a_time(self.config, sum(room(node, **self.wanted) for node in self.nodes()))
 
     def together(self) -> "Together | None":
         """How several processes train one network; None where a trial has one."""
@@ -242,18 +240,24 @@ def resources(config: Config, nodes: list[dict[str, float]]) -> tuple[dict[str, 
                 f"{name}s_per_trial must be <= {there[name]:g}, the most that a node has, "
                 f"got {amount:g}"
             )
-    slots = sum(room(node, **wanted) for node in nodes)
-    if not slots:
+    processes = sum(room(node, **wanted) for node in nodes)
+    if not processes:
         raise DeviceError(
             f"no node has what a trial asks for: {wanted['cpu']:g} CPUs and {wanted['gpu']:g} GPUs"
         )
-    if config.workers_per_trial > slots:
+    if config.workers_per_trial > processes:
         raise DeviceError(
-            f"workers_per_trial must be <= {slots}, the processes that there is room for, "
+            f"workers_per_trial must be <= {processes}, the processes that there is room for, "
             f"got {config.workers_per_trial}"
         )
-    slots //= config.workers_per_trial  # which may be on several nodes
-    return wanted, min(slots, config.max_concurrent or slots)
+    return wanted, at_a_time(config, processes)
+
+
+def at_a_time(config: Config, processes: int) -> int:
+    """Trials that so many processes train side by side, those of a trial perhaps on several nodes;
+    never more than asked for."""
+    there = processes // config.workers_per_trial
+    return min(there, config.max_concurrent or there)
 
 
 def room(node: dict[str, float], cpu: float, gpu: float) -> int:

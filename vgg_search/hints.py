@@ -2,9 +2,7 @@
 
 import shlex
 
-from vgg_search.storage import is_remote
-
-DEFAULT = "runs"  # of `storage_path`
+from vgg_search.storage import RUNS, is_remote
 
 
 def resume(study: str, storage_path: str) -> str:
@@ -19,6 +17,4 @@ def command(line: str, storage_path: str) -> str:
 
 
 def _there(line: str, storage_path: str) -> str:
-    return line + (
-        f" --storage-path {shlex.quote(storage_path)}" if storage_path != DEFAULT else ""
-    )
+    return line if storage_path == RUNS else f"{line} --storage-path {shlex.quote(storage_path)}"

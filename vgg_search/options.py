@@ -8,8 +8,7 @@ from typing import Any
 
 from vgg_search.command_line import parser
 from vgg_search.config import ENV_PREFIX, ConfigError, check_tracker
-from vgg_search.hints import DEFAULT
-from vgg_search.storage import local_folder
+from vgg_search.storage import RUNS, local_folder
 
 MODEL = "a run or champion folder, or models:/NAME@ALIAS; without it, the latest champion"
 # Fields of an experiment that other commands have too, where they have them
@@ -27,7 +26,7 @@ def parser_of(
     if model:
         made.add_argument("--model", help=MODEL)
         made.add_argument("--tracking-uri", type=_tracker, help="MLflow, for models:/")
-    made.add_argument("--storage-path", default=DEFAULT, help="where run folders are (runs)")
+    made.add_argument("--storage-path", default=RUNS, help="where run folders are (runs)")
     made.add_argument("--json", action="store_true", help="print the result as one JSON line")
     made.add_argument("--debug", action="store_true", help="show tracebacks")
     return made

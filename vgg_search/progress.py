@@ -17,6 +17,7 @@ from vgg_search.hints import command, resume
 from vgg_search.journal import METRIC, UNTRAINED
 from vgg_search.outbox import masked
 from vgg_search.segment import Event
+from vgg_search.storage import RUNS
 from vgg_search.study import Study
 
 REFRESH_SECONDS = 0.25
@@ -166,7 +167,7 @@ class Progress:
         return table
 
 
-def closing(summary: dict[str, Any], folder: Path, uri: str, storage_path: str = "runs") -> str:
+def closing(summary: dict[str, Any], folder: Path, uri: str, storage_path: str = RUNS) -> str:
     """What came out, and what to do next."""
     states = {name: n for name, n in summary["trials"].items() if n}
     lines = [

@@ -23,6 +23,7 @@ from vgg_search.arch import as_arch, describe
 from vgg_search.health import ReportError, Run, health, load, standard_error
 from vgg_search.hints import resume
 from vgg_search.outbox import masked
+from vgg_search.storage import RUNS
 
 __all__ = ["ReportError", "health", "make_plots", "make_report", "plots"]
 
@@ -228,7 +229,7 @@ def _again(run: Run) -> str:
     config = masked(config)  # the file is passed on
     steps = [f"python -m vgg_search.run --config config.yaml --name {s['study']}-again"]
     if s["state"] != "completed":
-        again = resume(s["study"], run.config.get("storage_path", "runs"))
+        again = resume(s["study"], run.config.get("storage_path", RUNS))
         steps.insert(0, f"{again}    # goes on with this one")
     facts = {"commit": s["commit"], "seed": s["seed"], "data": s["dataset"]}
     facts |= {"data digest": run.model["digest"]} if run.model and "digest" in run.model else {}

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from vgg_search.data import CLASSES, MEAN, STD
 from vgg_search.images import SIDE, ImageError, read_image
 from vgg_search.model import VGG
+from vgg_search.storage import RUNS, local_folder
 
 WEIGHTS, CARD, CHAMPION = "model.safetensors", "model.json", "champion"
 # Largest difference in a probability that an export may show. Measured: 0 for safetensors and pt2,
@@ -129,7 +130,7 @@ def _fit(network: VGG, weights: Weights, file: Path) -> None:
 
 
 def find_model(
-    model: PathLike | None = None, storage_path: PathLike = "runs", tracking_uri: str | None = None
+    model: PathLike | None = None, storage_path: PathLike = RUNS, tracking_uri: str | None = None
 ) -> Path:
     """What `load_folder` takes, for a model's name.
 
@@ -137,8 +138,7 @@ def find_model(
     models:/NAME@ALIAS in the tracker, or None for the latest champion under `storage_path`.
     Raises ModelError, or ConnectionError if the tracker does not answer.
     """
-    # With a remote storage path the champion stays in runs/, beside the driver.
-    runs = Path("runs" if "://" in str(storage_path) else storage_path)
+    runs = local_folder(storage_path, "")  # a bucket's champion stays beside the driver
     if model is None:
         cards = runs.glob(f"*/{CHAMPION}/{CARD}")
         if latest := max(cards, key=lambda card: card.stat().st_mtime_ns, default=None):
@@ -170,7 +170,7 @@ def servable(folder: PathLike) -> tuple[Servable, np.ndarray]:
 
 
 def load(
-    model: PathLike | None = None, storage_path: PathLike = "runs", tracking_uri: str | None = None
+    model: PathLike | None = None, storage_path: PathLike = RUNS, tracking_uri: str | None = None
 ) -> Servable:
     """The network that `find_model` finds, ready for use."""
     return servable(find_model(model, storage_path, tracking_uri))[0]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # at run time when it is needed: it takes a second to import
     from pyarrow.fs import FileInfo, FileSystem
 
+RUNS = "runs"  # where run folders are by default, and those of studies in a bucket
 TRIALS, BEST, CHECKPOINT = "trials", "best", "last.pt"
 
 
@@ -30,9 +31,9 @@ def is_remote(storage_path: str | Path) -> bool:
     return "://" in str(storage_path)
 
 
-def local_folder(storage_path: str, name: str) -> Path:
+def local_folder(storage_path: str | Path, name: str) -> Path:
     """The run folder on the driver's disk."""
-    return Path("runs" if is_remote(storage_path) else storage_path, name)
+    return Path(RUNS if is_remote(storage_path) else storage_path, name)
 
 
 @contextmanager

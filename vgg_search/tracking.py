@@ -4,7 +4,7 @@ The sender takes the oldest rows, groups them by run, sends each group, and only
 so an outage loses nothing, and neither does kill -9. What is sent again adds nothing: runs are
 found again by a tag, points have fixed timestamps. What the tracker refuses for good is set
 aside. One call to a dead server takes MLflow's client 246 s with its own retries (measured),
-hence the settings below. The only module that imports MLflow, which takes seconds.
+hence the settings below. Only this module and `registry` import MLflow, which takes seconds.
 """
 
 import fcntl
