@@ -81,10 +81,11 @@ def tracked(folder: Path) -> tuple[int, int]:
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name = 'vgg-search'")
     runs = list(client.search_runs([experiment.experiment_id], max_results=10_000))
-    numbers = Counter(run.data.tags.get("trial_number") for run in runs)
-    twice = sum(count - 1 for number, count in numbers.items() if number is not None)
-    for run in runs:
-        if run.data.tags["kind"] == "trial" and "val_accuracy" in run.data.metrics:
+    trials = [run for run in runs if run.data.tags["kind"] == "trial"]
+    numbers = Counter(run.data.tags["trial_number"] for run in trials)
+    twice = sum(count - 1 for count in numbers.values())
+    for run in trials:
+        if "val_accuracy" in run.data.metrics:
             steps = [p.step for p in client.get_metric_history(run.info.run_id, "val_accuracy")]
             twice += len(steps) - len(set(steps))
     return twice, sum(run.info.status == "RUNNING" for run in runs)
