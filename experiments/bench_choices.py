@@ -16,9 +16,9 @@ from bench_training import lane
 from torch.nn import functional as F
 from torch.optim.sgd import sgd
 
-from vgg_search import train
-from vgg_search.data import MEAN, STD
-from vgg_search.train import Training
+from vgg_search.data.splits import MEAN, STD
+from vgg_search.training import train
+from vgg_search.training.train import Training
 
 
 def descend(**how: bool) -> Callable[[Training], None]:

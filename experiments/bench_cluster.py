@@ -45,7 +45,7 @@ def held(on: Any) -> dict[str, float]:
 def data() -> None:
     """64 trials of one epoch on the whole data set."""
     sys.path.insert(0, str(HERE.parent))
-    from vgg_search.journal import read_trials, rows_of
+    from vgg_search.study.record import read_trials, rows_of
 
     nodes = runpy.run_path(str(HERE / "cluster" / "local_nodes.py"))["LocalNodes"]
     with tempfile.TemporaryDirectory() as folder, nodes(Path(folder)) as on:
@@ -69,19 +69,19 @@ def data() -> None:
 def ranks() -> None:
     """The same network by the plain loop and by Ray Train, a few seeds each."""
     sys.path.insert(0, str(HERE.parent))
-    from vgg_search.run import RAY_ENVIRONMENT
+    from vgg_search.session import RAY_ENVIRONMENT
 
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
 
-    from vgg_search.checkpoint import Keeper, Task
     from vgg_search.config import Config
-    from vgg_search.connection import ray_cluster
-    from vgg_search.data import load_splits
-    from vgg_search.distributed import train_together
-    from vgg_search.storage import Place
-    from vgg_search.train import Recipe
+    from vgg_search.data.splits import load_splits
+    from vgg_search.engine.checkpoints import Keeper, Task
+    from vgg_search.engine.connection import ray_cluster
+    from vgg_search.engine.ddp import train_together
+    from vgg_search.storage.place import Place
+    from vgg_search.training.train import Recipe
 
     network = {"arch": ARCH, "resolution": 28, "hidden_features": 64, "num_hidden": 1}
     network |= {"dropout": 0.2, "batch_norm": False}
@@ -111,7 +111,7 @@ def ranks() -> None:
 
 
 def alone(task: Any, splits: Any) -> Any:
-    from vgg_search.device import settle
+    from vgg_search.training.device import settle
 
     settle(1)
     training = task.training(splits, "cpu")

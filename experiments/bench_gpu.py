@@ -32,12 +32,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from vgg_search.command_line import load_config
-from vgg_search.data import Splits, load_splits
-from vgg_search.device import plan, settle
-from vgg_search.model import build
-from vgg_search.train import Recipe, Resident, Training
-from vgg_search.trial import recipe_of
+from vgg_search.cli.arguments import load_config
+from vgg_search.data.splits import Splits, load_splits
+from vgg_search.engine.worker import recipe_of
+from vgg_search.training.device import plan, settle
+from vgg_search.training.model import build
+from vgg_search.training.train import Recipe, Resident, Training
 
 VAL_IMAGES = 10_000
 

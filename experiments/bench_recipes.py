@@ -27,10 +27,10 @@ from bench_trials import SMALL, environment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vgg_search.arch import describe
-from vgg_search.device import settle
-from vgg_search.model import build
-from vgg_search.train import Recipe, Resident, Training, logits
+from vgg_search.space.arch import describe
+from vgg_search.training.device import settle
+from vgg_search.training.model import build
+from vgg_search.training.train import Recipe, Resident, Training, logits
 
 TRAIN, VAL, EPOCHS, SEEDS = 10_000, 10_000, 4, 5
 OPTIONS = {"hidden_features": 64, "num_hidden": 1, "dropout": 0.0, "batch_norm": True}

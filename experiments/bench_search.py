@@ -38,10 +38,10 @@ from curve_model import World
 from record_curves import EPOCHS, experiment
 from search_figures import BUDGET, RUNS, TRACES, WORKERS, draw, read_rows, write_tables
 
-from vgg_search import journal
-from vgg_search.journal import METRIC, make_sampler, trial_seed
-from vgg_search.segment import Segment, diverged
-from vgg_search.study import Study
+from vgg_search.study import record as journal
+from vgg_search.study.record import METRIC, make_sampler, trial_seed
+from vgg_search.study.segment import Segment, diverged
+from vgg_search.study.study import Study
 
 FIRST, SEEDS = 100, 20
 STARTUP = 0.1  # seconds before a worker trains another trial than its last, as in real runs

@@ -20,10 +20,10 @@ from pathlib import Path
 import torch  # noqa: F401  (before the sender's thread imports it)
 from mlflow import MlflowClient
 
-from vgg_search.recorder import EPOCH_METRICS
-from vgg_search.reuse import servable
-from vgg_search.run import provenance
-from vgg_search.tracking import Tracker
+from vgg_search.models.reuse import servable
+from vgg_search.session import provenance
+from vgg_search.tracking.recorder import EPOCH_METRICS
+from vgg_search.tracking.sender import Tracker
 
 TRIALS, EPOCHS = 200, 10
 PAUSE = 0.004  # s before two rows, which is 500 rows a second

@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from vgg_search.arch import NOTEBOOK_ARCH
-from vgg_search.data import MEAN, STD, Splits, load_splits
-from vgg_search.device import plan, settle
-from vgg_search.model import VGG, build
-from vgg_search.run import RAY_ENVIRONMENT
-from vgg_search.train import Recipe, Resident, Training, lr_at
+from vgg_search.data.splits import MEAN, STD, Splits, load_splits
+from vgg_search.session import RAY_ENVIRONMENT
+from vgg_search.space.arch import NOTEBOOK_ARCH
+from vgg_search.training.device import plan, settle
+from vgg_search.training.model import VGG, build
+from vgg_search.training.train import Recipe, Resident, Training, lr_at
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = {"hidden_features": 256, "num_hidden": 1, "dropout": 0.0}

@@ -118,8 +118,8 @@ def run_ours(work: Path, config: dict[str, Any]) -> dict[str, Any]:
     began, ended = run_process(command, work)
     folder = work / "runs" / "bench"
     summary = json.loads((folder / "summary.json").read_text())
-    from vgg_search.journal import read_trials, rows_of
-    from vgg_search.tables import startup_seconds, trained
+    from vgg_search.study.record import read_trials, rows_of
+    from vgg_search.study.tables import startup_seconds, trained
 
     journal = trained(read_trials(folder))
     rows = {trial.number: rows_of(trial) for trial in journal}
@@ -249,7 +249,7 @@ def prepare_data(work: Path, size: dict[str, Any]) -> None:
     """The data as torchvision wants it, unpacked, and the indices of the images that ours takes."""
     from torchvision.datasets import FashionMNIST
 
-    from vgg_search.data import SPLIT_SEED, load_splits, stratified_order
+    from vgg_search.data.splits import SPLIT_SEED, load_splits, stratified_order
 
     raw = work / "data" / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)

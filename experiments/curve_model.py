@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from record_curves import EPOCHS, TABLE, experiment
 
-from vgg_search.arch import as_arch
-from vgg_search.journal import METRIC
-from vgg_search.search_space import Candidate
-from vgg_search.segment import Segment
+from vgg_search.space.arch import as_arch
+from vgg_search.space.search_space import Candidate
+from vgg_search.study.record import METRIC
+from vgg_search.study.segment import Segment
 
 CHANCE, ALIVE = 0.1, 0.6  # accuracies
 FLOPS = 7  # of the features

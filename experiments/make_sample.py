@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vgg_search.data import SAMPLE, find_split, read_split, stratified_order
+from vgg_search.data.splits import SAMPLE, find_split, read_split, stratified_order
 
 SEED = 1708
 SIZES = {"train": 6_000, "t10k": 2_000}

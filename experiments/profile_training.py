@@ -11,9 +11,9 @@ import torch
 from bench_training import EPOCHS, IMAGES, NETS, recipe_of, splits_of
 from torch.profiler import ProfilerActivity, profile
 
-from vgg_search.device import settle
-from vgg_search.model import build
-from vgg_search.train import Resident, Training
+from vgg_search.training.device import settle
+from vgg_search.training.model import build
+from vgg_search.training.train import Resident, Training
 
 
 def main() -> None:

@@ -16,11 +16,11 @@ from typing import Any
 from bench_trials import MODES, configurations, data_dir, experiment
 
 from vgg_search.config import Config
-from vgg_search.data import load_splits
-from vgg_search.search_space import Candidate
-from vgg_search.segment import Segment
-from vgg_search.storage import Place
-from vgg_search.trial import TrialWorker
+from vgg_search.data.splits import load_splits
+from vgg_search.engine.worker import TrialWorker
+from vgg_search.space.search_space import Candidate
+from vgg_search.storage.place import Place
+from vgg_search.study.segment import Segment
 
 # Name shown -> (file, function) of the profile; a part's time holds what it calls
 PARTS = {

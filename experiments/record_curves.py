@@ -24,9 +24,9 @@ from typing import Any
 
 import optuna
 
-from vgg_search.arch import as_arch, describe
 from vgg_search.config import Config
-from vgg_search.search_space import Candidate
+from vgg_search.space.arch import as_arch, describe
+from vgg_search.space.search_space import Candidate
 
 TABLE = Path(__file__).parents[1] / "results/2026-11-24_search_efficiency/curves.csv.gz"
 WORK = Path("runs/search_efficiency/curves.jsonl")
@@ -63,11 +63,11 @@ def candidates(count: int) -> list[Candidate]:
 
 def record(count: int, data_dir: Path | None, minutes: float, work: Path) -> None:
     """Train what `work` lacks, until `count` configurations are there or the time is up."""
-    from vgg_search.data import load_splits
-    from vgg_search.device import settle
-    from vgg_search.model import build
-    from vgg_search.train import Resident, Training
-    from vgg_search.trial import recipe_of
+    from vgg_search.data.splits import load_splits
+    from vgg_search.engine.worker import recipe_of
+    from vgg_search.training.device import settle
+    from vgg_search.training.model import build
+    from vgg_search.training.train import Resident, Training
 
     settle(1)
     config = experiment()

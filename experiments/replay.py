@@ -24,11 +24,11 @@ from typing import Any
 from optuna.storages.journal._storage import JournalOperation as Op
 from optuna.trial import FrozenTrial, TrialState
 
-from vgg_search.command_line import read_yaml
+from vgg_search.cli.arguments import read_yaml
 from vgg_search.config import Config
-from vgg_search.journal import EPOCH_KEY, METRIC, UNTRAINED, read_trials
-from vgg_search.segment import Segment, diverged
-from vgg_search.study import NUM_TRIALS, Study
+from vgg_search.study.record import EPOCH_KEY, METRIC, UNTRAINED, read_trials
+from vgg_search.study.segment import Segment, diverged
+from vgg_search.study.study import NUM_TRIALS, Study
 
 CREATED = (Op.CREATE_TRIAL, Op.SET_TRIAL_STATE_VALUES)
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vgg_search.run import RAY_ENVIRONMENT
+from vgg_search.session import RAY_ENVIRONMENT
 
 if TYPE_CHECKING:
-    from vgg_search.data import Splits
+    from vgg_search.data.splits import Splits
 
 for name, value in RAY_ENVIRONMENT.items():  # before any test imports Ray
     os.environ.setdefault(name, value)
@@ -196,7 +196,7 @@ def postgres() -> Iterator[Postgres]:
 def cluster() -> Iterator[None]:
     """A Ray of our own, one for all tests: it takes seconds to start."""
     from vgg_search.config import Config
-    from vgg_search.connection import ray_cluster
+    from vgg_search.engine.connection import ray_cluster
 
     with ray_cluster(Config(address="local")):
         yield
@@ -205,6 +205,6 @@ def cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def splits() -> "Splits":
     """300 training and 100 validation images of the bundled sample."""
-    from vgg_search.data import load_splits
+    from vgg_search.data.splits import load_splits
 
     return load_splits("sample", val_images=100, train_images=300)

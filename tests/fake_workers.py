@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from vgg_search.config import Config
-from vgg_search.journal import rows_of
-from vgg_search.search_space import Candidate
-from vgg_search.segment import Listener, Segment
-from vgg_search.study import FINISHED, Study
+from vgg_search.space.search_space import Candidate
+from vgg_search.study.record import rows_of
+from vgg_search.study.segment import Listener, Segment
+from vgg_search.study.study import FINISHED, Study
 
 SPACE: dict[str, Any] = {
     "num_blocks": [1, 3],

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vgg_search.cluster import Cluster
-from vgg_search.storage import Place
-from vgg_search.study import Study
+from vgg_search.engine.nodes import Cluster
+from vgg_search.storage.place import Place
+from vgg_search.study.study import Study
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments" / "cluster"
 _script = runpy.run_path(str(EXPERIMENTS / "local_nodes.py"))

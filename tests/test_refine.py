@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from vgg_search.__main__ import main
-from vgg_search.data import load_splits
-from vgg_search.model import build
-from vgg_search.recorder import ANSWERS, champion_key
+from vgg_search.cli.commands import main
+from vgg_search.data.splits import load_splits
+from vgg_search.engine.worker import RECIPE_FIELDS
+from vgg_search.models.reuse import load_folder, save_model, servable
 from vgg_search.refine import KEPT, RUN, refine
-from vgg_search.reuse import load_folder, save_model, servable
-from vgg_search.search_space import Candidate
-from vgg_search.tracking import Tracker
-from vgg_search.trial import RECIPE_FIELDS
+from vgg_search.space.search_space import Candidate
+from vgg_search.tracking.recorder import ANSWERS, champion_key
+from vgg_search.tracking.sender import Tracker
+from vgg_search.training.model import build
 
 EPOCHS = 2
 CANDIDATE = Candidate(

@@ -10,7 +10,7 @@ import pytest
 from fake_workers import experiment, opened
 
 from vgg_search.signals import Signals
-from vgg_search.study import FINISHED
+from vgg_search.study.study import FINISHED
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

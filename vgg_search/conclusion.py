@@ -4,13 +4,13 @@ import logging
 import time
 from typing import Any
 
-from vgg_search.data import Splits
-from vgg_search.hints import command
-from vgg_search.recorder import ANSWERS, Recorder, champion_key
-from vgg_search.report import health, make_report
+from vgg_search.data.splits import Splits
+from vgg_search.report.page import health, make_report
 from vgg_search.signals import Signals
-from vgg_search.study import Study
-from vgg_search.tables import summarise, write_summary, write_tables
+from vgg_search.storage.hints import command
+from vgg_search.study.study import Study
+from vgg_search.study.tables import summarise, write_summary, write_tables
+from vgg_search.tracking.recorder import ANSWERS, Recorder, champion_key
 
 SEND_SECONDS = 60.0  # to wait at the end for a tracker that answers
 STOPPED_SECONDS = 3.0  # the same after a signal, which is to end all within 10 s

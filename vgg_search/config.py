@@ -22,8 +22,9 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from vgg_search.arch import Arch, as_arch, check_arch
-from vgg_search.search_space import Space
+from vgg_search.errors import InputError
+from vgg_search.space.arch import Arch, as_arch, check_arch
+from vgg_search.space.search_space import Space
 
 ENV_PREFIX = "VGG_SEARCH_"
 TRACKERS = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "file", "databricks")
@@ -59,7 +60,7 @@ DEFAULT_SPACE: dict[str, Any] = {
 }
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """Bad input: one line, rule and received value."""
 
 

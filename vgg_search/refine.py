@@ -14,19 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vgg_search.arch import as_arch, depth, describe, width
-from vgg_search.data import load_splits, load_test
-from vgg_search.device import settle
-from vgg_search.outbox import Outbox
-from vgg_search.recorder import (
-    ANSWERS,
-    EPOCH_METRICS,
-    REGISTERED,
-    STATUS,
-    champion_key,
-    read_card,
-)
-from vgg_search.reuse import (
+from vgg_search.data.splits import load_splits, load_test
+from vgg_search.engine.worker import pick_device
+from vgg_search.models.reuse import (
     CHAMPION,
     ModelError,
     Servable,
@@ -35,11 +25,21 @@ from vgg_search.reuse import (
     save_model,
     servable,
 )
-from vgg_search.search_space import Candidate
-from vgg_search.tables import write_summary
-from vgg_search.tracking import Tracker, version_of
-from vgg_search.train import Recipe, Resident, Training
-from vgg_search.trial import pick_device
+from vgg_search.space.arch import as_arch, depth, describe, width
+from vgg_search.space.search_space import Candidate
+from vgg_search.study.tables import write_summary
+from vgg_search.tracking.outbox import Outbox
+from vgg_search.tracking.recorder import (
+    ANSWERS,
+    EPOCH_METRICS,
+    REGISTERED,
+    STATUS,
+    champion_key,
+    read_card,
+)
+from vgg_search.tracking.sender import Tracker, version_of
+from vgg_search.training.device import settle
+from vgg_search.training.train import Recipe, Resident, Training
 
 RUN = "refinement"
 # What a champion's card must tell, and a refinement's tells too

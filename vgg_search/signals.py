@@ -7,7 +7,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vgg_search.study import Study
+    from vgg_search.study.study import Study
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 

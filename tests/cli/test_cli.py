@@ -1,0 +1,287 @@
+"""Mistakes at the command line: one line that says what is wrong, exit code 2, and no trace."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vgg_search.cli.commands import COMMANDS, main
+from vgg_search.config import Config
+
+ROOT = Path(__file__).parents[2]
+FILES = {
+    "list.yaml": "- 1\n- 2\n",
+    "number.yaml": "7: 8\n",
+    "text.yaml": "just words\n",
+    "torn.yaml": "num_trials: 4\nspace: {num_blocks: [1\n",
+    "tab.yaml": "space:\n\tlr: 1\n",
+    "binary.yaml": "\x00\x01",
+    "unknown.yaml": "num_trial: 4\n",
+    "wrong.yaml": "num_trials: many\n",
+    "seven.yaml": "space: {num_blocks: 7, out_channels: 8, lr: 0.1}\nbaseline: null\n",
+    "lr.yaml": "space: {num_blocks: 2, out_channels: 8, lr: [0.5, 0.1]}\n",
+    "spaceless.yaml": "space:\n",
+    "typo.yaml": "space: {num_blocks: 2, out_channel: 8, lr: 0.1}\n",
+    "queue.yaml": "enqueue:\n- {lr: 5}\n",
+    "queued_arch.yaml": "enqueue:\n- {arch: [[1, 8], [1]]}\n",
+    "queued_words.yaml": "enqueue:\n- {arch: deep}\n",
+    "queued_deep.yaml": "enqueue:\n- {arch: [[1, 8], [1, 8], [1, 8], [1, 8], [1, 8]]}\n",
+    "queue_of_numbers.yaml": "enqueue: [1]\n",
+}
+BUDGET = "time_budget must be a time such as 90s, 6m or 1h30m, got"
+URI = "tracking_uri must be a path or an address that begins with sqlite, "
+
+# (command line, what its line says)
+MISTAKES: list[tuple[str, str]] = [
+    # values
+    ("--num-trials many", "num_trials must be an integer, got 'many'"),
+    ("--num-trials 0", "num_trials must be >= 1, got '0'"),
+    ("--num-trials 1.5", "num_trials must be an integer, got '1.5'"),
+    ("--seed -1", "seed must be >= 0, got '-1'"),
+    ("--seed 4294967296", "seed must be < 4294967296, got '4294967296'"),
+    ("--dataset cifar", "dataset must be one of 'auto', 'fashion-mnist' or 'sample', got 'cifar'"),
+    (
+        "--scheduler sha",
+        "scheduler must be one of 'asha', 'asha-promote', 'hyperband' or 'none', got 'sha'",
+    ),
+    (
+        "--sampler grid",
+        "sampler must be one of 'tpe', 'tpe-joint', 'random', 'gp' or 'cmaes', got 'grid'",
+    ),
+    ("--precision fp8", "precision must be one of 'auto', 'fp32' or 'bf16', got 'fp8'"),
+    ("--flip maybe", "flip must be true or false, got 'maybe'"),
+    ("--momentum 1", "momentum must be < 1, got '1'"),
+    ("--momentum nan", "momentum must be"),
+    ("--resolution 1", "resolution must be >= 2, got '1'"),
+    ("--crop 17", "crop must be <= 16, got '17'"),
+    ("--reduction-factor 1", "reduction_factor must be >= 2, got '1'"),
+    ("--cpus-per-trial 0", "cpus_per_trial must be > 0, got '0'"),
+    ("--gpus-per-trial some", "gpus_per_trial must be"),
+    ("--time-budget soon", f"{BUDGET} 'soon'"),
+    ("--gpu-hours -1", "gpu_hours must be > 0, got '-1'"),
+    ("--time-budget inf", f"{BUDGET} 'inf'"),
+    ("--name a/b", "name must be letters, digits, '.', '_' or '-', at most 100, got 'a/b'"),
+    ("--name ..", "name must be letters, digits, '.', '_' or '-', at most 100, got '..'"),
+    ("--experiment=", "experiment must not be empty, got ''"),
+    ("--baseline deep", "baseline"),
+    ("--baseline [[1]]", "baseline must be a list of [num_convs, out_channels] pairs"),
+    ("--baseline [[0,8]]", "baseline: num_convs must be >= 1, got 0"),
+    ("--baseline [[1,0]]", "baseline: out_channels must be >= 1, got 0"),
+    (
+        "--baseline [[1,8],[1,8],[1,8],[1,8],[1,8]]",
+        "num_blocks must be <= 4 at resolution 28, got 5",
+    ),
+    ("--grace-epochs 7", "grace_epochs must be <= max_epochs (4), got 7"),
+    ("--tracking-uri ftp://host", f"{URI}"),
+    ("--tracking-uri localhost:5000", f"{URI}"),
+    ("--tracking-uri http://", f"{URI}"),
+    # flags
+    ("--num-trial 4", "unknown flag --num-trial; did you mean --num-trials?"),
+    ("--sample tpe", "unknown flag --sample; did you mean --sampler?"),
+    ("--num_trials=4", "unknown flag --num_trials; did you mean --num-trials?"),
+    ("quick", "unexpected argument quick"),
+    ("--num-trials", "argument --num-trials: expected one argument"),
+    # files
+    (
+        "--config nowhere.yaml",
+        "cannot read experiment file nowhere.yaml: No such file or directory",
+    ),
+    ("--config .", "cannot read experiment file .: Is a directory"),
+    ("--config list.yaml", "experiment file list.yaml must be a map of fields, got [1, 2]"),
+    ("--config number.yaml", "experiment file number.yaml must be a map of fields, got {7: 8}"),
+    ("--config text.yaml", "experiment file text.yaml must be a map of fields, got 'just words'"),
+    ("--config torn.yaml", "experiment file torn.yaml, line 3 is not valid YAML"),
+    ("--config tab.yaml", "experiment file tab.yaml, line 2 is not valid YAML"),
+    ("--config binary.yaml", "experiment file binary.yaml is not valid YAML"),
+    ("--config latin.yaml", "cannot read experiment file latin.yaml: it is not text"),
+    ("--config unknown.yaml", "unknown field 'num_trial'; did you mean num_trials?"),
+    ("--config wrong.yaml", "num_trials must be an integer, got 'many'"),
+    # spaces and what is enqueued
+    ("--config seven.yaml", "num_blocks must be <= 4 at resolution 28, got 7"),
+    ("--config lr.yaml", "space.lr must have low <= high, got [0.5, 0.1]"),
+    ("--config spaceless.yaml", "space must be"),
+    ("--config typo.yaml", "space has no dimension 'out_channel'; did you mean out_channels?"),
+    ("--config queue.yaml", "enqueue: an enqueued lr must lie in the space, got 5"),
+    ("--config queued_arch.yaml", "enqueue must hold each arch as a list of [num_convs, out_chan"),
+    ("--config queued_words.yaml", "enqueue must hold each arch as a list of [num_convs, out_cha"),
+    ("--config queued_deep.yaml", "enqueue: num_blocks must be <= 4 at resolution 28, got 5"),
+    ("--config queue_of_numbers.yaml", "enqueue must be"),
+    ("--space {", "space"),
+    # names
+    ("--resume nothing", "no study named nothing in runs"),
+    ("--resume ../up", "name must be letters"),
+    ("--name taken --storage-path elsewhere", "name must be a new study's, got 'taken': "),
+]
+DATA_MISTAKES = [
+    ("--dataset fashion-mnist --data-dir nowhere", "nowhere"),
+    ("--data-dir corrupt", "corrupt"),
+    ("--dataset sample --val-images 1000 --train-images 5 --batch-size 8", "train_images"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder with the files above, and the environment as it was afterwards."""
+    for field in Config.model_fields:
+        monkeypatch.delenv(f"VGG_SEARCH_{field.upper()}", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    for name, text in FILES.items():
+        Path(name).write_text(text)
+    Path("latin.yaml").write_bytes("name: déjà".encode("latin-1"))
+    Path("elsewhere/taken").mkdir(parents=True)
+    Path("corrupt").mkdir()
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        Path(f"corrupt/{name}-ubyte.gz").write_bytes(b"not what it says")
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+def refused(argv: list[str], text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    files = sorted(Path().rglob("*"))
+    assert main(argv) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("vgg-search: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1, err
+    assert text in err
+    assert sorted(Path().rglob("*")) == files, "something was left behind"
+
+
+@pytest.mark.parametrize(("line", "text"), MISTAKES, ids=[line for line, _ in MISTAKES])
+def test_a_mistake_is_one_line(line: str, text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    refused(["run", *line.split()], text, capfd)
+
+
+@pytest.mark.parametrize(("line", "text"), DATA_MISTAKES, ids=[line for line, _ in DATA_MISTAKES])
+def test_a_mistake_in_the_data_is_one_line(
+    line: str, text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    refused(["run", *line.split()], text, capfd)
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("rum", "unknown command rum; did you mean run?"),
+        ("raport", "unknown command raport; did you mean report?"),
+        ("zzz", f"unknown command zzz of {', '.join(COMMANDS)}"),
+        ("predict", "the following arguments are required: IMAGE"),
+        ("predict --modle x a.png", "unknown flag --modle; did you mean --model?"),
+        ("evaluate --dataset cifar", "argument --dataset: invalid choice: 'cifar'"),
+    ],
+)
+def test_a_mistake_in_a_command_is_one_line(
+    line: str, text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    refused(line.split(), text, capfd)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("VGG_SEARCH_NUM_TRIALS", "many", "num_trials must be an integer, got 'many'"),
+        ("VGG_SEARCH_SPACE", "{", "space must be valid JSON"),
+        ("MLFLOW_TRACKING_URI", "ftp://host", "MLFLOW_TRACKING_URI must be a path or an address"),
+    ],
+)
+def test_a_mistake_in_the_environment_is_one_line(
+    name: str,
+    value: str,
+    text: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(name, value)
+    refused(["run"], text, capfd)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line", "text"),
+    [
+        ("STORAGE_PATH", "elsewhere", "status", "no study found under elsewhere"),
+        ("STORAGE_PATH", "nowhere", "status --storage-path other", "no study found under other"),
+        ("STORAGE_PATH", "elsewhere", "predict a.png", "no champion found under elsewhere"),
+        ("TRACKING_URI", "ftp://host", "refine", "must be a path or an address"),
+        ("DATASET", "cifar", "evaluate", "argument --dataset: invalid choice: 'cifar'"),
+        ("DATASET", "cifar", "status", "no study found under runs"),  # it has no such flag
+    ],
+)
+def test_other_commands_read_the_environment(
+    name: str,
+    value: str,
+    line: str,
+    text: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(f"VGG_SEARCH_{name}", value)
+    refused(line.split(), text, capfd)
+
+
+class RemoteError(RuntimeError):
+    """As a worker's, which brings its traceback along."""
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("a\nb"), "ValueError: a b (--debug tells more)"),
+        (OSError("disk"), "OSError: disk (--debug tells more)"),
+        (ConnectionError("away"), "away"),
+        (
+            RemoteError("ray::f()\nTraceback (most recent call last):\n  f()\nKeyError: 7\n"),
+            "RemoteError: KeyError: 7 (--debug tells more)",
+        ),
+    ],
+)
+def test_what_is_unexpected_is_one_line_too(
+    error: Exception,
+    text: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(_: object) -> None:
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "status", fails)
+    assert main(["status"]) == 1
+    assert capfd.readouterr().err == f"vgg-search: {text}\n"
+
+
+def test_debug_shows_where_a_mistake_came_from() -> None:
+    with pytest.raises(ValueError, match="num_trials must be an integer, got 'many'"):
+        main(["run", "--num-trials", "many", "--debug"])
+
+
+def test_help_and_no_command(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert main([]) == 2
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert all(f"  {command} " in out for command in COMMANDS)
+
+
+@pytest.mark.slow
+def test_a_cluster_without_room_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    """Two starts of Ray. CUDA devices are hidden from it, so that there is no GPU anywhere."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    small = ["run", "--dataset", "sample"]
+    loud = "USING THE BUNDLED SAMPLE"
+    for flags, text in (
+        (["--needs-gpu", "true"], "this experiment needs a GPU, none found; add --needs-gpu false"),
+        (["--cpus-per-trial", "10000"], "cpus_per_trial must be <= "),
+    ):
+        files = sorted(Path().rglob("*"))
+        assert main([*small, *flags]) == 2
+        out, err = capfd.readouterr()
+        assert out == ""
+        (line,) = [line for line in err.splitlines() if loud not in line]
+        assert line.startswith("vgg-search: ")
+        assert text in line
+        assert sorted(Path().rglob("*")) == files

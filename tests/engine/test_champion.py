@@ -1,0 +1,171 @@
+"""The champion: the best network on all training images, with fresh seeds, tested once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_workers import SPACE, Workers, experiment, opened
+from nodes import cluster_of
+from optuna.trial import FrozenTrial
+from ray.exceptions import RayError
+
+from vgg_search.config import Config
+from vgg_search.data.splits import CLASSES, Splits, load_test
+from vgg_search.engine.champion import FRESH, TIME_SHARE, _train_alone, crown, planned_epochs
+from vgg_search.engine.checkpoints import Keeper, Task
+from vgg_search.engine.nodes import NodeError
+from vgg_search.models.reuse import Servable, evaluate, load
+from vgg_search.storage.place import Place
+from vgg_search.study.record import trial_seed
+from vgg_search.study.study import Study
+from vgg_search.training.train import Recipe
+
+FACTS = {"commit": "abc", "versions": {"torch": torch.__version__}}
+
+
+def tiny(**fields: Any) -> Config:
+    given = {"num_trials": 1, "scheduler": "none", "dataset": "sample", "precision": "fp32"}
+    given |= {"enqueue": [{"arch": ((1, 8),), "lr": 0.05}], "batch_size": 64}
+    return experiment(**given | fields)
+
+
+def searched(study: Study) -> FrozenTrial:
+    """The study's best trial; the search needs no networks here."""
+    assert Workers().run(study)
+    assert study.ranking.incumbent
+    return study.optuna.get_trials(deepcopy=False)[study.ranking.incumbent[1]]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_each_seed_is_trained_whole_and_tested(tmp_path: Path, splits: Splits) -> None:
+    heard: list[tuple[int, int, dict[str, Any]]] = []
+    config = tiny(champion_epochs=2, champion_seeds=2, seed=3)
+    with opened(tmp_path / "s", config) as study:
+        best = searched(study)
+        card = crown(study, best, splits, cluster_of(study), FACTS, lambda *row: heard.append(row))
+    assert card
+    rows = {seed: [row for index, _, row in heard if index == seed] for seed in (0, 1)}
+    for told in rows.values():
+        assert [row["epoch"] for row in told] == [1, 2]
+        assert not any(key.startswith("val_") for row in told for key in row)
+    assert {epochs for _, epochs, _ in heard} == {2}
+    assert rows[0][0]["train_loss"] != rows[1][0]["train_loss"]
+
+    folder = tmp_path / "s" / "champion"
+    assert {file.name for file in folder.iterdir()} == {"model.json", "model.safetensors"}
+    stored = json.loads((folder / "model.json").read_text())
+    assert stored.items() >= json.loads(json.dumps(card)).items()
+    assert stored["seed"] == trial_seed(3, FRESH) != best.user_attrs["seed"]
+    expected = {
+        "dataset": "sample",
+        "digest": splits.digest,
+        "study": "s",
+        "trial": 0,
+        "epochs": 2,
+        "classes": list(CLASSES),
+        "resolution": 28,
+        "arch": [[1, 8]],
+        "num_params": best.user_attrs["num_params"],
+        "commit": "abc",
+    }
+    assert {key: stored[key] for key in expected} == expected
+    assert stored["params"]["lr"] == best.params["lr"]
+    assert stored["recipe"]["schedule"] == "one-cycle"
+
+    metrics = stored["metrics"]
+    assert metrics["val_accuracy"] == best.value  # its trial's, on validation
+    accuracies = metrics["test_accuracies"]
+    assert metrics["test_accuracy"] == accuracies[0]
+    assert metrics["test_accuracy_mean"] == pytest.approx(sum(accuracies) / 2)
+    champion = load(folder)
+    assert isinstance(champion, Servable)
+    assert champion.network.num_params == stored["num_params"]
+    again = evaluate(champion, *load_test("sample"))
+    assert again["test_accuracy"] == metrics["test_accuracy"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_stop_ends_it_without_a_champion(tmp_path: Path, splits: Splits) -> None:
+    with opened(tmp_path / "s", tiny(champion_epochs=1000)) as study:
+        best = searched(study)
+
+        def stop(*_: Any) -> None:
+            study.stopping = True
+
+        assert crown(study, best, splits, cluster_of(study), FACTS, stop) is None
+    assert not (tmp_path / "s" / "champion").exists()
+
+
+def test_a_training_that_is_begun_again_tells_all_and_trains_the_rest(
+    tmp_path: Path, splits: Splits
+) -> None:
+    """Ray runs a task again whose node is gone, and drops as many rows as it had."""
+    network = {"arch": ((1, 8),), "hidden_features": 32, "num_hidden": 1, "resolution": 28}
+    keeper = Keeper(Place(str(tmp_path)), "trials/champion", 3)
+    task = Task(network, Recipe(3, 64, 0.05), 7, 1, keeper, whole=True)
+    rows = _train_alone(task, splits)
+    before = [next(rows), next(rows)]
+    rows.close()
+    after = list(_train_alone(task, splits))
+    assert after[:2] == before  # their times too: they were not trained again
+    assert [row["epoch"] for row in after] == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_error_in_its_training_is_the_callers(tmp_path: Path, splits: Splits) -> None:
+    config = tiny(champion_epochs=1, space=SPACE | {"hidden_features": 2**40})
+    with opened(tmp_path / "s", config) as study:
+        best = searched(study)
+        with pytest.raises(RayError, match="can't allocate memory"):
+            crown(study, best, splits, cluster_of(study), FACTS, lambda *_: None)
+    assert not (tmp_path / "s" / "champion").exists()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_one_that_diverges_is_an_error_and_not_tested(tmp_path: Path, splits: Splits) -> None:
+    """Whichever of its seeds it is: none is left out of a mean in silence."""
+    heard: list[dict[str, Any]] = []
+    given = {"enqueue": [{"arch": ((1, 8),), "lr": 1e30}], "champion_seeds": 2}
+    config = tiny(champion_epochs=3, space=SPACE | {"lr": [0.01, 1e30]}, **given)
+    with opened(tmp_path / "s", config) as study:
+        best = searched(study)
+        with pytest.raises(RayError, match="the loss is not finite any more after epoch 1 of 3"):
+            crown(study, best, splits, cluster_of(study), FACTS, lambda *row: heard.append(row[2]))
+    assert {row["epoch"] for row in heard} == {1}
+    assert not (tmp_path / "s" / "champion").exists()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_without_a_node_to_train_on_it_says_so(tmp_path: Path, splits: Splits) -> None:
+    with opened(tmp_path / "s", tiny(champion_epochs=1)) as study:
+        best, cluster = searched(study), cluster_of(study)
+        cluster._sound.clear()  # as when each node is known as unsound, or is being drained
+        with pytest.raises(NodeError, match="no node is there to train it"):
+            crown(study, best, splits, cluster, FACTS, lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "budget", "epochs"),
+    [
+        # 2 s an epoch in the search and a third more images: 2.67 s, of which 81 s bear 30
+        (50, 81 / TIME_SHARE, 30),
+        (5, 81 / TIME_SHARE, 5),
+        (50, 1, 1),
+        (50, None, 50),
+    ],
+)
+def test_epochs_are_what_is_asked_for_or_what_the_time_bears(
+    tmp_path: Path, splits: Splits, asked: int, budget: float | None, epochs: int
+) -> None:
+    config = tiny(champion_epochs=asked, time_budget=budget)
+    with opened(tmp_path / "s", config) as study:
+        assert planned_epochs(searched(study), config, splits) == epochs
+
+
+def test_the_test_split_is_read_where_a_model_is_finished() -> None:
+    package = Path(__file__).parents[2] / "vgg_search"
+    readers = {file.name: file.read_text().count("load_test(") for file in package.glob("*.py")}
+    once = dict.fromkeys(["__main__.py", "champion.py", "data.py", "refine.py"], 1)
+    assert {name: count for name, count in readers.items() if count} == once

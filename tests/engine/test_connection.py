@@ -1,0 +1,161 @@
+"""The cluster: what its nodes have room for."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vgg_search.config import Config, ConfigError
+from vgg_search.engine.connection import ray_cluster
+from vgg_search.engine.nodes import DeviceError, alive, look, resources, versions
+from vgg_search.storage.place import Place
+
+CORES = os.cpu_count() or 1
+
+
+def resources_of(config: Config) -> tuple[dict[str, float], int]:
+    return resources(config, [node["Resources"] for node in alive()])
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_trial_has_a_core_and_as_many_run_as_there_are() -> None:
+    assert resources_of(Config()) == ({"cpu": 1.0, "gpu": 0.0}, CORES)
+    assert resources_of(Config(max_concurrent=1))[1] == 1
+    assert resources_of(Config(max_concurrent=1000))[1] == CORES
+    assert resources_of(Config(cpus_per_trial=0.5)) == ({"cpu": 0.5, "gpu": 0.0}, 2 * CORES)
+    assert resources_of(Config(cpus_per_trial=CORES))[1] == 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_no_node_has_is_refused_before_anything_starts() -> None:
+    text = rf"^cpus_per_trial must be <= {CORES}, the most that a node has, got {CORES + 1}$"
+    with pytest.raises(DeviceError, match=text):
+        resources_of(Config(cpus_per_trial=CORES + 1))
+    text = r"^gpus_per_trial must be <= 0, the most that a node has, got 0\.5$"
+    with pytest.raises(DeviceError, match=text):
+        resources_of(Config(gpus_per_trial=0.5))
+    text = (
+        rf"^workers_per_trial must be <= {CORES}, the processes that there is room for, "
+        rf"got {CORES + 1}$"
+    )
+    with pytest.raises(DeviceError, match=text):
+        resources_of(Config(workers_per_trial=CORES + 1))
+    assert resources_of(Config(workers_per_trial=CORES))[1] == 1
+    text = "^this experiment needs a GPU, none found; add --needs-gpu false to train on the CPU$"
+    with pytest.raises(DeviceError, match=text):
+        resources_of(Config(needs_gpu=True))
+
+
+NODES = """
+import json, sys
+from vgg_search.session import RAY_ENVIRONMENT
+import os
+os.environ.update(RAY_ENVIRONMENT)
+import ray
+from ray.cluster_utils import Cluster
+from vgg_search.config import Config, ConfigError
+from vgg_search.storage.place import Place
+from vgg_search.engine.nodes import alive, resources
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+cluster.add_node(num_cpus=3, num_gpus=2)
+cluster.add_node(num_cpus=2, num_gpus=0)
+ray.init(address=cluster.address, log_to_driver=False, logging_level="CRITICAL")
+answers = []
+for fields in json.loads(sys.argv[1]):
+    try:
+        answers.append(resources(Config(**fields), [node["Resources"] for node in alive()]))
+    except ValueError as error:
+        answers.append(str(error))
+print(json.dumps(answers))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_places_are_counted_node_by_node() -> None:
+    """A head without cores, a node of 3 cores and 2 GPUs, a node of 2 cores."""
+    asked: list[tuple[dict[str, Any], Any]] = [
+        ({}, [{"cpu": 1.0, "gpu": 1.0}, 2]),
+        ({"gpus_per_trial": 0}, [{"cpu": 1.0, "gpu": 0.0}, 5]),
+        ({"gpus_per_trial": 0, "cpus_per_trial": 2}, [{"cpu": 2.0, "gpu": 0.0}, 2]),
+        ({"gpus_per_trial": 0.5}, [{"cpu": 1.0, "gpu": 0.5}, 3]),
+        ({"gpus_per_trial": 0.6}, [{"cpu": 1.0, "gpu": 0.6}, 2]),
+        ({"gpus_per_trial": 2}, [{"cpu": 1.0, "gpu": 2.0}, 1]),
+        (
+            {"gpus_per_trial": 0, "cpus_per_trial": 4},
+            "cpus_per_trial must be <= 3, the most that a node has, got 4",
+        ),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", NODES, json.dumps([fields for fields, _ in asked])],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [answer for _, answer in asked]
+
+
+@pytest.mark.parametrize(
+    ("address", "rest"),
+    [
+        ("ray://head:10001", "; from a machine outside of it: ray job submit"),
+        ("http://head:8265", "; from a machine outside of it: ray job submit"),
+        ("head", ""),
+        ("head:port", ""),
+        ("127.0.0.9:1", ": Connection refused"),
+        ("nobody.invalid:6379", r": .*[Nn]ame.*"),
+    ],
+)
+def test_an_address_where_no_cluster_is(address: str, rest: str) -> None:
+    text = rf"^address must be auto or host:port of a Ray cluster, got {address}{rest}$"
+    with pytest.raises(ConfigError, match=text), ray_cluster(Config(address=address)):
+        pass
+
+
+def test_a_node_says_what_it_sees(tmp_path: Path) -> None:
+    here, there = Place(str(tmp_path / "here")), Place(str(tmp_path / "there"))
+    with here.writing("driver") as folder:
+        folder.mkdir(parents=True)
+        (folder / "key").write_text("abc")
+    assert look(here, "abc") == (versions(), None)
+    assert versions().keys() == {"Python", "ray", "torch", "vgg_search"}
+    other = "storage_path is not the driver's: another disk lies there"
+    assert look(there, "abc") == look(here, "def") == (versions(), other)
+
+
+LEAVING = """
+import gc, threading, time
+import ray
+from vgg_search.config import Config
+from vgg_search.engine.connection import ray_cluster
+
+gc.disable()
+
+class Held:
+    pass
+
+def collect():
+    while True:
+        time.sleep(0.05)
+        gc.collect()
+
+with ray_cluster(Config(address="local")):
+    for _ in range(2000):  # as Tune leaves its trials behind, each in a cycle
+        held = Held()
+        held.itself, held.object = held, ray.put(b"")
+    del held
+    threading.Thread(target=collect, daemon=True).start()
+"""
+
+
+def test_ray_is_left_while_another_thread_frees_what_was_ray_s(tmp_path: Path) -> None:
+    """Ray ends a process that frees an object's reference while it is being left."""
+    done = subprocess.run([sys.executable, "-c", LEAVING], cwd=tmp_path, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -1,0 +1,113 @@
+"""How many trials share a GPU. What only a GPU can tell (its memory, its load) is given by hand."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from fake_workers import experiment
+
+from vgg_search.engine.nodes import room
+from vgg_search.engine.packing import BATCHES, Load, footprint, largest, measure, rehearsal, share
+
+GIB = 2**30
+SPACE: dict[str, Any] = {
+    "num_blocks": [1, 3],
+    "num_convs": [1, 2],
+    "out_channels": [8, 16, 32],
+    "hidden_features": {"choices": [64, 32]},
+    "num_hidden": 1,
+    "batch_norm": [True, False],
+    "batch_size": [64, 128],
+    "lr": [0.01, 1.0],
+}
+
+
+@pytest.mark.parametrize(
+    ("memory", "busy", "cpus", "trials"),
+    [
+        (2, 1.0, 16, 1),  # it keeps the GPU busy alone
+        (2, 0.5, 16, 2),
+        (2, 0.4, 16, 3),  # 2.5: what is left idle by two is worth a third
+        (2, 0.01, 16, 8),  # never more than eight
+        (30, 0.1, 16, 2),  # 72 of 80 GiB are usable
+        (41, 0.1, 16, 1),
+        (100, 0.1, 16, 1),  # it does not fit, and will say so itself
+        (2, 0.1, 3, 3),  # three cores
+        (2, 0.1, 0, 1),
+    ],
+)
+def test_trials_fill_what_one_leaves_idle_within_memory_and_cores(
+    memory: int, busy: float, cpus: int, trials: int
+) -> None:
+    assert Load(memory * GIB, 80 * GIB, busy).trials(cpus) == trials
+
+
+@pytest.mark.parametrize("trials", range(1, 9))
+def test_shares_of_a_gpu_have_room_on_it(trials: int) -> None:
+    assert trials * share(trials) <= 1
+    assert room({"CPU": 16.0, "GPU": 2.0}, cpu=1.0, gpu=share(trials)) == 2 * trials
+
+
+def test_a_load_says_what_was_measured() -> None:
+    assert str(Load(3 * GIB, 80 * GIB, 0.31)) == (
+        "the largest network takes 3.0 of 80 GiB and keeps the GPU busy for 31% of the time"
+    )
+
+
+def test_the_largest_network_is_a_corner_of_the_space() -> None:
+    found = largest(experiment(space=SPACE))
+    assert found.arch == ((2, 32), (2, 32), (2, 32))
+    assert (found.batch_size, found.hidden_features, found.batch_norm) == (128, 64, True)
+
+
+def test_few_blocks_are_larger_where_the_linear_layers_are_wide() -> None:
+    wide = SPACE | {"hidden_features": 4096, "num_hidden": 2, "batch_size": 8}
+    assert len(largest(experiment(space=wide)).arch) == 1
+
+
+def test_limits_hold_for_the_largest_network() -> None:
+    config = experiment(space=SPACE | {"max_params": 20_000})
+    found = largest(config)
+    assert config.search_space.costs(found)[0] <= 20_000
+    assert footprint(config.search_space, found) > 0
+
+
+def test_trials_given_by_hand_know_no_limits() -> None:
+    arch = ((2, 256),)
+    config = experiment(space=SPACE | {"max_params": 20_000}, baseline=arch)
+    assert largest(config).arch == arch
+
+
+def test_the_estimate_ranks_networks_as_their_parameters_and_pixels_do() -> None:
+    config = experiment(space=SPACE)
+    space, candidate = config.search_space, largest(config)
+    small = replace(candidate, arch=((1, 8),), batch_size=64)
+    assert footprint(space, small) == 16 * space.costs(small)[0] + 8 * 64 * 8 * 28 * 28
+
+
+def test_a_rehearsal_trains_on_noise_and_stays_finite() -> None:
+    config = experiment(space=SPACE, train_images=300, val_images=100, precision="fp32")
+    training = rehearsal(config, torch.device("cpu"))
+    assert len(training.data.train_images) == 300
+    assert training.data.val_images is not None
+    assert len(training.data.val_images) == 100
+    rows = list(training.run(2))
+    assert all(math.isfinite(row["val_loss"]) for row in rows)
+    whole = rehearsal(experiment(space=SPACE), torch.device("cpu"))
+    assert len(whole.data.train_images) == BATCHES * 128
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it measures, where it can")
+def test_without_a_gpu_there_is_nothing_to_measure() -> None:
+    assert measure(experiment(space=SPACE)) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_tells_its_load() -> None:
+    load = measure(experiment(space=SPACE))
+    assert load is not None
+    assert 0 < load.memory < load.total
+    assert 0 < load.busy <= 1

@@ -1,0 +1,238 @@
+"""Files of a study, in a folder and in a bucket, and a run folder that is copied to one."""
+
+import os
+import platform
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+from fake_workers import Workers, experiment, opened, record, search
+from nodes import free_port, s3_server
+
+from vgg_search.data.splits import Splits
+from vgg_search.engine.checkpoints import Keeper
+from vgg_search.space.search_space import Candidate
+from vgg_search.storage import mirror
+from vgg_search.storage.mirror import Mirror, Shelf, bring
+from vgg_search.storage.place import Place, StorageError, local_folder
+from vgg_search.study.segment import Segment
+from vgg_search.tracking.outbox import Outbox
+from vgg_search.training.model import build
+from vgg_search.training.train import Recipe, Resident, Training
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket; its credentials are in this process's environment."""
+    pytest.importorskip("moto")
+    with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield "s3://bucket"
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "folder":
+        return Place.of(str(tmp_path), "study")
+    return Place.of(request.getfixturevalue("bucket"), tmp_path.name)
+
+
+def test_what_is_written_is_read_everywhere(place: Place) -> None:
+    with place.writing("trials/7") as folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "last.pt").write_bytes(b"state")
+    with place.reading("trials/7/last.pt") as file:
+        assert file
+        assert file.read_bytes() == b"state"
+    with place.reading("trials/8/last.pt") as file:
+        assert file is None
+    place.remove("trials/7")
+    place.remove("trials/7")
+    with place.reading("trials/7/last.pt") as file:
+        assert file is None
+
+
+def test_a_block_that_fails_leaves_nothing_in_the_bucket(bucket: str) -> None:
+    place = Place.of(bucket, "fails")
+    with suppress(ZeroDivisionError), place.writing("trials/7") as folder:
+        (folder / "last.pt").write_bytes(b"half")
+        raise ZeroDivisionError
+    assert place.files() == {}
+
+
+@pytest.mark.parametrize(
+    ("root", "text"),
+    [
+        ("s3://nobody", "^s3://nobody/s cannot be reached: .*bucket does not exist"),
+        ("s3:///x", "^s3:///x/s cannot be reached: Missing bucket name"),
+        ("foo://x/y", "^foo://x/y/s cannot be reached: Unrecognized filesystem type"),
+    ],
+)
+@pytest.mark.usefixtures("bucket")
+def test_a_storage_that_is_not_there_is_one_line(root: str, text: str) -> None:
+    with (
+        pytest.raises(StorageError, match=text) as raised,
+        Place.of(root, "s").writing("a") as folder,
+    ):
+        (folder / "file").touch()
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_the_run_folder_stays_beside_the_driver() -> None:
+    assert local_folder("s3://bucket/prefix", "study") == Path("runs/study")
+    assert local_folder("/shared", "study") == Path("/shared/study")
+    assert Place.of("s3://bucket/prefix/", "study").root == "s3://bucket/prefix/study"
+
+
+def kept(place: Place, number: int, *names: str) -> None:
+    for name in names:
+        folder, _, file = f"trials/{number}/{name}".rpartition("/")
+        with place.writing(folder) as here:
+            here.mkdir(parents=True, exist_ok=True)
+            (here / file).write_text(f"{number} {name}")
+
+
+def test_a_study_goes_on_from_its_copy(bucket: str, tmp_path: Path) -> None:
+    """Half a search here, the disk is lost, and the other half is what it would have been."""
+    whole = record(search(tmp_path / "whole", experiment(num_trials=8), Workers()))
+    config, workers = experiment(num_trials=8), Workers()
+    here, place = tmp_path / "here" / "whole", Place.of(bucket, "goes-on")
+    here.parent.mkdir()
+    shelf = Mirror(here, place)
+    with opened(here, config) as study:
+        (here / "config.yaml").write_text(config.dump())
+        (here / "champion").mkdir()
+        (here / "champion" / "model.json").write_text("card")
+        with closing(sqlite3.connect(here / "outbox.db")) as outbox:
+            outbox.execute("PRAGMA journal_mode=WAL")
+            outbox.execute("CREATE TABLE rows (a)")
+            outbox.execute("INSERT INTO rows VALUES (1)")
+            outbox.commit()
+            workers.run(study, turns=9)
+            shelf.copy()
+    there = tmp_path / "there" / "whole"
+    bring(place, there)
+    with closing(sqlite3.connect(there / "outbox.db")) as outbox:
+        assert outbox.execute("SELECT a FROM rows").fetchall() == [(1,)]
+    assert {file.relative_to(there).as_posix() for file in there.rglob("*.*")} == {
+        *("champion/model.json", "config.yaml", "outbox.db", "study.journal")
+    }
+    assert record(search(there, config, workers)) == whole
+    longer = (there / "study.journal").stat().st_size
+    bring(place, there)  # what is here is ahead of it
+    assert (there / "study.journal").stat().st_size == longer
+
+
+def test_what_a_killed_driver_left_of_its_outbox_gives_way(bucket: str, tmp_path: Path) -> None:
+    killed, there, here = (tmp_path / name / "s" for name in ("killed", "there", "here"))
+    for folder in (killed, there, here):
+        folder.mkdir(parents=True)
+    search(killed, experiment(num_trials=1), Workers())
+    search(here, experiment(num_trials=2), Workers())
+
+    def outbox(folder: Path, count: int) -> Outbox:
+        made = Outbox(folder, "http://127.0.0.1:9", "vgg-search", "s")
+        for i in range(count):
+            made.run(f"trial/{i}", "name", {"kind": "trial"}, {"lr": i})
+        return made
+
+    left = outbox(killed, 200)
+    for file in killed.iterdir():  # as they are while the driver lives: the last is in the log
+        shutil.copy(file, there)
+    assert (there / "outbox.db-wal").stat().st_size > 0
+    ours = outbox(here, 3)
+    place = Place.of(bucket, "gives-way")
+    Mirror(here, place).copy()
+    bring(place, there)
+    assert outbox(there, 0).open == ours.open == ["trial/0", "trial/1", "trial/2"]
+    assert len(left.open) == 200
+
+
+def test_checkpoints_are_kept_dropped_and_brought(bucket: str, tmp_path: Path) -> None:
+    place, here, there = Place.of(bucket, "kept"), tmp_path / "s", tmp_path / "t"
+    search(here, experiment(num_trials=2), Workers())
+    kept(place, 0, "last.pt", "best/model.json")
+    kept(place, 1, "last.pt", "best/model.json")
+    kept(place, 2, "last.pt", "best/model.json")  # still being trained
+    shelf = Mirror(here, place)
+    assert not shelf.is_kept(0)
+    assert (shelf.keep(0) / "model.json").read_text() == "0 best/model.json"
+    assert shelf.is_kept(0)
+    shelf.drop(1)
+    assert "trials/1/last.pt" in place.files()  # the record that gives it up is not there yet
+    shelf.copy()
+    trials = {name for name in place.files() if name.startswith("trials")}
+    assert trials == {"trials/0/best/model.json", "trials/2/last.pt", "trials/2/best/model.json"}
+    bring(place, there)
+    assert Mirror(there, place).is_kept(0)
+    assert not Mirror(there, place).is_kept(2)
+
+
+def test_a_shelf_in_the_folder_itself(tmp_path: Path) -> None:
+    place, shelf = Place(str(tmp_path)), Shelf(tmp_path)
+    kept(place, 3, "last.pt", "last.77.tmp", "best/model.json")
+    assert not shelf.is_kept(3)
+    assert shelf.keep(3) == tmp_path / "trials" / "3" / "best"
+    assert shelf.is_kept(3)
+    assert [path.name for path in (tmp_path / "trials" / "3").iterdir()] == ["best"]
+    shelf.drop(3)
+    assert not shelf.is_kept(3)
+
+
+def test_one_driver_at_a_time(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "COPY_SECONDS", 0.5)
+    monkeypatch.setattr(mirror, "ALIVE_SECONDS", 2.5)  # of a bucket whose clock ticks in seconds
+    place = Place.of(bucket, "one")
+    for name in ("a", "b"):
+        search(tmp_path / name, experiment(num_trials=1), Workers())
+    first, second = Mirror(tmp_path / "a", place), Mirror(tmp_path / "b", place)
+    first.start()
+    with pytest.raises(StorageError, match=r"^study b is in use by a running search$"):
+        second.start()
+    first._ended.set()  # gone without a word
+    first._thread.join()
+    assert platform.node() in "".join(place.files(mirror.DRIVER))
+    second.start()
+    second.stop()
+    assert not place.files(mirror.DRIVER)
+
+
+def test_an_outage_is_said_once_and_outlived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mirror, "COPY_SECONDS", 0.1)
+    monkeypatch.setattr(mirror, "ALIVE_SECONDS", 0.1)
+    search(tmp_path / "s", experiment(num_trials=1), Workers())
+    pytest.importorskip("moto")
+    with s3_server() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        shelf = Mirror(tmp_path / "s", Place.of("s3://bucket", "outage"))
+        shelf.start()
+    shelf.drop(0)
+    shelf.stop()
+    assert "outage cannot be reached" in caplog.text
+    assert os.path.exists(tmp_path / "s" / "study.journal")
+
+
+def test_a_trial_outlives_an_outage_and_a_champion_says_so(
+    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "key")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")  # nobody listens
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    place = Place.of("s3://bucket/out", tmp_path.name)
+    candidate = Candidate(((1, 8),), 0.05, 0.0, 64, 0.0, 32, 1, False)
+    training = Training(
+        build(candidate.network(28), 0), Resident.load(splits, "cpu"), Recipe(2, 64, 0.05), 0
+    )
+    (row,) = training.run(1)
+    segment = Segment(number=7, candidate=candidate, seed=0, until=1, known=0, keep_above=0.0)
+    Keeper.of_trial(place, segment, 1).after(row, training)
+    with pytest.raises(StorageError, match="cannot be reached"):
+        Keeper(place, "trials/champion", 1).after(row, training)

@@ -1,0 +1,177 @@
+"""The record: repaired at opening, locked, read without being touched, and shown to samplers."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from fake_workers import Workers, experiment, opened, record, search
+from optuna.trial import TrialState
+
+from vgg_search.space.arch import as_arch
+from vgg_search.study.record import (
+    PROPOSING,
+    FolderLock,
+    StudyError,
+    candidate_of,
+    make_sampler,
+    open_journal,
+    read_trials,
+    rows_of,
+    trial_seed,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A study of four trials, of which two have been trained for an epoch."""
+    config = experiment(num_trials=4, scheduler="none")
+    with opened(tmp_path / "mine", config) as study:
+        Workers(slots=2).run(study, turns=1)
+    return tmp_path / "mine"
+
+
+def test_a_torn_last_line_is_cut_off(folder: Path) -> None:
+    file = folder / "study.journal"
+    whole = file.read_bytes()
+    before = len(read_trials(folder))
+    file.write_bytes(whole + b'{"op_code": 5, "worker_id": "x", "stu')
+    assert len(read_trials(folder)) == before  # reading changes nothing
+    study, _ = open_journal(folder)
+    after = file.read_bytes()
+    assert after.startswith(whole)
+    for line in after.splitlines():
+        json.loads(line)
+    study.ask()
+    assert len(read_trials(folder)) == before + 1
+
+
+def test_a_file_without_a_whole_line_is_a_new_study(tmp_path: Path) -> None:
+    (tmp_path / "study.journal").write_bytes(b'{"op_code": 0, "wor')
+    study, _ = open_journal(tmp_path)
+    assert study.get_trials() == []
+
+
+def test_a_lock_left_by_a_crash_is_not_waited_for(folder: Path) -> None:
+    lock = folder / "study.journal.lock"
+    lock.symlink_to(folder / "study.journal")  # as Optuna's JournalFileSymlinkLock leaves it
+    study, _ = open_journal(folder)
+    assert not lock.is_symlink()
+    study.ask()
+
+
+def test_reading_leaves_every_byte_and_makes_no_file(folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    (folder / "study.journal").chmod(0o444)
+    trials = read_trials(folder)
+    assert [trial.state for trial in trials] == [TrialState.RUNNING] * 2
+    assert [len(rows_of(trial)) for trial in trials] == [1, 1]
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_what_is_no_study_is_said_in_a_line(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(StudyError, match=r"^no study in .*/no: study\.journal is missing$"):
+        read_trials(tmp_path / "no")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "study.journal").touch()  # its driver has only just begun
+    with pytest.raises(StudyError, match=r"^no study named empty in .*/study\.journal$"):
+        read_trials(tmp_path / "empty")
+    folder.rename(tmp_path / "other")
+    with pytest.raises(StudyError, match=r"^no study named other in .*/study\.journal$"):
+        read_trials(tmp_path / "other")
+
+
+def test_a_folder_belongs_to_one_driver_until_its_process_ends(tmp_path: Path) -> None:
+    holder = (
+        "import sys; from vgg_search.study.record import FolderLock; from pathlib import Path\n"
+    )
+    holder += "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(StudyError, match=f"^study {tmp_path.name} is in use by a running sea"):
+            FolderLock(tmp_path)
+        process.kill()
+    FolderLock(tmp_path).release()
+    FolderLock(tmp_path).release()
+
+
+def test_waiting_trials_are_pruned_in_the_view_and_running_in_the_record(folder: Path) -> None:
+    study, storage = open_journal(folder)
+    storage.waiting = {1}
+    seen = study.get_trials(deepcopy=False)
+    assert [trial.state for trial in seen] == [TrialState.RUNNING, TrialState.PRUNED]
+    told = read_trials(folder)[1]
+    assert told.state is TrialState.RUNNING
+    for name in ("number", "_trial_id", "params", "user_attrs", "intermediate_values"):
+        assert getattr(seen[1], name) == getattr(told, name), name
+    assert [t.number for t in study.get_trials(states=[TrialState.PRUNED])] == [1]
+    assert [t.number for t in study.get_trials(states=[TrialState.RUNNING])] == [0]
+    storage.waiting = ()
+    assert study.get_trials(states=[TrialState.PRUNED]) == []
+
+
+def test_known_trials_are_seen_by_a_sampler_only(folder: Path) -> None:
+    study, storage = open_journal(folder)
+    space = {"lr": optuna.distributions.FloatDistribution(0.0, 1.0)}
+    storage.known = [optuna.trial.create_trial(params={"lr": 0.5}, distributions=space, value=0.9)]
+    assert len(study.get_trials()) == 2
+    with storage.sampling():
+        assert [trial.value for trial in study.get_trials()[:1]] == [0.9]
+        assert len(study.get_trials()) == 3
+    with pytest.raises(RuntimeError, match="inside"), storage.sampling():
+        raise RuntimeError("inside")
+    assert len(study.get_trials()) == 2
+
+
+def test_what_was_told_can_be_read_back(tmp_path: Path) -> None:
+    config = experiment(num_trials=3, scheduler="none")
+    study = search(tmp_path / "s", config, Workers())
+    for trial, told in zip(read_trials(tmp_path / "s"), record(study).values(), strict=True):
+        assert [row["epoch"] for row in rows_of(trial)] == [1, 2, 3, 4]
+        assert trial.value == told["value"] == rows_of(trial)[-1]["val_accuracy"]
+        candidate = candidate_of(trial.user_attrs)
+        assert candidate.arch == as_arch(trial.user_attrs["arch"])
+        assert candidate.lr == trial.params["lr"]
+        hash(candidate)  # equal proposals are found in a dict
+
+
+def test_rows_are_in_the_order_of_epochs() -> None:
+    attrs = {f"epoch_{i}": {"epoch": i} for i in (10, 9, 1)}
+    trial = optuna.trial.create_trial(value=0.0, user_attrs=attrs | {"epochs": 3})
+    assert [row["epoch"] for row in rows_of(trial)] == [1, 9, 10]
+
+
+def test_seeds_differ_by_study_trial_and_purpose_and_nothing_else() -> None:
+    seeds = [trial_seed(s, n, p) for s in range(3) for n in range(50) for p in (0, PROPOSING)]
+    assert len(set(seeds)) == len(seeds)
+    assert seeds == [trial_seed(s, n, p) for s in range(3) for n in range(50) for p in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "made"),
+    [
+        ("tpe", optuna.samplers.TPESampler),
+        ("random", optuna.samplers.RandomSampler),
+        ("gp", optuna.samplers.GPSampler),
+        ("cmaes", optuna.samplers.CmaEsSampler),
+    ],
+)
+def test_a_sampler_proposes_by_its_seed(kind: str, made: type) -> None:
+    if kind == "cmaes":
+        pytest.importorskip("cmaes")
+    proposals = []
+    for seed in (1, 1, 2):
+        sampler = make_sampler(kind, seed)
+        assert isinstance(sampler, made)
+        trial = optuna.create_study(sampler=sampler).ask()
+        proposals.append(trial.suggest_float("lr", 0.0, 1.0))
+    assert proposals[0] == proposals[1] != proposals[2]

@@ -1,0 +1,73 @@
+"""What an experiment would do, said before anything is trained or written."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from fake_workers import SPACE, experiment
+
+from vgg_search.dry_run import SAMPLES, forecast, sample, slots_here
+from vgg_search.space.arch import count_flops, count_params, describe
+
+
+def test_it_prints_networks_and_time_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = experiment(num_trials=10, train_images=500, max_concurrent=2, name="later")
+    result = forecast(config)
+    assert list(tmp_path.iterdir()) == []
+    out = capsys.readouterr().out
+    assert out.startswith(config.dump())
+    assert len(result["networks"]) == SAMPLES
+    for network in result["networks"]:
+        arch, head = network["arch"], {"hidden_features": 32, "num_hidden": 1}
+        assert network["num_params"] == count_params(arch, **head)
+        assert network["flops_per_image"] == count_flops(arch, **head)
+        assert network["epoch_seconds"] >= 0
+        assert f"{describe(arch)}  depth " in out
+        assert f"  {network['num_params']:,} parameters, " in out
+    assert out.count("    block1     ") == SAMPLES
+    assert out.count("    output     10\n") == SAMPLES
+    assert result["trials"] == 10
+    assert "about 10 trials in " in out.splitlines()[-1]
+    assert "on 2 workers of this machine, 2.0 epochs a trial" in out.splitlines()[-1]
+    seconds = sum(network["epoch_seconds"] for network in result["networks"]) / SAMPLES
+    assert result["search_seconds"] == pytest.approx(10 * 2.0 * seconds / 2, abs=0.06)
+
+
+def test_a_time_budget_says_how_many_trials_it_bears(capsys: pytest.CaptureFixture[str]) -> None:
+    config = experiment(num_trials=1_000_000, time_budget=60, max_concurrent=1)
+    result = forecast(config)
+    assert result["search_seconds"] == 60
+    assert 1 <= result["trials"] < 1_000_000
+    assert f"about {result['trials']} trials in 1m00s on 1 workers" in capsys.readouterr().out
+
+
+def test_device_hours_bear_as_many_trials_as_their_share_of_a_device_allows() -> None:
+    fields = {"num_trials": 10**6, "gpu_hours": 100 / 3600, "max_concurrent": 4, "max_epochs": 1}
+    halves, wholes = (forecast(experiment(gpus_per_trial=n, **fields)) for n in (0.5, 1))
+    # 100 s of one device: 200 s for halves of it, by four at a time
+    assert halves["search_seconds"] == pytest.approx(2 * wholes["search_seconds"]) == 50
+
+
+def test_samples_are_feasible_and_the_same_each_time() -> None:
+    config = experiment(space=SPACE | {"max_params": 20_000})
+    found = sample(config, 5)
+    assert len(found) == 5
+    assert found == sample(config, 5)
+    assert all(config.search_space.costs(candidate)[0] <= 20_000 for candidate in found)
+
+
+def test_a_space_without_a_feasible_network_is_an_error() -> None:
+    config = experiment(space=SPACE | {"max_params": 10})
+    with pytest.raises(ValueError, match=r"^space must have networks within max_params "):
+        forecast(config)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts this machine's cores")
+def test_workers_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert slots_here(experiment(cpus_per_trial=2)) == 4
+    assert slots_here(experiment(cpus_per_trial=0.5)) == 16
+    assert slots_here(experiment(cpus_per_trial=16)) == 1

@@ -1,0 +1,266 @@
+"""The main job's parts: what it refuses, what it tells of itself, how it ends."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_workers import Workers, experiment, opened
+from nodes import cluster_of
+
+from vgg_search import conclusion
+from vgg_search.conclusion import conclude, exit_code
+from vgg_search.config import ConfigError
+from vgg_search.data.splits import Splits, find_split
+from vgg_search.models.reuse import servable
+from vgg_search.session import (
+    PACKAGES,
+    crown_best,
+    provenance,
+    run_folder,
+    search_and_crown,
+    spent,
+    write_log,
+)
+from vgg_search.signals import Signals
+from vgg_search.study.study import Study
+from vgg_search.terminal.progress import Progress
+from vgg_search.tracking.recorder import Recorder
+from vgg_search.tracking.sender import Tracker
+
+
+def test_a_new_study_does_not_take_an_old_ones_place(tmp_path: Path) -> None:
+    config = experiment(name="mine", storage_path=str(tmp_path / "runs"))
+    assert run_folder(config, resume=False) == tmp_path / "runs" / "mine"
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    text = (
+        r"^name must be a new study's, got 'mine': .*/mine exists; go on with "
+        r"python -m vgg_search.run --resume mine --storage-path .*/runs$"
+    )
+    with pytest.raises(ConfigError, match=text):
+        run_folder(config, resume=False)
+    assert run_folder(config, resume=True) == tmp_path / "runs" / "mine"
+
+
+def test_the_test_split_is_looked_for_before_anything_is_trained(tmp_path: Path) -> None:
+    folder = find_split(Path(os.environ.get("VGG_SEARCH_DATA_DIR", "nowhere")), "train")
+    if folder is None:
+        pytest.skip("no Fashion-MNIST on this machine")
+    (tmp_path / "data").mkdir()
+    for file in folder.glob("train-*"):
+        (tmp_path / "data" / file.name).symlink_to(file.resolve())
+    given = {"storage_path": str(tmp_path / "runs"), "data_dir": tmp_path / "data"}
+    with pytest.raises(ValueError, match=r"^data_dir must hold t10k-images"):
+        search_and_crown(experiment(name="mine", **given), False, True, Signals())
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_refusal_comes_before_anything_is_written(tmp_path: Path) -> None:
+    config = experiment(
+        name="mine", storage_path=str(tmp_path / "runs"), dataset="fashion-mnist", data_dir=tmp_path
+    )
+    with pytest.raises(ValueError, match=r"^data_dir must hold train-images"):
+        search_and_crown(config, False, True, Signals())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "unsent", "signals", "code"),
+    [
+        ("completed", 0, [], 0),
+        ("completed", 3, [], 1),
+        ("failed", 0, [], 1),
+        ("interrupted", 0, [2], 130),
+        ("interrupted", 9, [15], 143),
+        ("interrupted", 0, [2, 15], 130),
+    ],
+)
+def test_exit_codes(state: str, unsent: int, signals: list[int], code: int) -> None:
+    assert exit_code({"state": state, "unsent": unsent}, signals) == code
+
+
+def test_provenance_names_versions_commit_and_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = provenance()
+    assert facts["versions"].keys() == {"python", *PACKAGES}
+    assert facts["versions"]["torch"] == torch.__version__.partition("+")[0] or torch.__version__
+    assert f"{os.cpu_count()} cores" in facts["host"]
+    json.dumps(facts)
+    monkeypatch.setenv("PATH", "")  # a machine without git
+    assert provenance()["commit"] is None
+
+
+def test_the_log_takes_what_the_package_says(tmp_path: Path) -> None:
+    logger = logging.getLogger("vgg_search")
+    before = logger.level, logger.handlers
+    try:
+        write_log(tmp_path / "log.txt")
+        logging.getLogger("vgg_search.progress").info("trial 0: %s", "started")
+        for handler in logger.handlers:
+            handler.close()
+    finally:
+        logger.level, logger.handlers = before
+    assert (tmp_path / "log.txt").read_text().endswith(" INFO trial 0: started\n")
+
+
+# ---- the champion of a study that is gone on with ----------------------------------------------
+
+
+class Part:
+    """A study whose search is over, with a recorder that has nobody to send to."""
+
+    def __init__(self, study: Study, splits: Splits) -> None:
+        folder = study.folder
+        self.study, self.splits = study, splits
+        self.tracker = Tracker(folder, f"sqlite:///{folder / 'm.db'}", "e", "s", servable)
+        self.recorder = Recorder(self.tracker, study, splits, {"versions": {}, "commit": "abc"})
+        study.listeners.append(self.recorder)
+        self.recorder.start()
+
+    def crown(self) -> dict[str, Any] | None:
+        progress = Progress(self.study, quiet=True)
+        return crown_best(self.study, self.splits, cluster_of(self.study), self.recorder, progress)
+
+    def conclude(
+        self, champion: dict[str, Any] | None, signals: Signals | None = None
+    ) -> dict[str, Any]:
+        """After 100 s. The config is there, as `run` leaves it, and nothing is sent."""
+        (self.study.folder / "config.yaml").write_text(self.study.config.dump())
+        began, sent = time.monotonic() - 100, signals or Signals()
+        return conclude(self.study, self.splits, self.recorder, champion, 1, sent, began)
+
+    def ended(self) -> list[str]:
+        """How the parent's run ended."""
+        return [status for kind, status in self.put("study") if kind == "end"]
+
+    def put(self, key: str = "champion/0-1") -> list[tuple[str, str]]:
+        """(kind, status) of what was put for a champion's run, batches apart."""
+        rows = self.tracker._oldest(1000)
+        return [
+            (row.kind, row.body.get("status", ""))
+            for row in rows
+            if row.run == key and row.kind != "batch"
+        ]
+
+
+@pytest.fixture
+def part(
+    tmp_path: Path,
+    splits: Splits,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Part]:
+    monkeypatch.setattr(conclusion, "SEND_SECONDS", 0.0)
+    given = {"num_trials": 1, "scheduler": "none", "champion_epochs": 1, "batch_size": 64}
+    given |= {"enqueue": [{"arch": ((1, 8),), "lr": 0.05}], "precision": "fp32"}
+    given |= {"dataset": "sample"} | getattr(request, "param", {})
+    with opened(tmp_path / "s", experiment(**given)) as study:
+        made = Part(study, splits)
+        Workers().run(study)
+        yield made
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_champion_is_recorded_once_and_kept(part: Part) -> None:
+    card = part.crown()
+    assert card
+    assert part.put() == [("run", ""), ("dataset", ""), ("register", ""), ("end", "FINISHED")]
+    assert json.loads(json.dumps(card)).items() <= (part.crown() or {}).items()
+    assert len(part.put()) == 4  # the same best trial: not trained, tested or told again
+    # Killed between writing the champion and putting it: it is still registered.
+    part.recorder.champion_started(part.study.optuna.trials[0], 1)
+    assert "champion/0-1" in part.tracker.open
+    part.recorder.catch_up()
+    assert part.put()[-2:] == [("register", ""), ("end", "FINISHED")]
+    assert "champion/0-1" not in part.tracker.open
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    "part",
+    [{"space": {"hidden_features": 2**40, "num_blocks": 1, "out_channels": 8, "lr": [0.01, 1]}}],
+    indirect=True,
+)
+def test_a_champion_that_fails_is_said_and_recorded(
+    part: Part, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert part.crown() is None
+    assert part.put()[-1] == ("end", "FAILED")
+    (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert line.startswith("the champion failed: ")
+    assert "\n" not in line
+
+
+@pytest.mark.usefixtures("cluster")
+def test_whatever_is_wrong_with_the_champion_the_study_is_concluded(
+    part: Part, caplog: pytest.LogCaptureFixture
+) -> None:
+    (part.study.folder / "worst.png").mkdir()  # where its worst images are to go
+    assert part.crown() is None
+    assert part.put()[-1] == ("end", "FAILED")
+    (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert line.startswith("the champion failed: ")
+    summary = part.conclude(None)
+    assert summary["state"] == "failed"
+    assert part.ended() == ["FAILED"]
+    files = {"summary.json", "trials.csv", "epochs.csv", "report.html"}
+    assert files <= {path.name for path in part.study.folder.iterdir()}
+
+
+@pytest.mark.parametrize("part", [{"champion_epochs": 0}], indirect=True)
+def test_a_report_that_fails_leaves_no_run_open(
+    part: Part, caplog: pytest.LogCaptureFixture
+) -> None:
+    (part.study.folder / "report.html").mkdir()
+    assert part.conclude(None)["state"] == "completed"
+    assert part.ended() == ["FINISHED"]
+    (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert line.startswith("no report: ")
+
+
+@pytest.mark.parametrize("part", [{"champion_epochs": 0}], indirect=True)
+def test_a_stopped_study_is_closed_without_what_takes_seconds(part: Part) -> None:
+    signals = Signals()
+    signals.received.append(15)
+    assert part.conclude(None, signals)["state"] == "interrupted"
+    assert part.ended() == ["KILLED"]
+    assert "the study was stopped" in (part.study.folder / "report.html").read_text()
+    assert not (part.study.folder / "plots").exists()
+
+
+@pytest.mark.parametrize("part", [{"champion_epochs": 0}], indirect=True)
+def test_the_time_of_earlier_sessions_is_counted(part: Part) -> None:
+    assert spent(part.study) == part.study.budget.clock  # of one that was killed
+    wall = part.conclude(None)["wall_seconds"]
+    assert wall >= 100
+    assert spent(part.study) == wall
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("part", [{"champion_epochs": 1000}], indirect=True)
+def test_a_champion_that_is_stopped_is_closed(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+    listen = part.recorder.champion_row
+
+    def stop(row: dict[str, Any]) -> None:
+        listen(row)
+        part.study.stopping = True
+
+    monkeypatch.setattr(part.recorder, "champion_row", stop)
+    assert part.crown() is None
+    assert part.put("champion/0-1000")[-1] == ("end", "KILLED")
+
+
+@pytest.mark.parametrize("part", [{"champion_epochs": 0}], indirect=True)
+def test_no_champion_is_trained_where_none_is_asked_for(part: Part) -> None:
+    assert part.crown() is None
+    assert part.put() == []
+
+
+def test_no_champion_is_trained_once_the_study_is_stopped(part: Part) -> None:
+    part.study.stopping = True
+    assert part.crown() is None
+    assert part.put() == []

@@ -1,0 +1,448 @@
+"""What a study's events become in MLflow (a real one, on SQLite), and which checkpoints stay."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_workers import Fault, Workers, experiment, value_at
+
+from vgg_search.config import Config
+from vgg_search.data.splits import Splits
+from vgg_search.models.reuse import servable
+from vgg_search.study.segment import Event
+from vgg_search.study.study import Study
+from vgg_search.tracking.recorder import (
+    EPOCH_METRICS,
+    PARENT,
+    Recorder,
+    champion_key,
+    read_card,
+    run_key,
+)
+from vgg_search.tracking.sender import Tracker
+
+pytestmark = [  # MLflow's own
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*type hint is inferred as AnyType:UserWarning"),
+]
+FACTS = {"versions": {"torch": "2"}, "commit": "abc", "host": "here"}
+COUNT = itertools.count()
+
+
+def trials(*lrs: float) -> list[dict[str, Any]]:
+    return [{"arch": ((1, 8), (2, 16)), "lr": lr} for lr in lrs]
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for all tests: MLflow takes seconds to make one."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+class Session:
+    """One driver's life with a study: opened, recorded, and what of it MLflow has at the end."""
+
+    def __init__(self, folder: Path, config: Config, uri: str, splits: Splits) -> None:
+        folder.mkdir(exist_ok=True)
+        self.study = Study(folder, config)
+        self.tracker = Tracker(folder, uri, config.experiment, folder.name, servable)
+        self.recorder = Recorder(self.tracker, self.study, splits, FACTS)
+        self.study.listeners += [self._checkpoint, self.recorder]
+        self.recorder.start()
+        self.study.open()
+        self.recorder.catch_up()
+
+    def _checkpoint(self, event: Event) -> None:
+        """What a worker has written by the time that an epoch is told."""
+        if event.kind == "epoch":
+            folder = self.study.folder / "trials" / str(event.number)
+            (folder / "best").mkdir(parents=True, exist_ok=True)
+            (folder / "best" / "model.json").write_text("{}")
+            (folder / "last.pt").write_text("")
+            (folder / "last.123.tmp").write_text("")  # of a worker that was killed
+
+    def send(self) -> dict[str, Any]:
+        """MLflow's runs by our keys, once all is sent."""
+        from mlflow import MlflowClient
+
+        self.tracker.start()
+        assert self.tracker.close(60) == 0, self.tracker.error
+        assert self.tracker.refused == 0
+        self.client = MlflowClient(self.tracker.uri)
+        found = self.client.get_experiment_by_name(self.study.config.experiment)
+        runs = self.client.search_runs([found.experiment_id])
+        own = f"{self.tracker.id}/"
+        keys = [run.data.tags["vgg_search.key"].removeprefix(own) for run in runs]
+        assert len(set(keys)) == len(keys)
+        return dict(zip(keys, runs, strict=True))
+
+    def points(self, run: Any, name: str) -> dict[int, float]:
+        history = self.client.get_metric_history(run.info.run_id, name)
+        assert len({point.step for point in history}) == len(history)
+        return {point.step: point.value for point in history}
+
+    def with_best(self, runs: dict[str, Any]) -> list[str]:
+        """Runs that have a best checkpoint."""
+        return sorted(
+            key for key, run in runs.items() if self.client.list_artifacts(run.info.run_id, "best")
+        )
+
+    def on_disk(self) -> dict[str, list[str]]:
+        folders = (self.study.folder / "trials").iterdir()
+        return {path.name: sorted(file.name for file in path.iterdir()) for path in folders}
+
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def session(tmp_path: Path, uri: str, splits: Splits) -> Open:
+    name = f"e{next(COUNT)}"
+
+    @contextmanager
+    def opened(**fields: Any) -> Iterator[Session]:
+        config = experiment(experiment=name, **fields)
+        folder = tmp_path / "s"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.yaml").write_text(config.dump())
+        made = Session(folder, config, uri, splits)
+        try:
+            yield made
+        finally:
+            made.tracker.close(0)
+            made.study.release()
+
+    return opened
+
+
+def test_a_trial_is_a_run_with_its_rows(session: Open) -> None:
+    baseline = ((1, 8), (2, 16))
+    with session(num_trials=1, baseline=baseline) as opened:
+        Workers().run(opened.study)
+        opened.recorder.finish("completed")
+        runs = opened.send()
+        lr = opened.study.optuna.trials[0].params["lr"]
+        (run, parent) = (runs["trial/0"], runs[PARENT])
+        assert run.info.run_name == "0 1x8-2x16"
+        assert run.info.status == parent.info.status == "FINISHED"
+        assert (
+            run.data.tags.items()
+            >= {
+                "kind": "trial",
+                "trial_number": "0",
+                "state": "completed",
+                "dataset": "sample",
+                "baseline": "True",
+                "mlflow.parentRunId": parent.info.run_id,
+            }.items()
+        )
+        params = {"arch": "1x8-2x16", "depth": "3", "width": "16", "num_blocks": "2"}
+        params |= {"num_convs_1": "1", "out_channels_1": "8", "num_convs_2": "2"}
+        params |= {"out_channels_2": "16", "lr": str(lr), "batch_size": "128"}
+        assert run.data.params.items() >= params.items()
+        assert {"num_params", "flops_per_image"} <= run.data.params.keys()
+        points = opened.points(run, "val_accuracy")
+        assert points == pytest.approx({epoch: value_at(lr, epoch) for epoch in (1, 2, 3, 4)})
+        last = {"best_val_accuracy": value_at(lr, 4), "best_epoch": 4, "peak_memory_mib": 10}
+        assert run.data.metrics.keys() == {*EPOCH_METRICS, *last}
+        assert {name: run.data.metrics[name] for name in last} == pytest.approx(last)
+        assert parent.data.tags.items() >= {"kind": "study", "commit": "abc"}.items()
+        assert parent.data.params["num_trials"] == "1"
+        assert opened.points(parent, "best_val_accuracy") == pytest.approx({1: value_at(lr, 4)})
+        (data,) = parent.inputs.dataset_inputs
+        assert data.dataset.digest == opened.recorder.digest
+        files = {file.path for file in opened.client.list_artifacts(parent.info.run_id)}
+        assert files == {"config.yaml", "study.journal"}
+
+
+def test_a_password_is_not_shown_around(session: Open) -> None:
+    with session(num_trials=1, tracking_uri="postgresql://me:secret@host/db") as opened:
+        parent = opened.send()[PARENT]
+        assert parent.data.params["tracking_uri"] == "postgresql://***@host/db"
+        assert not opened.client.list_artifacts(parent.info.run_id)
+
+
+def test_each_end_has_its_status(session: Open) -> None:
+    faults = {1: Fault("failed"), 2: Fault("diverged", epoch=2), 3: Fault("died", times=1)}
+    with session(num_trials=5, enqueue=trials(0.5, 0.4, 0.3, 0.9, 0.1)) as opened:
+        Workers(faults=faults).run(opened.study)
+        runs = opened.send()
+        ends = {key: (run.info.status, run.data.tags["state"]) for key, run in runs.items()}
+        assert ends == {
+            PARENT: ("RUNNING", "running"),
+            "trial/0": ("FINISHED", "completed"),
+            "trial/1": ("FAILED", "failed"),
+            "trial/2": ("FINISHED", "pruned"),
+            "trial/3": ("FINISHED", "completed"),
+            "trial/4": ("FINISHED", "pruned"),
+        }
+        assert runs["trial/1"].data.tags["error"].endswith("RuntimeError: failed")
+        assert "best_epoch" not in runs["trial/1"].data.metrics
+
+
+def test_a_diverged_trial_keeps_no_checkpoint(session: Open) -> None:
+    faults = {0: Fault("diverged", epoch=2)}
+    with session(num_trials=1, scheduler="none", enqueue=trials(0.5)) as opened:
+        Workers(faults=faults).run(opened.study)
+        runs = opened.send()
+        run = runs["trial/0"]
+        assert (run.info.status, run.data.tags["state"]) == ("FINISHED", "diverged")
+        assert run.data.tags["non_finite"] == "train_loss, val_loss at step 2"
+        assert all(math.isfinite(value) for value in run.data.metrics.values())
+        assert opened.with_best(runs) == []
+        assert opened.on_disk() == {}
+
+
+def test_only_the_top_k_keep_their_best_checkpoint(session: Open) -> None:
+    enqueue = trials(0.5, 0.9, 0.1, 0.7)
+    with session(num_trials=4, scheduler="none", top_k=2, enqueue=enqueue) as opened:
+        Workers().run(opened.study)
+        assert opened.with_best(opened.send()) == ["trial/1", "trial/3"]
+        assert opened.on_disk() == {"1": ["best"], "3": ["best"]}
+
+
+def test_what_was_sent_is_taken_back_when_a_better_trial_comes_after_a_resume(
+    session: Open,
+) -> None:
+    given = {"scheduler": "none", "top_k": 2, "enqueue": trials(0.5, 0.4, 0.9)}
+    with session(num_trials=2, **given) as opened:
+        Workers().run(opened.study)
+        assert opened.with_best(opened.send()) == ["trial/0", "trial/1"]
+    with session(num_trials=3, **given) as opened:
+        assert opened.recorder.kept == {0, 1}
+        Workers().run(opened.study)
+        assert opened.with_best(opened.send()) == ["trial/0", "trial/2"]
+        assert opened.on_disk() == {"0": ["best"], "2": ["best"]}
+
+
+def test_a_stopped_search_closes_its_runs_and_a_resume_opens_them(session: Open) -> None:
+    given = {"num_trials": 2, "scheduler": "none", "enqueue": trials(0.5, 0.9)}
+    workers = Workers()
+    with session(**given) as opened:
+        workers.run(opened.study, turns=6)
+        opened.recorder.interrupt()
+        opened.recorder.finish("interrupted")
+        runs = opened.send()
+        ends = {key: (run.info.status, run.data.tags["state"]) for key, run in runs.items()}
+        assert ends == {
+            PARENT: ("KILLED", "interrupted"),
+            "trial/0": ("FINISHED", "completed"),
+            "trial/1": ("KILLED", "interrupted"),
+        }
+    with session(**given) as opened:
+        workers.run(opened.study)
+        opened.recorder.finish("completed")
+        runs = opened.send()
+        assert {(run.info.status, run.data.tags["state"]) for run in runs.values()} == {
+            ("FINISHED", "completed")
+        }
+        assert list(opened.points(runs["trial/1"], "val_accuracy")) == [1, 2, 3, 4]
+
+
+def test_proposals_that_need_no_training_are_counted_over_all_sessions(session: Open) -> None:
+    enqueue = trials(0.5, 0.5, 0.4, 0.5, 0.3)
+    with session(num_trials=2, scheduler="none", enqueue=enqueue) as opened:
+        Workers().run(opened.study)
+        assert opened.send()[PARENT].data.tags["duplicate_proposals"] == "1"
+    with session(num_trials=3, scheduler="none", enqueue=enqueue) as opened:
+        Workers().run(opened.study)
+        runs = opened.send()
+        tags = runs[PARENT].data.tags
+        assert (tags["duplicate_proposals"], tags["infeasible_proposals"]) == ("2", "0")
+        assert runs.keys() == {PARENT, "trial/0", "trial/2", "trial/4"}
+
+
+@pytest.mark.parametrize("silent", [1, 2, 4, 5])
+def test_what_a_killed_driver_had_recorded_but_not_put_is_put(session: Open, silent: int) -> None:
+    """The driver puts nothing more from its `silent`th turn on, and is gone after its fifth."""
+    given = {"num_trials": 2, "scheduler": "none", "enqueue": trials(0.5, 0.9)}
+    workers = Workers()
+    with session(**given) as opened:
+
+        def killed(event: Event) -> None:
+            row = event.row or {}
+            if (event.number, row.get("epoch")) == (0, silent):
+                opened.study.listeners.remove(opened.recorder)
+
+        opened.study.listeners.insert(0, killed)
+        workers.run(opened.study, turns=4)  # trial 0 to its end
+    with session(**given) as opened:
+        workers.run(opened.study)
+        runs = opened.send()
+        for number in (0, 1):
+            run = runs[run_key(number)]
+            assert (run.info.status, run.data.tags["state"]) == ("FINISHED", "completed")
+            assert list(opened.points(run, "val_accuracy")) == [1, 2, 3, 4]
+            assert run.data.metrics["best_epoch"] == 4
+        assert opened.with_best(runs) == ["trial/0", "trial/1"]
+        assert opened.on_disk() == {"0": ["best"], "1": ["best"]}
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.6])
+@pytest.mark.parametrize("given", [{}, {"enqueue": trials(0.5, 0.9)}], ids=["sampled", "enqueued"])
+def test_a_record_that_is_behind_the_outbox_is_gone_on_from(
+    session: Open, tmp_path: Path, given: dict[str, Any], share: float
+) -> None:
+    """Both were copied while the search went on, the record first."""
+    given = given | {"num_trials": 2, "scheduler": "none"}
+    journal = tmp_path / "s" / "study.journal"
+    with session(**given) as opened:
+        begun = journal.read_bytes().splitlines(keepends=True)
+        workers = Workers()
+        workers.run(opened.study, turns=6)
+    whole = journal.read_bytes().splitlines(keepends=True)
+    kept = len(begun) + int(share * (len(whole) - len(begun)))
+    journal.write_bytes(b"".join(whole[:kept]))
+    with session(**given) as opened:
+        assert {"trial/1"} <= set(opened.tracker.open)
+        workers.run(opened.study)
+        opened.recorder.finish("completed")
+        runs = opened.send()
+        assert runs.keys() == {PARENT, "trial/0", "trial/1"}
+        for run in runs.values():
+            assert (run.info.status, run.data.tags["state"]) == ("FINISHED", "completed")
+        for number in (0, 1):
+            assert list(opened.points(runs[run_key(number)], "val_accuracy")) == [1, 2, 3, 4]
+
+
+def test_trials_that_wait_and_are_promoted(session: Open) -> None:
+    given = {"scheduler": "asha-promote", "enqueue": trials(0.5, 0.9)}
+    with session(num_trials=2, **given) as opened:
+        workers = Workers()
+        workers.run(opened.study, turns=1)
+        assert opened.tracker.flush(0) > 0
+        tags = [
+            item for row in opened.tracker._oldest(100) for item in row.body if row.kind == "batch"
+        ]
+        assert ["tag", "state", "waiting", None] in tags
+        workers.run(opened.study)
+        opened.study.close()
+        runs = opened.send()
+        assert runs["trial/0"].data.tags["state"] == "pruned"
+        assert runs["trial/1"].data.tags["state"] == "completed"
+
+
+def test_the_champions_run(session: Open) -> None:
+    row = dict.fromkeys(EPOCH_METRICS[:2] + EPOCH_METRICS[4:], 0.5)
+    with session(num_trials=1, scheduler="none", enqueue=trials(0.5)) as opened:
+        Workers().run(opened.study)
+        best = opened.study.optuna.trials[0]
+        opened.recorder.champion_started(best, 2)
+        for epoch in (1, 2, 1):  # a worker died, another began anew
+            opened.recorder.champion_row(row | {"epoch": epoch})
+        opened.recorder.champion_lost("interrupted")
+        runs = opened.send()
+        run = runs[champion_key(0, 2)]
+        assert run.info.run_name == "champion 1x8-2x16"
+        assert (run.info.status, run.data.tags["state"]) == ("KILLED", "interrupted")
+        assert (run.data.tags["kind"], run.data.tags["trial_number"]) == ("champion", "0")
+        assert opened.points(run, "train_loss") == {1: 0.5, 2: 0.5}
+        assert run.data.params["lr"] == "0.5"
+        assert run.data.tags["mlflow.parentRunId"] == runs[PARENT].info.run_id
+
+
+def crowned(opened: Session, number: int, val_accuracy: float, epochs: int = 2) -> None:
+    """Trial `number`'s champion as `crown` leaves it, told or not."""
+    from vgg_search.models.reuse import save_model
+    from vgg_search.training.model import build
+
+    network = build({"arch": ((1, 4),), "hidden_features": 8, "resolution": 28}, number)
+    metrics = dict.fromkeys(("val_accuracy", "test_accuracy", "test_loss"), val_accuracy)
+    metrics |= dict.fromkeys(("test_accuracy_mean", "test_accuracy_std"))
+    card = {"trial": number, "epochs": epochs, "dataset": "sample", "metrics": metrics}
+    save_model(opened.study.folder / "champion", network, card)
+
+
+def begun(opened: Session, number: int, epochs: int = 2, rows: int = 2) -> None:
+    opened.recorder.champion_started(opened.study.optuna.trials[number], epochs)
+    for epoch in range(1, rows + 1):
+        row = {"train_loss": float(number), "train_accuracy": 0.5, "lr": 0.1}
+        opened.recorder.champion_row(row | {"epoch": epoch})
+
+
+def told(opened: Session) -> None:
+    card = read_card(opened.study.folder)
+    assert card
+    opened.recorder.champion_ended(card, opened.study.folder / "champion")
+
+
+def test_a_better_trial_of_a_resumed_study_has_a_champion_of_its_own(session: Open) -> None:
+    given = {"scheduler": "none", "enqueue": trials(0.5, 0.9)}
+    with session(num_trials=1, **given) as opened:
+        Workers().run(opened.study)
+        begun(opened, 0)
+        crowned(opened, 0, 0.5)
+        told(opened)
+        opened.send()
+    with session(num_trials=2, **given) as opened:
+        Workers().run(opened.study)
+        begun(opened, 1)
+        crowned(opened, 1, 0.9)
+        told(opened)
+        runs = opened.send()
+        first, second = (runs[champion_key(number, 2)] for number in (0, 1))
+        assert opened.points(first, "train_loss") == {1: 0.0, 2: 0.0}
+        assert opened.points(second, "train_loss") == {1: 1.0, 2: 1.0}
+        answers = [opened.tracker.results(champion_key(number, 2)) for number in (0, 1)]
+        assert answers[0]["run_id"] == first.info.run_id
+        assert answers[1]["run_id"] == second.info.run_id
+        assert int(answers[1]["version"]) == int(answers[0]["version"]) + 1
+        assert answers[1]["alias_moved"]
+
+
+def test_a_champion_of_a_killed_driver_is_told_if_whole_else_closed(session: Open) -> None:
+    given = {"scheduler": "none", "enqueue": trials(0.5, 0.9)}
+    with session(num_trials=1, **given) as opened:
+        Workers().run(opened.study)
+        begun(opened, 0, epochs=3, rows=1)  # killed in its training
+    with session(num_trials=2, **given) as opened:
+        Workers().run(opened.study)
+        begun(opened, 1)
+        crowned(opened, 1, 0.9)  # killed before it was told
+    with session(num_trials=2, **given) as opened:
+        runs = opened.send()
+        lost, whole = runs[champion_key(0, 3)], runs[champion_key(1, 2)]
+        assert (lost.info.status, lost.data.tags["state"]) == ("KILLED", "interrupted")
+        assert (whole.info.status, whole.data.tags["state"]) == ("FINISHED", "completed")
+        assert opened.points(lost, "train_loss") == {1: 0.0}
+        assert "model_uri" in opened.tracker.results(champion_key(1, 2))
+
+
+def test_a_champion_whose_folder_another_took_is_not_registered_as_it(session: Open) -> None:
+    with session(num_trials=2, scheduler="none", enqueue=trials(0.5, 0.9)) as opened:
+        Workers().run(opened.study)
+        for number, value in ((0, 0.5), (1, 0.9)):  # both while the tracker was away
+            begun(opened, number)
+            crowned(opened, number, value)
+            told(opened)
+        opened.tracker.start()
+        assert opened.tracker.close(60) == 0
+        assert opened.tracker.refused == 1
+        assert "model_uri" not in opened.tracker.results(champion_key(0, 2))
+        assert "model_uri" in opened.tracker.results(champion_key(1, 2))
+
+
+def test_a_checkpoint_kept_but_not_put_when_the_driver_was_killed_is_put(
+    session: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"num_trials": 2, "scheduler": "none", "top_k": 1, "enqueue": trials(0.5, 0.9)}
+    workers = Workers()
+    with session(**given) as opened:
+
+        def killed(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(opened.tracker, "artifact", killed)
+        with pytest.raises(KeyboardInterrupt):
+            workers.run(opened.study)
+        assert opened.on_disk() == {"0": ["best"]}
+    with session(**given) as opened:
+        assert opened.with_best(opened.send()) == ["trial/0"]
+    with session(**given) as opened:
+        workers.run(opened.study)
+        assert opened.with_best(opened.send()) == ["trial/1"]
+        assert opened.on_disk() == {"1": ["best"]}

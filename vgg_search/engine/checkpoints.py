@@ -1,0 +1,161 @@
+"""A training as a task, with its checkpoints: the last to go on from, the best to keep."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from vgg_search.data.splits import Splits
+from vgg_search.models.reuse import save_model
+from vgg_search.storage.place import BEST, CHECKPOINT, Place, StorageError, trial_folder
+from vgg_search.study.record import METRIC
+from vgg_search.study.segment import Segment
+from vgg_search.training.model import build
+from vgg_search.training.train import Recipe, Resident, Training
+
+Row = dict[str, Any]
+OUTAGE_SECONDS = 300.0  # of the storage, which a training that has to go on waits out
+LONGEST_PAUSE = 15.0  # between two attempts
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Which checkpoints of a training are kept, in `folder` of `place`. Raises StorageError."""
+
+    place: Place
+    folder: str
+    until: int
+    """The epoch after which there is one in any case."""
+    every: int = 1
+    segment: Segment | None = None
+    """Of a trial, whose best epoch is kept too if it may be among the best of the study."""
+
+    @classmethod
+    def of_trial(cls, place: Place, segment: Segment, every: int) -> "Keeper":
+        return cls(place, trial_folder(segment.number), segment.until, every, segment)
+
+    def resume(self, training: Training) -> None:
+        """Go on from the last checkpoint, if there is one of this training.
+
+        A number alone names no training: a driver that goes on from a copy of the record proposes
+        the trials that the copy lacks anew, and the sampler may answer otherwise. A file that does
+        not say what it is of is of another version, and is not trusted either.
+        """
+        state = self._read(training.lr.device)
+        if state and state.get("of") == identity(training):
+            training.load_state_dict(state)
+
+    def _read(self, device: torch.device) -> dict[str, Any] | None:
+        """The last checkpoint. An outage is waited out: it is no worker's, and no trial's fault."""
+        until, pause = time.monotonic() + OUTAGE_SECONDS, 0.5
+        while True:
+            try:
+                with self.place.reading(f"{self.folder}/{CHECKPOINT}") as file:
+                    return load_checkpoint(file, device) if file else None
+            except StorageError:
+                if time.monotonic() + pause > until:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def rows(self, training: Training) -> Iterator[Row]:
+        """Train until `until`: a row an epoch, with those before that were not told."""
+        yield from self.untold(training)
+        for row in training.run(self.until):
+            self.after(row, training)
+            yield row
+
+    def untold(self, training: Training) -> list[Row]:
+        """Rows that a crash kept from the record: told from the checkpoint, not trained again."""
+        known = self.segment.known if self.segment else 0
+        after = [row for row in training.rows if row["epoch"] > known]
+        return after or (training.rows[-1:] if training.epoch >= self.until else [])
+
+    def after(self, row: Row, training: Training) -> None:
+        """To be called after each epoch, before more is trained.
+
+        A trial goes on without a checkpoint that the storage does not take: what is lost is time,
+        if another worker has to go on from an older one. Of anything else it is the result.
+        """
+        epoch, segment = row["epoch"], self.segment
+        try:
+            if segment and epoch == training.best_epoch and row[METRIC] >= segment.keep_above:
+                card = {"trial": segment.number, "epoch": epoch, METRIC: row[METRIC]}
+                with self.place.writing(f"{self.folder}/{BEST}") as folder, _as_os_errors():
+                    save_model(folder, training.measured, card)
+            if epoch == self.until or epoch % self.every == 0:
+                state = training.state_dict() | {"of": identity(training)}
+                with self.place.writing(self.folder) as folder, _as_os_errors():
+                    save_checkpoint(folder / CHECKPOINT, state)
+        except StorageError:
+            if segment is None:
+                raise
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training, and where its checkpoints are."""
+
+    network: dict[str, Any]
+    """What `model.build` builds it from."""
+    recipe: Recipe
+    seed: int
+    threads: int
+    keeper: Keeper
+    whole: bool = False
+    """Train on validation too, and have none."""
+
+    def training(self, splits: Splits, device: torch.device | str) -> Training:
+        """In one process, where its checkpoint ends."""
+        data = Resident.load(splits, device, self.whole)
+        training = Training(build(self.network, self.seed), data, self.recipe, self.seed)
+        self.keeper.resume(training)
+        return training
+
+
+# `distributed.train_together`, told how many and where: a task and a reference to its data -> rows
+Together = Callable[..., Iterator[Row]]  # of a Task and a reference to Splits
+
+
+def identity(training: Training) -> dict[str, Any]:
+    """What makes two trainings on the same images the same, in plain values."""
+    recipe = asdict(training.recipe)
+    return {"network": training.network.options(), "recipe": recipe, "seed": training.seed}
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    finally:  # half of one would only fill a full disk
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """The state in a checkpoint, of which no code is run."""
+    with path.open("rb") as file:  # torch's own takes one that cannot be read for a damaged one
+        state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+    return state
+
+
+@contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """What torch and safetensors make of a disk that takes no more, as what it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # torch's writer of files
+            raise
+        text = str(error).splitlines()[0]
+        raise OSError(f"a checkpoint was not written whole: {text}") from error

@@ -1,0 +1,126 @@
+"""One network trained by several processes at once: DDP, as Ray Train starts and restarts it.
+
+Every process (rank) has the whole data and draws the same batches; each trains on its part of each
+batch, and gradients are averaged before a step: batch size, order and learning rates are those of
+one process. A rank that dies takes the others with it; Ray Train starts them all again, from the
+last checkpoint. Starting them takes 10 to 20 s.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
+from ray.train.torch import TorchTrainer, get_device
+from ray.util.queue import Empty, Queue
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from vgg_search.engine.checkpoints import Task
+from vgg_search.storage.place import StorageError
+from vgg_search.training.device import settle
+from vgg_search.training.model import VGG, build
+from vgg_search.training.train import Recipe, Resident, Training
+
+Row = dict[str, Any]
+RESTARTS = 2  # of all ranks, because one of them died
+
+
+class Rank(Training):
+    """One process's part of a training."""
+
+    def __init__(
+        self, network: VGG, data: Resident, recipe: Recipe, seed: int, rank: int, ranks: int
+    ) -> None:
+        super().__init__(network, data, recipe, seed, rank)
+        self.ranks = ranks
+        self.graphs.refused = True
+        self.forward = DistributedDataParallel(self.network)
+
+    def check_start(self) -> None:
+        """Raise StorageError unless all processes are at the same epoch: one that does not see the
+        checkpoint would average its gradients with those of another network, and nobody would know.
+        """
+        mine = torch.tensor([self.epoch], device=self.lr.device)
+        all_epochs = [torch.zeros_like(mine) for _ in range(self.ranks)]
+        dist.all_gather(all_epochs, mine)
+        found = [int(epoch) for epoch in all_epochs]
+        if len(set(found)) > 1:
+            rule = "storage_path must be a place that all processes of a trial see"
+            raise StorageError(f"{rule}, got checkpoints of epochs {found}")
+
+    def _step(self, batch: Tensor) -> None:
+        before = self.totals.clone()
+        super()._step(batch[:, self.rank :: self.ranks])
+        step = self.totals - before
+        dist.all_reduce(step)  # loss and hits of the whole batch, and the same end for all
+        self.totals.copy_(before + step)
+
+
+def train_together(
+    task: Task, data: Any, ranks: int, wanted: dict[str, float], selector: dict[str, str]
+) -> Iterator[Row]:
+    """Rows of the epochs trained by `ranks` processes, each asking for `wanted`; a row once, also
+    if ranks were restarted. `data` is a reference to Splits. Raises what ended the ranks for good.
+    """
+    rows = Queue(actor_options={"num_cpus": 0})
+    asked = {name.upper(): amount for name, amount in wanted.items() if amount}
+    scaling: dict[str, Any] = {"num_workers": ranks, "resources_per_worker": asked}
+    scaling |= {"use_gpu": wanted["gpu"] > 0, "label_selector": selector or None}
+    last = 0
+    with tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
+        trainer = TorchTrainer(
+            train_rank,
+            train_loop_config={"task": task, "data": [data], "rows": rows},
+            scaling_config=ScalingConfig(**scaling),
+            run_config=RunConfig(
+                storage_path=scratch, failure_config=FailureConfig(max_failures=RESTARTS)
+            ),
+        )
+        with ThreadPoolExecutor(1) as pool:
+            fit = pool.submit(trainer.fit)
+            while True:
+                ended = fit.done()
+                try:
+                    row = rows.get(timeout=None if ended and rows.qsize() else 0.2)
+                except Empty:
+                    if ended:
+                        break
+                    continue
+                if row["epoch"] > last:
+                    last = row["epoch"]
+                    yield row
+            fit.result()
+    rows.shutdown()
+
+
+def train_rank(config: dict[str, Any]) -> None:
+    """What each rank does; the first one tells the rows and keeps the checkpoints."""
+    task: Task = config["task"]
+    rank, ranks = get_context().get_world_rank(), get_context().get_world_size()
+    settle(task.threads)
+    device = get_device()
+    data = Resident.load(ray.get(config["data"][0]), device, task.whole)
+    if rank:  # the first alone looks at validation
+        data = Resident(data.train_images, data.train_labels)
+    training = Rank(build(task.network, task.seed), data, task.recipe, task.seed, rank, ranks)
+    task.keeper.resume(training)
+    training.check_start()
+    if rank == 0:
+        config["rows"].put_nowait_batch(task.keeper.untold(training))
+    while _all_go_on(not training.diverged and training.epoch < task.keeper.until, device):
+        row = next(training.run(training.epoch + 1))
+        if rank == 0:
+            task.keeper.after(row, training)
+            config["rows"].put(row)
+
+
+def _all_go_on(first: bool, device: torch.device) -> bool:
+    """What the first rank says, so that none waits for one that has stopped."""
+    answer = torch.tensor(int(first), device=device)
+    dist.broadcast(answer, 0)
+    return bool(answer.item())

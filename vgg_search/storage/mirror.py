@@ -1,0 +1,176 @@
+"""The driver's files of a study that has a bucket: copied there, and brought from there.
+
+The run folder, whose journal is the record, stays on the driver's disk. A driver on another machine
+goes on from the copy, at most seconds behind: checkpoints are never older than the record, and what
+a checkpoint knows and the record does not is told from it.
+"""
+
+import logging
+import os
+import platform
+import shutil
+import sqlite3
+import tempfile
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+from vgg_search.storage.place import BEST, CHECKPOINT, TRIALS, Place, StorageError, trial_folder
+
+DRIVER = ".driver"  # in the bucket while a driver works, written again with each copy
+COPY_SECONDS = 3.0  # between two copies
+ALIVE_SECONDS = 12.0  # a driver that has not written for so long is gone
+JOURNAL, OUTBOX = "study.journal", "outbox.db"
+
+log = logging.getLogger("vgg_search")
+
+
+def bring(place: Place, folder: Path) -> None:
+    """Bring a study's run folder from the bucket, if what is there is ahead of what is here.
+
+    The checkpoints of the best come along; the others stay where the workers find them.
+    """
+    found = place.files()
+    journal, here = found.get(JOURNAL), folder / JOURNAL
+    if journal is None or (here.exists() and here.stat().st_size >= journal.size):
+        return
+    live = {name.rsplit("/", 1)[0] for name in found if "/last." in name}
+    for suffix in ("-wal", "-shm"):  # of the outbox that lay here: SQLite would apply them to that
+        (folder / f"{OUTBOX}{suffix}").unlink(missing_ok=True)
+    # The journal comes last: until all the rest is here, what is there is ahead
+    for name in sorted(found, key=lambda name: name == JOURNAL):
+        parent = name.split(f"/{BEST}/")[0]
+        wanted = f"/{BEST}/" in name and parent not in live if name.startswith(TRIALS) else True
+        if wanted and not name.startswith(DRIVER):
+            place.get(name, folder / name)
+
+
+class Shelf:
+    """The driver's hand on the checkpoints of finished trials."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def is_kept(self, number: int) -> bool:
+        """Whether a finished trial is one of the top K, and has been put on the shelf."""
+        folder = self.folder / trial_folder(number)
+        return (folder / BEST).exists() and not any(folder.glob("last.*"))
+
+    def keep(self, number: int) -> Path:
+        """Keep a trial's best checkpoint, in the folder returned, and not its last."""
+        folder = self.folder / trial_folder(number)
+        for file in folder.glob("last.*"):  # half-written ones of killed workers too
+            file.unlink()
+        return folder / BEST
+
+    def drop(self, number: int) -> None:
+        """Remove a trial's checkpoints."""
+        shutil.rmtree(self.folder / trial_folder(number), ignore_errors=True)
+
+    def start(self) -> None:
+        """Nothing is copied: workers and driver share the folder."""
+
+    def stop(self) -> None:
+        """Nothing was started."""
+
+
+class Mirror(Shelf):
+    """A run folder whose study has a bucket. Copies it there, every few seconds and at the end.
+
+    Nothing waits for the copies, which a thread makes; an outage is said once and outlived. What
+    is not wanted in the bucket any more is removed once the record that says so is there.
+    """
+
+    def __init__(self, folder: Path, place: Place) -> None:
+        super().__init__(folder)
+        self.place = place
+        self._doomed: list[str] = []
+        self._copied: dict[str, tuple[int, ...]] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
+
+    def keep(self, number: int) -> Path:
+        folder, best = trial_folder(number), f"{trial_folder(number)}/{BEST}"
+        try:
+            for name in self.place.files(best):
+                self.place.get(name, self.folder / name)
+        except StorageError as error:
+            log.warning("the best checkpoint of trial %d was not kept: %s", number, error)
+        self._doomed.append(f"{folder}/{CHECKPOINT}")
+        return self.folder / best
+
+    def drop(self, number: int) -> None:
+        super().drop(number)
+        self._doomed.append(trial_folder(number))
+
+    def start(self) -> None:
+        """Take the bucket's copy over. Raises StorageError if a live driver writes to it."""
+        before = self.place.files(DRIVER)
+        if before:
+            time.sleep(ALIVE_SECONDS)
+            after = self.place.files(DRIVER)
+            if any(
+                after[name].mtime_ns != sign.mtime_ns
+                for name, sign in before.items()
+                if name in after
+            ):
+                raise StorageError(f"study {self.folder.name} is in use by a running search")
+        self.copy()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Copy a last time and leave the bucket to others."""
+        self._ended.set()
+        if not self._thread.is_alive():
+            return
+        self._thread.join()
+        try:
+            self.copy()
+            self.place.remove(DRIVER)
+        except (StorageError, OSError) as error:
+            log.warning("%s; the last of the run folder is here only", error)
+
+    def _run(self) -> None:
+        failing = False
+        while not self._ended.wait(COPY_SECONDS):
+            try:
+                self.copy()
+                failing = False
+            except (StorageError, OSError) as error:  # or a file that was there is not any more
+                if not failing:
+                    log.warning("%s; the run folder is copied when it can be", error)
+                failing = True
+
+    def copy(self) -> None:
+        """One round: the driver's sign of life, the record, the rest, then the removals."""
+        doomed = self._doomed[:]  # wanted no more by a record that is at least this old
+        with tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
+            sign = Path(scratch, "sign")
+            sign.write_text(f"{platform.node()}:{os.getpid()}")
+            self.place.put(sign, f"{DRIVER}/{platform.node()}")
+            # The journal before the outbox: what MLflow is to get is then never behind it
+            for file in (self.folder / JOURNAL, *sorted(self.folder.rglob("*"))):
+                self._copy(file, Path(scratch))
+        for name in doomed:
+            self.place.remove(name)
+        del self._doomed[: len(doomed)]
+
+    def _copy(self, file: Path, scratch: Path) -> None:
+        name = file.relative_to(self.folder).as_posix()
+        if file.name.startswith((".", f"{OUTBOX}-")) or name.startswith(TRIALS):
+            return
+        if not file.is_file():
+            return
+        # SQLite writes to a log beside the file first
+        parts = [p for p in (file, file.with_name(f"{file.name}-wal")) if p.exists()]
+        state = tuple(value for p in parts for value in (p.stat().st_mtime_ns, p.stat().st_size))
+        if self._copied.get(name) == state:
+            return
+        if name == OUTBOX:
+            with closing(sqlite3.connect(file)) as source:
+                file = scratch / OUTBOX
+                with closing(sqlite3.connect(file)) as copy:
+                    source.backup(copy)
+        self.place.put(file, name)
+        self._copied[name] = state

@@ -1,0 +1,167 @@
+"""Where a study's files are: one folder that every node sees, or a bucket and a folder beside the
+driver.
+
+With a bucket (`storage_path` s3://..., or another scheme that pyarrow knows) workers keep their
+checkpoints there; the run folder stays on the driver's disk and is copied there by `mirror`.
+Credentials and endpoints come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...).
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vgg_search.errors import InputError
+
+if TYPE_CHECKING:  # at run time when it is needed: it takes a second to import
+    from pyarrow.fs import FileInfo, FileSystem
+
+RUNS = "runs"  # where run folders are by default, and those of studies in a bucket
+TRIALS, BEST, CHECKPOINT = "trials", "best", "last.pt"
+
+
+class StorageError(InputError):
+    """A storage that cannot be reached, or is in use; one line."""
+
+
+def is_remote(storage_path: str | Path) -> bool:
+    return "://" in str(storage_path)
+
+
+def local_folder(storage_path: str | Path, name: str) -> Path:
+    """The run folder on the driver's disk."""
+    return Path(RUNS if is_remote(storage_path) else storage_path, name)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Whatever pyarrow raises, as one line: its texts are long, and its types many."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, StorageError):
+            raise
+        text = str(error).split(". Detail:")[0].splitlines()[0]
+        raise StorageError(f"{what} cannot be reached: {text[:300]}") from error
+
+
+@contextmanager
+def _used(root: str) -> Iterator[None]:
+    """What a disk refuses (it is full, or gone, or its server is), as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{root} cannot be used: {error}") from error
+
+
+@cache
+def _file_system(root: str) -> "tuple[FileSystem, str]":
+    from pyarrow.fs import FileSystem
+
+    file_system, path = FileSystem.from_uri(root)
+    return file_system, path
+
+
+@dataclass(frozen=True)
+class Place:
+    """The files of a study as every node reaches them; it travels to workers.
+
+    `root` is an absolute folder or a URI. Names are relative to it. Raises StorageError.
+    """
+
+    root: str
+
+    @classmethod
+    def of(cls, storage_path: str, name: str) -> "Place":
+        if is_remote(storage_path):
+            return cls(f"{storage_path.rstrip('/')}/{name}")
+        return cls(str(Path(storage_path, name).absolute()))
+
+    @property
+    def remote(self) -> bool:
+        return is_remote(self.root)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A local folder; what the block leaves there is then in folder `name`.
+
+        A file appears whole or not at all: here by the block's own doing, in a bucket by its. An
+        OSError of the block is the storage's.
+        """
+        if not self.remote:
+            with _used(self.root):
+                yield Path(self.root, name)
+            return
+        with _used(self.root), tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
+            yield Path(scratch)
+            # A card, which makes a folder a model, is written last and goes last
+            for file in sorted(Path(scratch).iterdir(), key=lambda file: file.stat().st_mtime_ns):
+                self.put(file, f"{name}/{file.name}")
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[Path | None]:
+        """File `name` as a local one, None if there is none. An OSError of the block is the
+        storage's."""
+        if not self.remote:
+            with _used(self.root):
+                file = Path(self.root, name)
+                yield file if file.exists() else None
+            return
+        with _used(self.root), tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
+            yield self.get(name, Path(scratch, "file"))
+
+    def put(self, file: Path, name: str) -> None:
+        """Copy a local file to `name`."""
+        with _explained(self.root):
+            file_system, path = _file_system(self.root)
+            content = file.read_bytes()  # in one write: it is whole before it is seen
+            with file_system.open_output_stream(f"{path}/{name}") as stream:
+                stream.write(content)
+
+    def get(self, name: str, file: Path) -> Path | None:
+        """Copy `name` to a local file, whole or not at all; None if there is none."""
+        with _explained(self.root):
+            file_system, path = _file_system(self.root)
+            try:
+                with file_system.open_input_stream(f"{path}/{name}") as stream:
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    temporary = file.with_name(f".{os.getpid()}-{file.name}")
+                    with temporary.open("wb") as out:
+                        shutil.copyfileobj(stream, out, 2**20)
+            except FileNotFoundError:
+                return None
+            os.replace(temporary, file)
+        return file
+
+    def files(self, name: str = "") -> "dict[str, FileInfo]":
+        """The files under folder `name`, by name relative to the root."""
+        from pyarrow.fs import FileSelector, FileType
+
+        with _explained(self.root):
+            file_system, path = _file_system(self.root)
+            where = f"{path}/{name}".rstrip("/")
+            found = file_system.get_file_info(
+                FileSelector(where, allow_not_found=True, recursive=True)
+            )
+        return {f.path.removeprefix(f"{path}/"): f for f in found if f.type == FileType.File}
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder and what is in it; it need not be there."""
+        if not self.remote:
+            shutil.rmtree(Path(self.root, name), ignore_errors=True)
+            return
+        found = self.files(name) or [name]
+        with _explained(self.root):
+            file_system, path = _file_system(self.root)
+            for each in found:
+                with suppress(FileNotFoundError):
+                    file_system.delete_file(f"{path}/{each}")
+
+
+def trial_folder(number: int) -> str:
+    return f"{TRIALS}/{number}"

@@ -1,0 +1,45 @@
+"""What a study tells its workers (segments) and its listeners (events)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vgg_search.space.search_space import Candidate
+from vgg_search.study.record import METRIC
+
+Row = dict[str, Any]  # of one epoch
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Work for one worker: train trial `number` until epoch `until`, from its checkpoint if any."""
+
+    number: int
+    candidate: Candidate
+    seed: int
+    until: int
+    known: int  # last epoch in the record; rows after it are to be reported
+    keep_above: float  # a best checkpoint is worth keeping from this val_accuracy on
+    alone: bool = False
+
+
+def diverged(row: Row) -> bool:
+    """Whether an epoch's row tells of a network that cannot be trained on."""
+    return not all(math.isfinite(row[key]) for key in ("train_loss", "val_loss", METRIC))
+
+
+EventKind = Literal["started", "epoch", "waiting", "promoted", "ended", "retried", "skipped"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a trial; `attrs` are its user attributes in the record."""
+
+    kind: EventKind
+    number: int
+    attrs: dict[str, Any]
+    row: Row | None = None
+
+
+Listener = Callable[[Event], None]

@@ -1,0 +1,117 @@
+"""Where a search stands: what it has used of its budget, and its finished trials by score."""
+
+import math
+import time
+from bisect import insort
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vgg_search.config import Config
+from vgg_search.study.record import METRIC
+
+
+@dataclass
+class Budget:
+    """Time and device seconds of a search, over all its sessions."""
+
+    config: Config
+    worker_seconds: float = 0.0  # of training and validation
+    epochs: int = 0
+    devices: float = field(init=False)
+    """What a trial occupies: a share of a GPU or several; on a CPU, a place for each process."""
+    _before: float = 0.0  # seconds of the sessions before this one
+    _started: float | None = None
+
+    def __post_init__(self) -> None:
+        gpus = self.config.gpus_per_trial
+        each = 1.0 if gpus == "auto" or not gpus else gpus
+        self.devices = each * self.config.workers_per_trial
+
+    def restore(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Count the epochs of an earlier session."""
+        for row in rows:
+            self.spend(row["epoch_seconds"])
+            self._before = max(self._before, row["time"])
+
+    @property
+    def device_seconds(self) -> float:
+        return self.worker_seconds * self.devices
+
+    def spend(self, seconds: float) -> None:
+        """Count an epoch that took so long."""
+        self.worker_seconds += seconds
+        self.epochs += 1
+
+    def start(self) -> None:
+        """The search's time runs from here; after a resume it goes on where the record ends."""
+        self._started = time.monotonic()
+
+    def stop(self) -> None:
+        """The search is over: what the champion takes is not search time."""
+        self._before, self._started = self.clock, None
+
+    @property
+    def clock(self) -> float:
+        """Seconds of search so far."""
+        return self._before + (0.0 if self._started is None else time.monotonic() - self._started)
+
+    @property
+    def used_up(self) -> bool:
+        seconds, hours = self.config.time_budget, self.config.gpu_hours
+        return (seconds is not None and self.clock >= seconds) or (
+            hours is not None and self.device_seconds >= 3600 * hours
+        )
+
+    def outlook(
+        self,
+        epochs_a_trial: float,
+        pace: float,
+        device_pace: float,
+        resting: int = 0,
+        under_way: int = 0,
+    ) -> tuple[float, float]:
+        """(trials in all, seconds still to go) when the first of the budgets is used up.
+
+        `pace` and `device_pace`: seconds of search and of a device that an epoch takes. `resting`
+        trials train no more; those that do have `under_way` epochs.
+        """
+        seconds, hours = self.config.time_budget, self.config.gpu_hours
+        left = [epochs_a_trial * (self.config.num_trials - resting) - under_way]
+        if seconds is not None:
+            left.append((seconds - self.clock) / pace)
+        if hours is not None:
+            left.append((3600 * hours - self.device_seconds) / device_pace)
+        epochs = max(0.0, min(left))
+        return resting + (under_way + epochs) / epochs_a_trial, epochs * pace
+
+
+@dataclass
+class Ranking:
+    """Finished trials by score: the incumbent, and the top K."""
+
+    top_k: int
+    best: dict[int, float] = field(default_factory=dict)  # number -> best val_accuracy
+    incumbent: tuple[float, int] | None = None  # (val_accuracy at the last epoch, number)
+    _order: list[tuple[float, int]] = field(default_factory=list)  # `best` as (-value, number)
+
+    def add(self, number: int, state: str, rows: list[dict[str, Any]], value: float | None) -> None:
+        """A trial has ended; `value` is that of a completed one."""
+        finite = [row[METRIC] for row in rows if math.isfinite(row[METRIC])]
+        if finite and state in ("completed", "pruned"):
+            self.best[number] = max(finite)
+            insort(self._order, (-max(finite), number))
+        if state == "completed" and value is not None:
+            # Of equals the first by number, whatever the order in which they ended
+            known = [self.incumbent] if self.incumbent else []
+            self.incumbent = max([*known, (value, number)], key=lambda best: (best[0], -best[1]))
+
+    def top(self) -> list[int]:
+        """Numbers of the top K by their best val_accuracy, best first."""
+        return [number for _, number in self._order[: self.top_k]]
+
+    def keep_above(self) -> float:
+        """The val_accuracy from which on a checkpoint may be among the top K."""
+        if len(self._order) < self.top_k:
+            return 0.0
+        return -self._order[self.top_k - 1][0] if self.top_k else math.inf

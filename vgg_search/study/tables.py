@@ -1,0 +1,168 @@
+"""A study as tables and as a summary, read out of its journal."""
+
+import csv
+import json
+import os
+import statistics
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from vgg_search.space.arch import as_arch, depth, describe, width
+from vgg_search.study.record import METRIC, UNTRAINED, candidate_of, rows_of
+
+EPOCH_COLUMNS = (
+    "number epoch train_loss train_accuracy val_loss val_accuracy lr epoch_seconds "
+    "images_per_second time"
+).split()
+# What is written of a proposal last: `status` may read a record that is being written.
+WHOLE = "flops_per_image"
+STATES = ("completed", "pruned", "diverged", "infeasible", "failed", "interrupted")
+
+
+def state_of(trial: FrozenTrial) -> str:
+    """A trial's state in our words; one that no driver works on now is interrupted.
+
+    So is one that waits at a rung, which its driver's storage shows as pruned there.
+    """
+    told = trial.user_attrs.get("state") if trial.state.is_finished() else None
+    return told or "interrupted"
+
+
+def trained(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that a worker was asked to train."""
+    return [
+        trial
+        for trial in trials
+        if WHOLE in trial.user_attrs and trial.user_attrs.get("state") not in UNTRAINED
+    ]
+
+
+def trial_rows(trials: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
+    """One row a proposal, as in trials.csv."""
+    table = []
+    for trial in trials:
+        attrs, rows = trial.user_attrs, rows_of(trial)
+        if WHOLE not in attrs:
+            continue
+        candidate = candidate_of(attrs)
+        scored = [row for row in rows if row[METRIC] is not None]
+        best = max(scored, key=lambda row: row[METRIC], default={})
+        first, last = (rows[0], rows[-1]) if rows else ({}, {})
+        started = first.get("time", 0) - first.get("epoch_seconds", 0) if first else None
+        table.append(
+            {
+                "number": trial.number,
+                "state": state_of(trial),
+                "arch": describe(candidate.arch),
+                "depth": depth(candidate.arch),
+                "width": width(candidate.arch),
+                "num_blocks": len(candidate.arch),
+                "lr": candidate.lr,
+                "weight_decay": candidate.weight_decay,
+                "dropout": candidate.dropout,
+                "hidden_features": candidate.hidden_features,
+                "num_hidden": candidate.num_hidden,
+                "batch_norm": candidate.batch_norm,
+                "batch_size": candidate.batch_size,
+                "num_params": attrs["num_params"],
+                "flops_per_image": attrs["flops_per_image"],
+                "epochs": len(rows),
+                METRIC: scored[-1][METRIC] if scored else None,
+                f"best_{METRIC}": best.get(METRIC),
+                "best_epoch": best.get("epoch"),
+                "seconds": round(sum(row["epoch_seconds"] for row in rows), 3),
+                "started": started,
+                "ended": last.get("time"),
+                "worker": last.get("worker"),
+                "error": (attrs.get("error") or "").strip().rpartition("\n")[2] or None,
+            }
+        )
+    return table
+
+
+def epoch_rows(trials: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
+    """One row an epoch, as in epochs.csv."""
+    return [
+        {"number": trial.number} | {key: row.get(key) for key in EPOCH_COLUMNS[1:]}
+        for trial in trained(trials)
+        for row in rows_of(trial)
+    ]
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]], columns: Iterable[str]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def startup_seconds(trials: Iterable[FrozenTrial]) -> list[float]:
+    """What each trial cost its worker before and between its epochs, first trial of a worker apart.
+
+    On each worker's own clock: the time from the end of the trial before to the end of this one,
+    less what training and validation took.
+    """
+    by_worker: dict[str, list[tuple[float, float, int]]] = {}
+    for trial in trained(trials):
+        for row in rows_of(trial):
+            entry = (row["ended"], row["epoch_seconds"], trial.number)
+            by_worker.setdefault(row["worker"], []).append(entry)
+    gaps: Counter[int] = Counter()
+    known = set()
+    for entries in by_worker.values():
+        entries.sort()
+        for (before, _, _), (ended, seconds, number) in pairwise(entries):
+            gaps[number] += max(0.0, ended - before - seconds)  # type: ignore[assignment]
+            known.add(number)
+        known -= {entries[0][2]}
+    return [gaps[number] for number in sorted(known)]
+
+
+def summarise(trials: list[FrozenTrial], slots: int, search_seconds: float) -> dict[str, Any]:
+    """The search's part of summary.json."""
+    ours, table = trained(trials), trial_rows(trials)
+    states = Counter(row["state"] for row in table)
+    rows = [row for trial in ours for row in rows_of(trial)]
+    completed = [trial for trial in ours if trial.state is TrialState.COMPLETE]
+    best = max(completed, key=lambda trial: trial.value or 0.0, default=None)
+    baseline = next((trial for trial in ours if trial.user_attrs.get("baseline")), None)
+    baseline_row = next((r for r in table if baseline and r["number"] == baseline.number), None)
+    busy = sum(row["epoch_seconds"] for row in rows)
+    startups = startup_seconds(trials)
+    return {
+        "num_trials": len(ours),
+        "trials": {state: states.get(state, 0) for state in STATES},
+        "duplicates": states.get("duplicate", 0),
+        "epochs_trained": len(rows),
+        "best_val_accuracy": best.value if best else None,
+        "best_trial": best.number if best else None,
+        "best_arch": [list(block) for block in as_arch(best.user_attrs["arch"])] if best else None,
+        "best_lr": best.user_attrs["candidate"]["lr"] if best else None,
+        "baseline_val_accuracy": baseline_row[METRIC] if baseline_row else None,
+        "baseline_epochs": baseline_row["epochs"] if baseline_row else None,
+        "search_seconds": round(search_seconds, 3),
+        "startup_seconds_per_trial": round(statistics.median(startups), 4) if startups else None,
+        "slot_busy_fraction": round(busy / (slots * search_seconds), 4) if search_seconds else None,
+        "images_per_second": round(statistics.median(r["images_per_second"] for r in rows), 1)
+        if rows
+        else None,
+    }
+
+
+def write_tables(folder: Path, trials: list[FrozenTrial]) -> None:
+    """trials.csv and epochs.csv."""
+    table = trial_rows(trials)
+    write_csv(folder / "trials.csv", table, table[0] if table else ["number"])
+    write_csv(folder / "epochs.csv", epoch_rows(trials), EPOCH_COLUMNS)
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """summary.json, whole or not at all: the next session reads it."""
+    draft = folder / "summary.tmp"
+    draft.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(draft, folder / "summary.json")

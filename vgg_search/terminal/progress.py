@@ -1,0 +1,211 @@
+"""What the terminal shows during a search: a live table, or a line an event where it is piped."""
+
+import logging
+import time
+from collections import Counter
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from vgg_search.space.arch import as_arch, describe
+from vgg_search.storage.hints import command, resume
+from vgg_search.storage.place import RUNS
+from vgg_search.study.record import METRIC, UNTRAINED
+from vgg_search.study.segment import Event
+from vgg_search.study.study import Study
+from vgg_search.tracking.outbox import masked
+
+REFRESH_SECONDS = 0.25
+ERROR_LENGTH = 100  # characters of it that are shown; the report and the record have it all
+log = logging.getLogger(__name__)
+
+
+def duration(seconds: float) -> str:
+    """90 -> "1m30s"."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def accuracy(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+class Progress:
+    """Listens to a study and draws it. Owns the terminal while it is entered."""
+
+    def __init__(self, study: Study, quiet: bool = False) -> None:
+        self.study, self.quiet = study, quiet
+        self.console = Console(stderr=True, highlight=False)
+        record = study.optuna.get_trials(deepcopy=False)  # of a study that is gone on with
+        self.ended = Counter(t.user_attrs["state"] for t in record if t.state.is_finished())
+        self.rows: dict[int, dict[str, Any]] = {}  # live trial -> what its line shows
+        self.live: Live | None = None
+        self._drawn = 0.0
+
+    def __enter__(self) -> "Progress":
+        if self.console.is_terminal and not self.quiet:
+            self.live = Live(console=self.console, auto_refresh=False, transient=True)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+            self.live = None
+
+    def say(self, line: str) -> None:
+        """Print one line above the table, and log it."""
+        log.info(line)
+        if not self.quiet:
+            self.console.print(line, markup=False, soft_wrap=True)
+
+    def __call__(self, event: Event) -> None:
+        name = describe(as_arch(event.attrs["arch"]))
+        shown = self.rows.setdefault(event.number, {"arch": name})
+        shown |= {"state": event.kind, "lr": event.attrs["candidate"]["lr"]}
+        line = f"trial {event.number} {name}"
+        if event.row:
+            value = event.row[METRIC]
+            shown |= {"epoch": event.row["epoch"], "value": value}
+            line += f": epoch {event.row['epoch']} {METRIC} {accuracy(value)}"
+        elif event.kind in ("ended", "skipped"):
+            state = event.attrs["state"]
+            self.ended[state] += 1
+            del self.rows[event.number]
+            line += f": {state}" + (f" at {accuracy(shown['value'])}" if "value" in shown else "")
+            if event.attrs.get("error"):
+                said = event.attrs["error"].strip().splitlines()[-1]
+                line += f" ({shorten(said, ERROR_LENGTH, placeholder=' …')})"
+        else:
+            line += f": {event.kind}"
+        if self.live and not event.attrs.get("error"):
+            log.info(line)  # the table shows it
+        else:
+            self.say(line)
+
+    def champion(self, seed: int, epochs: int, row: dict[str, Any]) -> None:
+        """One epoch of the champion's training."""
+        line = f"champion, seed {seed}: epoch {row['epoch']}/{epochs}"
+        self.announce(line + f" train_accuracy {accuracy(row['train_accuracy'])}")
+
+    def announce(self, line: str) -> None:
+        """What goes on after the search, in the table's place."""
+        if self.live:
+            log.info(line)
+            self.live.update(Text(line, style="bold"), refresh=True)
+        else:
+            self.say(line)
+
+    def draw(self) -> None:
+        """Refresh the table, at most four times a second."""
+        if self.live and time.monotonic() - self._drawn >= REFRESH_SECONDS:
+            self._drawn = time.monotonic()
+            self.live.update(Group(*self._headlines(), self._table()), refresh=True)
+
+    def _headlines(self) -> list[Text]:
+        """What there is, and where it is heading: two lines, cut where the terminal ends."""
+        study = self.study
+        counts = [f"{self.done} of {study.config.num_trials} trials", f"{len(self.rows)} open"]
+        counts += [f"{count} {state}" for state, count in sorted(self.ended.items())]
+        course = [f"{duration(study.budget.clock)} gone", self.left()]
+        if study.ranking.incumbent:
+            value, number = study.ranking.incumbent
+            course.insert(0, f"best {METRIC} {accuracy(value)} (trial {number})")
+        lines = (f"{study.folder.name}: " + " · ".join(counts), " · ".join(filter(None, course)))
+        return [Text(line, "bold", no_wrap=True, overflow="ellipsis") for line in lines]
+
+    @property
+    def done(self) -> int:
+        """Trials that have ended, of those that count."""
+        return sum(n for state, n in self.ended.items() if state not in UNTRAINED)
+
+    def left(self) -> str:
+        """Trials that there will be and time left, by budget or pace, whichever ends first."""
+        study, budget = self.study, self.study.budget
+        if not budget.epochs:
+            seconds = study.config.time_budget
+            left = max(0.0, (seconds or 0.0) - budget.clock)
+            return "" if seconds is None else f"at most {duration(left)} left"
+        # Epochs of a trial: the mean of those that rest, and what a scheduler expects as one more
+        busy = [n for n in study.interrupted if n not in study.scheduler.waiting]
+        under_way, resting = sum(len(study.rows(n)) for n in busy), study.trained - len(busy)
+        mean = (study.scheduler.expected_epochs + budget.epochs - under_way) / (1 + resting)
+        pace, device_pace = budget.clock / budget.epochs, budget.device_seconds / budget.epochs
+        trials, seconds = budget.outlook(mean, pace, device_pace, resting, under_way)
+        # Those that have begun are there already, however little of a budget is left
+        trials = max(study.trained, min(study.config.num_trials, round(trials)))
+        return f"about {trials} trials, {duration(seconds)} left"
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False)
+        for column, justify in (
+            ("trial", "right"),
+            ("arch", "left"),
+            ("lr", "right"),
+            ("epoch", "right"),
+            (METRIC, "right"),
+            ("state", "left"),
+        ):
+            # Where the terminal is narrow the arch is cut, and nothing goes on two lines
+            table.add_column(column, justify=justify, no_wrap=column != "arch")  # type: ignore[arg-type]
+        # Those that wait are many with asha-promote, and what does not fit on the screen is cut
+        for number, row in sorted(
+            self.rows.items(), key=lambda item: (item[1]["state"] == "waiting", item[0])
+        ):
+            epochs = f"{row.get('epoch', 0)}/{self.study.config.max_epochs}"
+            value = accuracy(row.get("value"))
+            state = "running" if row["state"] in ("epoch", "started") else row["state"]
+            table.add_row(str(number), row["arch"], f"{row['lr']:.4f}", epochs, value, state)
+        return table
+
+
+def closing(summary: dict[str, Any], folder: Path, uri: str, storage_path: str = RUNS) -> str:
+    """What came out, and what to do next."""
+    states = {name: n for name, n in summary["trials"].items() if n}
+    lines = [
+        f"study {summary['study']} {summary['state']}: {summary['num_trials']} trials ("
+        + ", ".join(f"{n} {name}" for name, n in states.items())
+        + f"), {summary['epochs_trained']} epochs in {duration(summary['search_seconds'])}"
+    ]
+    if summary["best_trial"] is not None:
+        arch, base = describe(as_arch(summary["best_arch"])), summary["baseline_val_accuracy"]
+        after = "" if base is None else f" after epoch {summary['baseline_epochs']}"
+        lines.append(
+            f"best      trial {summary['best_trial']}, {arch}, lr {summary['best_lr']:.4f}: "
+            f"{METRIC} {accuracy(summary['best_val_accuracy'])} "
+            f"(baseline {accuracy(base)}{after})"
+        )
+    champion = summary["champion"]
+    if champion:
+        spread = champion.get("test_accuracy_std")
+        mean = accuracy(champion.get("test_accuracy_mean"))
+        spread = f"; mean of its seeds {mean}, spread {spread:.4f}" if spread is not None else ""
+        where = f", registered as {champion['model_uri']}" if champion["model_uri"] else ""
+        lines.append(
+            f"champion  test_accuracy {accuracy(champion['test_accuracy'])}, "
+            f"{champion['num_params']:,} parameters{where}{spread}"
+        )
+        if champion.get("alias_text"):
+            lines.append(f"alias     {champion['alias_text']}")
+    lines += [f"warning   {text}" for text in summary["warnings"]]
+    if summary["refused"]:
+        look = command(f"vgg-search status {summary['study']}", storage_path)
+        refused = f"MLflow refused {summary['refused']} rows for good"
+        lines.append(f"warning   {refused}: {look} tells which")
+    if summary["state"] == "interrupted":
+        lines.append(f"go on     {resume(summary['study'], storage_path)}")
+    lines.append(f"report    {folder / 'report.html'}")
+    here = uri == f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    database = "mlflow ui" if here else f"mlflow ui --backend-store-uri {uri}"
+    lines.append(f"compare   {masked(uri if uri.startswith('http') else database)}")
+    if champion:
+        lines.append(f"use       {command('python -m vgg_search predict IMAGE.png', storage_path)}")
+    return "\n".join(lines)

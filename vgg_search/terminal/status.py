@@ -1,0 +1,100 @@
+"""A study on one screen, running or not, read from its folder alone."""
+
+import fcntl
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from vgg_search.study.record import METRIC, read_trials, rows_of
+from vgg_search.study.tables import summarise, trial_rows
+from vgg_search.terminal.progress import accuracy, duration
+
+MOST_REFUSALS, MOST_LIVE = 3, 12  # to show
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """The state of the study in `folder`. Raises StudyError if there is none."""
+    trials = read_trials(folder)
+    table = trial_rows(trials)
+    clock = max((row["ended"] for row in table if row["ended"]), default=0.0)
+    running = in_use(folder)
+    found = summarise(trials, 1, clock)
+    live = [row for row in table if row["state"] == "interrupted"]
+    if running:
+        live = [row | {"state": doing(trials[row["number"]])} for row in live]
+    counts = found["trials"] | {"interrupted": 0} | Counter(row["state"] for row in live)
+    unsent, refused, refusals = sending(folder)
+    return {
+        "study": folder.name,
+        "running": running,
+        "num_trials": found["num_trials"],
+        "trials": {state: count for state, count in counts.items() if count},
+        "epochs_trained": found["epochs_trained"],
+        "best_trial": found["best_trial"],
+        "best_val_accuracy": found["best_val_accuracy"],
+        "baseline_val_accuracy": found["baseline_val_accuracy"],
+        "seconds": round(clock, 1),
+        "unsent": unsent,
+        "refused": refused,
+        "refusals": refusals,
+        "live": [
+            {key: row[key] for key in ("number", "state", "arch", "epochs", METRIC)}
+            for row in sorted(live, key=lambda row: (row["state"], row["number"]))
+        ],
+    }
+
+
+def doing(trial: FrozenTrial) -> str:
+    """What a trial does that a driver works on: it waits where it was to be trained until."""
+    rows = rows_of(trial)
+    return "waiting" if rows and rows[-1]["epoch"] == trial.user_attrs.get("until") else "running"
+
+
+def sending(folder: Path) -> tuple[int, int, list[str]]:
+    """Rows that MLflow has not yet got, rows that it refused, and what it said of the first."""
+    file = folder / "outbox.db"
+    if not file.is_file():
+        return 0, 0, []
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as outbox:
+        query = "SELECT (SELECT count(*) FROM rows), (SELECT count(*) FROM refused)"
+        unsent, refused = outbox.execute(query).fetchone()
+        said = outbox.execute(f"SELECT run || ': ' || error FROM refused LIMIT {MOST_REFUSALS}")
+        return unsent, refused, [text for (text,) in said]
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a driver works in the folder now."""
+    try:
+        with (folder / ".driver.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def show(state: dict[str, Any]) -> str:
+    """The state as text, at most a screen of it."""
+    word = "running" if state["running"] else "not running"
+    lines = [
+        f"study {state['study']}: {word}, {state['num_trials']} trials, "
+        f"{state['epochs_trained']} epochs, {duration(state['seconds'])} of search",
+        "  " + ", ".join(f"{n} {name}" for name, n in state["trials"].items()),
+        f"  best {accuracy(state['best_val_accuracy'])}"
+        + (f" (trial {state['best_trial']})" if state["best_trial"] is not None else "")
+        + f", baseline {accuracy(state['baseline_val_accuracy'])}",
+        f"  MLflow: {state['unsent']} rows to send, {state['refused']} refused",
+    ]
+    lines += [f"    {text}" for text in state["refusals"]]
+    for row in state["live"][:MOST_LIVE]:
+        word = "waiting at epoch" if row["state"] == "waiting" else "epoch"
+        value = f"{word} {row['epochs']} {accuracy(row[METRIC])}"
+        lines.append(f"  trial {row['number']} {row['arch']}: {value}")
+    if (more := len(state["live"]) - MOST_LIVE) > 0:
+        lines.append(f"  and {more} more")
+    return "\n".join(lines)

@@ -1,0 +1,4 @@
+"""One network: model, recipe, augmentation, the training loop, the device.
+
+torch; no Ray, Optuna or MLflow.
+"""
