@@ -38,9 +38,10 @@ from curve_model import World
 from record_curves import EPOCHS, experiment
 from search_figures import BUDGET, RUNS, TRACES, WORKERS, draw, read_rows, write_tables
 
+from vgg_search.records import METRIC, diverged
 from vgg_search.study import record as journal
-from vgg_search.study.record import METRIC, make_sampler, trial_seed
-from vgg_search.study.segment import Segment, diverged
+from vgg_search.study.sampling import make_sampler, trial_seed
+from vgg_search.study.segment import Segment
 from vgg_search.study.study import Study
 
 FIRST, SEEDS = 100, 20
@@ -176,7 +177,6 @@ CONTENDERS: dict[str, Maker] = {
     "random+promote": partial(Ours, sampler="random", **promote),
     "tpe+asha": partial(Ours, sampler="tpe", **asha),
     "tpe+promote": partial(Ours, sampler="tpe", **promote),
-    "tpe+hyperband": partial(Ours, sampler="tpe", scheduler="hyperband"),
     "tpe-joint+asha": partial(Ours, sampler="tpe-joint", **asha),
     "tpe-joint+promote": partial(Ours, sampler="tpe-joint", **promote),
     "optuna SHA": partial(Stock, rule="optuna"),

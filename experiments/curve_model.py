@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from record_curves import EPOCHS, TABLE, experiment
 
+from vgg_search.records import METRIC
 from vgg_search.space.arch import as_arch
-from vgg_search.space.search_space import Candidate
-from vgg_search.study.record import METRIC
+from vgg_search.space.candidate import Candidate
 from vgg_search.study.segment import Segment
 
 CHANCE, ALIVE = 0.1, 0.6  # accuracies

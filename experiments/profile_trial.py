@@ -18,7 +18,7 @@ from bench_trials import MODES, configurations, data_dir, experiment
 from vgg_search.config import Config
 from vgg_search.data.splits import load_splits
 from vgg_search.engine.worker import TrialWorker
-from vgg_search.space.search_space import Candidate
+from vgg_search.space.candidate import Candidate
 from vgg_search.storage.place import Place
 from vgg_search.study.segment import Segment
 

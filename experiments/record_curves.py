@@ -26,7 +26,7 @@ import optuna
 
 from vgg_search.config import Config
 from vgg_search.space.arch import as_arch, describe
-from vgg_search.space.search_space import Candidate
+from vgg_search.space.candidate import Candidate
 
 TABLE = Path(__file__).parents[1] / "results/2026-11-24_search_efficiency/curves.csv.gz"
 WORK = Path("runs/search_efficiency/curves.jsonl")

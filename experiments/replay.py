@@ -26,8 +26,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vgg_search.cli.arguments import read_yaml
 from vgg_search.config import Config
-from vgg_search.study.record import EPOCH_KEY, METRIC, UNTRAINED, read_trials
-from vgg_search.study.segment import Segment, diverged
+from vgg_search.records import METRIC, UNTRAINED, diverged
+from vgg_search.study.record import EPOCH_KEY, read_trials
+from vgg_search.study.segment import Segment
 from vgg_search.study.study import NUM_TRIALS, Study
 
 CREATED = (Op.CREATE_TRIAL, Op.SET_TRIAL_STATE_VALUES)
@@ -63,7 +64,7 @@ class Replay:
         if op == Op.SET_STUDY_USER_ATTR and NUM_TRIALS in line["user_attr"]:
             # The one field of an experiment that decides something and that a resume may change
             self.study.config = self.study.config.model_copy(update=line["user_attr"])
-            self.study.end_hopeless()
+            self.study.prune_unpromotable()
         elif op in CREATED and line.get("state", TrialState.RUNNING) == TrialState.RUNNING:
             if self.trial(number) is None:
                 self.propose(number)

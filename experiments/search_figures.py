@@ -91,7 +91,6 @@ PAIRS = [  # (one, other, workers)
     ("tpe+asha", "random+asha", 8),
     ("tpe+asha", "tpe", 8),
     ("tpe+promote", "tpe+asha", 8),
-    ("tpe+hyperband", "tpe+asha", 8),
     ("tpe+asha", "optuna SHA", 8),
     ("tpe+asha", "ray ASHA", 8),
     ("tpe+asha", "ray ASHA, OptunaSearch", 8),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vgg_search.config import Config
-from vgg_search.space.search_space import Candidate
+from vgg_search.space.candidate import Candidate
 from vgg_search.study.record import rows_of
 from vgg_search.study.segment import Listener, Segment
 from vgg_search.study.study import FINISHED, Study

@@ -7,7 +7,7 @@ import torch
 from fake_workers import SPACE, experiment
 
 from vgg_search.dry_run import SAMPLES, forecast, sample, slots_here
-from vgg_search.space.arch import count_flops, count_params, describe
+from vgg_search.space.arch import describe, network_costs
 
 
 def test_it_prints_networks_and_time_and_writes_nothing(
@@ -22,8 +22,8 @@ def test_it_prints_networks_and_time_and_writes_nothing(
     assert len(result["networks"]) == SAMPLES
     for network in result["networks"]:
         arch, head = network["arch"], {"hidden_features": 32, "num_hidden": 1}
-        assert network["num_params"] == count_params(arch, **head)
-        assert network["flops_per_image"] == count_flops(arch, **head)
+        assert network["num_params"] == network_costs(arch, **head)[0]
+        assert network["flops_per_image"] == network_costs(arch, **head)[1]
         assert network["epoch_seconds"] >= 0
         assert f"{describe(arch)}  depth " in out
         assert f"  {network['num_params']:,} parameters, " in out

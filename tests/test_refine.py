@@ -14,7 +14,7 @@ from vgg_search.data.splits import load_splits
 from vgg_search.engine.worker import RECIPE_FIELDS
 from vgg_search.models.reuse import load_folder, save_model, servable
 from vgg_search.refine import KEPT, RUN, refine
-from vgg_search.space.search_space import Candidate
+from vgg_search.space.candidate import Candidate
 from vgg_search.tracking.recorder import ANSWERS, champion_key
 from vgg_search.tracking.sender import Tracker
 from vgg_search.training.model import build

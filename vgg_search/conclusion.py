@@ -7,7 +7,7 @@ from typing import Any
 from vgg_search.data.splits import Splits
 from vgg_search.report.page import health, make_report
 from vgg_search.signals import Signals
-from vgg_search.storage.hints import command
+from vgg_search.storage.addresses import command
 from vgg_search.study.study import Study
 from vgg_search.study.tables import summarise, write_summary, write_tables
 from vgg_search.tracking.recorder import ANSWERS, Recorder, champion_key

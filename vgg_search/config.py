@@ -152,8 +152,8 @@ class Config(BaseSettings):
     """Epochs that each trial gets before it can be stopped (the first rung)."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     """One in so many trials goes on from a rung to the next."""
-    scheduler: Literal["asha", "asha-promote", "hyperband", "none"] = "asha-promote"
-    """At a rung asha goes on or ends, asha-promote waits; hyperband: asha from later rungs too."""
+    scheduler: Literal["asha", "asha-promote", "none"] = "asha-promote"
+    """At a rung a trial goes on or ends (asha), or waits to be promoted (asha-promote)."""
     sampler: Literal["tpe", "tpe-joint", "random", "gp", "cmaes"] = "tpe"
     """Who proposes: Optuna's TPE (one dimension at a time, or jointly), random, GP or CMA-ES."""
     baseline: Baseline = ((1, 16), (1, 32), (2, 64))

@@ -10,9 +10,9 @@ import torch
 from vgg_search.config import Config, ConfigError
 from vgg_search.engine.worker import pick_device, recipe_of
 from vgg_search.space.arch import depth, describe
-from vgg_search.space.search_space import Candidate
-from vgg_search.study.rungs import make_scheduler
-from vgg_search.study.standing import Budget
+from vgg_search.space.candidate import Candidate
+from vgg_search.study.budget import Budget
+from vgg_search.study.schedulers import make_scheduler
 from vgg_search.terminal.progress import duration
 from vgg_search.training.device import settle
 from vgg_search.training.model import VGG, build

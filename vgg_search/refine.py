@@ -25,13 +25,14 @@ from vgg_search.models.reuse import (
     save_model,
     servable,
 )
-from vgg_search.space.arch import as_arch, depth, describe, width
-from vgg_search.space.search_space import Candidate
+from vgg_search.records import metrics_of
+from vgg_search.space.arch import depth, describe, width
+from vgg_search.space.candidate import Candidate
+from vgg_search.storage.folder import SUMMARY
 from vgg_search.study.tables import write_summary
 from vgg_search.tracking.outbox import Outbox
 from vgg_search.tracking.recorder import (
     ANSWERS,
-    EPOCH_METRICS,
     REGISTERED,
     STATUS,
     champion_key,
@@ -75,7 +76,7 @@ def refine(
         raise ModelError(f"{rule}, got {splits.digest}")
     images, labels = load_test(card["dataset"], data_dir)
     before = evaluate(Servable(network, card), images, labels)["test_accuracy"]
-    candidate = Candidate(**card["params"] | {"arch": as_arch(card["params"]["arch"])})
+    candidate = Candidate.from_dict(card["params"])
     recipe = Recipe(max_epochs=epochs, **card["recipe"], **candidate.recipe())
     settle(os.cpu_count() or 1)
     training = Training(network, Resident.load(splits, pick_device(), whole=True), recipe, seed)
@@ -98,7 +99,7 @@ def refine(
     summary: dict[str, Any] = {"study": out.name, "state": "interrupted", "parent": parent}
     try:
         for row in training.run(epochs):
-            sent.log(RUN, {name: row[name] for name in EPOCH_METRICS if name in row}, row["epoch"])
+            sent.log(RUN, metrics_of(row), row["epoch"])
             listen(epochs, row)
         summary["state"] = "failed" if training.diverged else "completed"
     except Exception:
@@ -130,7 +131,7 @@ def refine(
 
 def complete_summary(folder: Path) -> None:
     """Put what MLflow has said of a run folder's champion since into its summary.json."""
-    file, card = folder / "summary.json", read_card(folder)
+    file, card = folder / SUMMARY, read_card(folder)
     summary = json.loads(file.read_text()) if file.is_file() else {}
     if not card or not summary.get("champion"):
         return
@@ -146,7 +147,7 @@ def lineage(model: str | None, folder: Path, tracking_uri: str) -> dict[str, str
         version = version_of(model, tracking_uri)
         uri = f"models:/{version.name}/{version.version}"
         return {"model_uri": uri, "run_id": str(version.run_id)}
-    summary = folder.parent / "summary.json"
+    summary = folder.parent / SUMMARY
     champion = json.loads(summary.read_text())["champion"] if summary.is_file() else {}
     found = {key: champion[key] for key in ("model_uri", "run_id") if champion.get(key)}
     return {"model_uri": str(folder.absolute())} | found

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from vgg_search.cli.arguments import load_config
 from vgg_search.config import Config, ConfigError
+from vgg_search.records import EpochRow
 from vgg_search.signals import Signals
-from vgg_search.storage.hints import resume as to_resume
-from vgg_search.storage.place import Place, local_folder
+from vgg_search.storage.addresses import resume_command as to_resume
+from vgg_search.storage.folder import CHAMPION, CONFIG, LOG, SUMMARY, local_folder
+from vgg_search.storage.place import Place
 
 if TYPE_CHECKING:
     from vgg_search.data.splits import Splits
@@ -74,11 +76,11 @@ def search_and_crown(
     from vgg_search.data.splits import USING_SAMPLE, check_test, load_splits
     from vgg_search.engine.connection import ray_cluster
     from vgg_search.engine.nodes import Cluster
+    from vgg_search.storage.folder import in_use
     from vgg_search.storage.mirror import Mirror, Shelf
     from vgg_search.study.study import Study
     from vgg_search.study.warm_start import DIGEST, KNOWN, knowledge
     from vgg_search.terminal.progress import Progress, closing
-    from vgg_search.terminal.status import in_use
     from vgg_search.tracking.recorder import Recorder
     from vgg_search.tracking.sender import Tracker, default_uri
 
@@ -101,12 +103,12 @@ def search_and_crown(
 
         folder.mkdir(parents=True, exist_ok=True)
         if not resume:  # first of all: a folder without it could not be resumed
-            (folder / "config.yaml").write_text(config.dump())
+            (folder / CONFIG).write_text(config.dump())
         study = Study(folder, config, facts=facts)
         shelf = Mirror(folder, cluster.place) if cluster.place.remote else Shelf(folder)
         shelf.start()
-        (folder / "config.yaml").write_text(config.dump())
-        write_log(folder / "log.txt")
+        (folder / CONFIG).write_text(config.dump())
+        write_log(folder / LOG)
         if splits.name == "sample":  # said before there was a log
             log.info(USING_SAMPLE)
         uri = config.tracking_uri or default_uri()
@@ -141,7 +143,7 @@ def search_and_crown(
 def spent(study: "Study") -> float:
     """Seconds that a study had taken before it was gone on with; of a session that was killed it is
     known how long it searched."""
-    file = study.folder / "summary.json"
+    file = study.folder / SUMMARY
     told = json.loads(file.read_text()).get("wall_seconds") if file.exists() else 0.0
     return max(told or 0.0, study.budget.clock)
 
@@ -208,7 +210,7 @@ def crown_best(
     from vgg_search.engine.champion import crown, planned_epochs
     from vgg_search.tracking.recorder import read_card
 
-    config, folder = study.config, study.folder / "champion"
+    config, folder = study.config, study.folder / CHAMPION
     if study.stopping or study.ranking.incumbent is None or config.champion_epochs == 0:
         return None
     best = study.optuna.get_trials(deepcopy=False)[study.ranking.incumbent[1]]
@@ -218,7 +220,7 @@ def crown_best(
     recorder.champion_started(best, planned_epochs(best, config, splits))
     progress.announce(f"champion: trial {best.number}'s network, anew on all training images")
 
-    def listen(seed: int, epochs: int, row: dict[str, Any]) -> None:
+    def listen(seed: int, epochs: int, row: EpochRow) -> None:
         progress.champion(seed, epochs, row)
         if seed == 0:
             recorder.champion_row(row)

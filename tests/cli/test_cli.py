@@ -43,7 +43,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("--dataset cifar", "dataset must be one of 'auto', 'fashion-mnist' or 'sample', got 'cifar'"),
     (
         "--scheduler sha",
-        "scheduler must be one of 'asha', 'asha-promote', 'hyperband' or 'none', got 'sha'",
+        "scheduler must be one of 'asha', 'asha-promote' or 'none', got 'sha'",
     ),
     (
         "--sampler grid",

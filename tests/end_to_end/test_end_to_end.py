@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
 
 from vgg_search.data.splits import CLASSES, load_test
+from vgg_search.records import EPOCH_METRICS
 from vgg_search.study.record import read_trials, rows_of
-from vgg_search.tracking.recorder import EPOCH_METRICS
 
 NAME = "study"
 SMALL = {

@@ -233,7 +233,7 @@ def test_waiting_stopped_and_never_promoted(tmp_path: Path, splits: Splits) -> N
         made.search(watch)
         assert seen.pop("waiting") == ("RUNNING", False, "RUNNING", "waiting")
         # The driver is stopped: one waits, the other was trained
-        assert made.study.interrupted == [0, 1]
+        assert made.study.unfinished == [0, 1]
         for number in (0, 1):
             assert made.seen(number) == ("RUNNING", False, "KILLED", "interrupted")
     with driver(folder, config, splits) as made:

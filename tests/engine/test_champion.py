@@ -18,7 +18,7 @@ from vgg_search.engine.checkpoints import Keeper, Task
 from vgg_search.engine.nodes import NodeError
 from vgg_search.models.reuse import Servable, evaluate, load
 from vgg_search.storage.place import Place
-from vgg_search.study.record import trial_seed
+from vgg_search.study.sampling import trial_seed
 from vgg_search.study.study import Study
 from vgg_search.training.train import Recipe
 

@@ -88,7 +88,7 @@ def test_a_stopped_search_leaves_its_trials_to_a_resume(tmp_path: Path, splits: 
         study.listeners.append(stop)
         run_search(study, splits, cluster_of(study), lambda: None)
         assert not study.finished
-        assert study.interrupted
+        assert study.unfinished
     assert not any(trial.state.is_finished() for trial in read_trials(tmp_path / "s"))
 
 

@@ -27,8 +27,9 @@ from vgg_search.engine.worker import (
     recipe_of,
 )
 from vgg_search.models.reuse import load_folder
-from vgg_search.space.search_space import Candidate
-from vgg_search.storage.place import BEST, CHECKPOINT, Place, StorageError
+from vgg_search.space.candidate import Candidate
+from vgg_search.storage.folder import BEST, LAST
+from vgg_search.storage.place import Place, StorageError
 from vgg_search.study.segment import Segment
 from vgg_search.training.device import plan
 from vgg_search.training.train import Recipe, Resident, evaluate
@@ -91,7 +92,7 @@ def epochs(told: list[dict[str, Any]]) -> list[int]:
 
 
 def checkpoint(folder: Path) -> Path:
-    return folder / "trials" / "7" / CHECKPOINT
+    return folder / "trials" / "7" / LAST
 
 
 def test_a_segment_is_a_row_an_epoch_and_an_end(make: Make) -> None:
@@ -316,11 +317,11 @@ def test_a_checkpoint_holds_plain_values_and_is_alone(make: Make, tmp_path: Path
     results(make(segment(2)))
     state = torch.load(checkpoint(tmp_path), weights_only=True)
     assert state["epoch"] == len(state["rows"]) == 2
-    assert {file.name for file in checkpoint(tmp_path).parent.iterdir()} == {CHECKPOINT, BEST}
+    assert {file.name for file in checkpoint(tmp_path).parent.iterdir()} == {LAST, BEST}
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
-    path = tmp_path / "new" / CHECKPOINT
+    path = tmp_path / "new" / LAST
     save_checkpoint(path, {"epoch": 1})
     with pytest.raises((AttributeError, TypeError), match="pickle"):
         save_checkpoint(path, {"epoch": 2, "bad": lambda: None})
@@ -371,7 +372,7 @@ class Payload:
 def test_a_checkpoint_that_carries_code_fails_its_trial_and_is_not_run(
     make: Make, tmp_path: Path
 ) -> None:
-    trace, file = tmp_path / "trace", tmp_path / "trials" / "7" / CHECKPOINT
+    trace, file = tmp_path / "trace", tmp_path / "trials" / "7" / LAST
     file.parent.mkdir(parents=True)
     torch.save({"epoch": 1, "rows": [], "network": Payload(trace)}, file)
     (told,) = results(make(segment(until=2, known=1)))

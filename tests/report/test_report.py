@@ -24,7 +24,7 @@ from vgg_search.report.health import EPOCH_COLUMNS, TRIAL_COLUMNS, load
 from vgg_search.report.landscape import importances
 from vgg_search.report.page import FIGURES, ReportError, health, make_plots, make_report, plots
 from vgg_search.report.plots import LOOKS
-from vgg_search.space.arch import count_flops, count_params, depth, describe, width
+from vgg_search.space.arch import depth, describe, network_costs, width
 from vgg_search.space.search_space import Space
 
 CLASSES = [
@@ -73,7 +73,7 @@ def simulate(folder: Path, num_trials: int, seed: int = 0, workers: int = 2) -> 
         c = space.sample(trial)
         worker = min(clock, key=clock.__getitem__)
         started = clock[worker]
-        flops = count_flops(c.arch, hidden_features=c.hidden_features, num_hidden=1)
+        flops = network_costs(c.arch, hidden_features=c.hidden_features, num_hidden=1)[1]
         seconds = 1 + flops / 1e7
         state, last, best, best_epoch, now = "completed", 0.0, 0.0, 0, started + 0.1
         for epoch in range(1, MAX_EPOCHS + 1):
@@ -103,8 +103,8 @@ def simulate(folder: Path, num_trials: int, seed: int = 0, workers: int = 2) -> 
         trials.append(
             [number, state, describe(c.arch), depth(c.arch), width(c.arch), len(c.arch), c.lr,
              c.weight_decay, c.dropout, c.hidden_features, c.batch_norm, c.batch_size,
-             count_params(c.arch, hidden_features=c.hidden_features, num_hidden=1,
-                          batch_norm=c.batch_norm),
+             network_costs(c.arch, hidden_features=c.hidden_features, num_hidden=1,
+                          batch_norm=c.batch_norm)[0],
              flops, epoch, last, best, best_epoch, now - started, started, now, worker, ""]
         )  # fmt: skip
     write_table(folder / "trials.csv", TRIAL_COLUMNS, trials)

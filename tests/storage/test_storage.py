@@ -14,10 +14,11 @@ from nodes import free_port, s3_server
 
 from vgg_search.data.splits import Splits
 from vgg_search.engine.checkpoints import Keeper
-from vgg_search.space.search_space import Candidate
+from vgg_search.space.candidate import Candidate
 from vgg_search.storage import mirror
+from vgg_search.storage.folder import FolderInUseError, local_folder
 from vgg_search.storage.mirror import Mirror, Shelf, bring
-from vgg_search.storage.place import Place, StorageError, local_folder
+from vgg_search.storage.place import Place, StorageError
 from vgg_search.study.segment import Segment
 from vgg_search.tracking.outbox import Outbox
 from vgg_search.training.model import build
@@ -191,7 +192,7 @@ def test_one_driver_at_a_time(bucket: str, tmp_path: Path, monkeypatch: pytest.M
         search(tmp_path / name, experiment(num_trials=1), Workers())
     first, second = Mirror(tmp_path / "a", place), Mirror(tmp_path / "b", place)
     first.start()
-    with pytest.raises(StorageError, match=r"^study b is in use by a running search$"):
+    with pytest.raises(FolderInUseError, match=r"^study b is in use by a running search$"):
         second.start()
     first._ended.set()  # gone without a word
     first._thread.join()
@@ -227,7 +228,9 @@ def test_a_trial_outlives_an_outage_and_a_champion_says_so(
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")  # nobody listens
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     place = Place.of("s3://bucket/out", tmp_path.name)
-    candidate = Candidate(((1, 8),), 0.05, 0.0, 64, 0.0, 32, 1, False)
+    candidate = Candidate(
+        arch=((1, 8),), lr=0.05, batch_size=64, dropout=0.0, hidden_features=32, num_hidden=1
+    )
     training = Training(
         build(candidate.network(28), 0), Resident.load(splits, "cpu"), Recipe(2, 64, 0.05), 0
     )

@@ -12,17 +12,9 @@ from fake_workers import Workers, experiment, opened, record, search
 from optuna.trial import TrialState
 
 from vgg_search.space.arch import as_arch
-from vgg_search.study.record import (
-    PROPOSING,
-    FolderLock,
-    StudyError,
-    candidate_of,
-    make_sampler,
-    open_journal,
-    read_trials,
-    rows_of,
-    trial_seed,
-)
+from vgg_search.storage.folder import FolderInUseError, FolderLock
+from vgg_search.study.record import StudyError, candidate_of, open_journal, read_trials, rows_of
+from vgg_search.study.sampling import PROPOSING, make_sampler, trial_seed
 
 
 @pytest.fixture
@@ -86,7 +78,7 @@ def test_what_is_no_study_is_said_in_a_line(tmp_path: Path, folder: Path) -> Non
 
 def test_a_folder_belongs_to_one_driver_until_its_process_ends(tmp_path: Path) -> None:
     holder = (
-        "import sys; from vgg_search.study.record import FolderLock; from pathlib import Path\n"
+        "import sys; from vgg_search.storage.folder import FolderLock; from pathlib import Path\n"
     )
     holder += "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); input()"
     with subprocess.Popen(
@@ -97,7 +89,9 @@ def test_a_folder_belongs_to_one_driver_until_its_process_ends(tmp_path: Path) -
     ) as process:
         assert process.stdout
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(StudyError, match=f"^study {tmp_path.name} is in use by a running sea"):
+        with pytest.raises(
+            FolderInUseError, match=f"^study {tmp_path.name} is in use by a running sea"
+        ):
             FolderLock(tmp_path)
         process.kill()
     FolderLock(tmp_path).release()
@@ -106,28 +100,29 @@ def test_a_folder_belongs_to_one_driver_until_its_process_ends(tmp_path: Path) -
 
 def test_waiting_trials_are_pruned_in_the_view_and_running_in_the_record(folder: Path) -> None:
     study, storage = open_journal(folder)
-    storage.waiting = {1}
-    seen = study.get_trials(deepcopy=False)
-    assert [trial.state for trial in seen] == [TrialState.RUNNING, TrialState.PRUNED]
-    told = read_trials(folder)[1]
-    assert told.state is TrialState.RUNNING
-    for name in ("number", "_trial_id", "params", "user_attrs", "intermediate_values"):
-        assert getattr(seen[1], name) == getattr(told, name), name
-    assert [t.number for t in study.get_trials(states=[TrialState.PRUNED])] == [1]
-    assert [t.number for t in study.get_trials(states=[TrialState.RUNNING])] == [0]
-    storage.waiting = ()
+    with storage.sampling(waiting={1}, values_only=False):
+        seen = study.get_trials(deepcopy=False)
+        assert [trial.state for trial in seen] == [TrialState.RUNNING, TrialState.PRUNED]
+        recorded = read_trials(folder)[1]
+        assert recorded.state is TrialState.RUNNING
+        for name in ("number", "_trial_id", "params", "user_attrs", "intermediate_values"):
+            assert getattr(seen[1], name) == getattr(recorded, name), name
+        assert [t.number for t in study.get_trials(states=[TrialState.PRUNED])] == [1]
+        assert [t.number for t in study.get_trials(states=[TrialState.RUNNING])] == [0]
     assert study.get_trials(states=[TrialState.PRUNED]) == []
 
 
-def test_known_trials_are_seen_by_a_sampler_only(folder: Path) -> None:
+def test_warm_start_trials_are_seen_by_a_sampler_only(folder: Path) -> None:
     study, storage = open_journal(folder)
     space = {"lr": optuna.distributions.FloatDistribution(0.0, 1.0)}
-    storage.known = [optuna.trial.create_trial(params={"lr": 0.5}, distributions=space, value=0.9)]
+    storage.warm_start = [
+        optuna.trial.create_trial(params={"lr": 0.5}, distributions=space, value=0.9)
+    ]
     assert len(study.get_trials()) == 2
-    with storage.sampling():
+    with storage.sampling(waiting=(), values_only=False):
         assert [trial.value for trial in study.get_trials()[:1]] == [0.9]
         assert len(study.get_trials()) == 3
-    with pytest.raises(RuntimeError, match="inside"), storage.sampling():
+    with pytest.raises(RuntimeError, match="inside"), storage.sampling((), False):
         raise RuntimeError("inside")
     assert len(study.get_trials()) == 2
 

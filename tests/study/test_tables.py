@@ -8,21 +8,14 @@ from typing import Any
 import pytest
 from fake_workers import Fault, Workers, experiment, opened, row_at, search, value_at
 
-from vgg_search.space.arch import count_flops, count_params
+from vgg_search.records import COUNTED, EPOCH_COLUMNS
+from vgg_search.space.arch import network_costs
 from vgg_search.study.segment import Segment
-from vgg_search.study.tables import (
-    EPOCH_COLUMNS,
-    STATES,
-    epoch_rows,
-    startup_seconds,
-    summarise,
-    trial_rows,
-    write_tables,
-)
+from vgg_search.study.tables import epoch_rows, startup_seconds, summarise, trial_rows, write_tables
 
 COLUMNS = (
-    "number,state,arch,depth,width,num_blocks,lr,weight_decay,dropout,hidden_features,num_hidden,"
-    "batch_norm,batch_size,num_params,flops_per_image,epochs,val_accuracy,best_val_accuracy,"
+    "number,state,arch,depth,width,num_blocks,hidden_features,num_hidden,batch_norm,dropout,lr,"
+    "weight_decay,batch_size,num_params,flops_per_image,epochs,val_accuracy,best_val_accuracy,"
     "best_epoch,seconds,started,ended,worker,error"
 )
 
@@ -50,8 +43,7 @@ def test_a_row_a_trial(trials: list[Any]) -> None:
     assert ",".join(rows[0]) == COLUMNS
     states = [row["state"] for row in rows]
     assert states[:6] == ["completed", "completed", "duplicate", "pruned", "diverged", "failed"]
-    params = count_params(((1, 8),), hidden_features=32, num_hidden=1)
-    flops = count_flops(((1, 8),), hidden_features=32, num_hidden=1)
+    params, flops = network_costs(((1, 8),), hidden_features=32, num_hidden=1)
     expected = {
         "number": 1, "state": "completed", "arch": "1x8", "depth": 1, "width": 8, "num_blocks": 1,
         "lr": 0.9, "weight_decay": 0.0, "dropout": 0.0, "hidden_features": 32, "batch_norm": False,
@@ -69,7 +61,7 @@ def test_a_row_a_trial(trials: list[Any]) -> None:
 
 def test_a_row_an_epoch(trials: list[Any]) -> None:
     rows = epoch_rows(trials)
-    assert list(rows[0]) == EPOCH_COLUMNS
+    assert tuple(rows[0]) == EPOCH_COLUMNS
     counts = [4, 4, 0, 1, 2, 0]
     told = [(n, e) for n, count in enumerate(counts) for e in range(1, count + 1)]
     assert [(row["number"], row["epoch"]) for row in rows if row["number"] < 6] == told
@@ -80,7 +72,7 @@ def test_a_row_an_epoch(trials: list[Any]) -> None:
 def test_the_summary(trials: list[Any]) -> None:
     summary = summarise(trials, slots=2, search_seconds=40.0)
     states = [trial.user_attrs["state"] for trial in trials]
-    assert summary["trials"] == {state: states.count(state) for state in STATES}
+    assert summary["trials"] == {state: states.count(state) for state in COUNTED}
     assert summary["duplicates"] == states.count("duplicate") == 1
     assert summary["num_trials"] == 6
     assert summary["epochs_trained"] == len(epoch_rows(trials))

@@ -171,7 +171,7 @@ def test_time_left_is_by_measured_epochs_and_whichever_budget_ends_first(tmp_pat
         study.budget._before = 20.0
         assert progress.left() == "at most 1m10s left"
         Workers().run(study, turns=11)
-        assert (study.trained, study.budget.epochs, study.interrupted) == (4, 11, [])
+        assert (study.trained, study.budget.epochs, study.unfinished) == (4, 11, [])
         # A trial is expected to train 2 epochs: (2 + 11) / (1 + 4) = 2.6 a trial. Eight more are
         # 20.8 epochs; the devices have 60 - 22 s, 19 epochs, and the search 70 s.
         study.budget._before = 22.0
@@ -182,7 +182,7 @@ def test_time_left_is_by_measured_epochs_and_whichever_budget_ends_first(tmp_pat
         assert progress.left() == "about 4 trials, 0s left"
     with shown(tmp_path / "c", experiment(num_trials=5, enqueue=lrs)) as (study, progress):
         Workers().run(study, turns=3)
-        assert study.interrupted == [0]
+        assert study.unfinished == [0]
         study.budget._before = 12.0  # 5 trials of 2 epochs, less the three that 0 has
         assert progress.left() == "about 5 trials, 28s left"
 

@@ -11,8 +11,9 @@ from fake_workers import Fault, Workers, experiment, opened
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from vgg_search.study.record import FolderLock, StudyError
-from vgg_search.terminal.status import MOST_LIVE, in_use, show, status
+from vgg_search.storage.folder import FolderLock, in_use
+from vgg_search.study.record import StudyError
+from vgg_search.terminal.status import MOST_LIVE, show, status
 from vgg_search.tracking.outbox import Outbox
 
 TRIALS = [{"arch": ((1, 8),), "lr": lr} for lr in (0.5, 0.9, 0.1, 0.7)]
@@ -59,7 +60,7 @@ def test_it_tells_what_the_record_says(folder: Path) -> None:
 
 def test_while_a_driver_works_its_trials_run(folder: Path) -> None:
     holder = (
-        "import sys; from vgg_search.study.record import FolderLock; from pathlib import Path\n"
+        "import sys; from vgg_search.storage.folder import FolderLock; from pathlib import Path\n"
     )
     holder += "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); input()"
     with subprocess.Popen(

@@ -13,16 +13,10 @@ from fake_workers import Fault, Workers, experiment, value_at
 from vgg_search.config import Config
 from vgg_search.data.splits import Splits
 from vgg_search.models.reuse import servable
+from vgg_search.records import EPOCH_METRICS
 from vgg_search.study.segment import Event
 from vgg_search.study.study import Study
-from vgg_search.tracking.recorder import (
-    EPOCH_METRICS,
-    PARENT,
-    Recorder,
-    champion_key,
-    read_card,
-    run_key,
-)
+from vgg_search.tracking.recorder import PARENT, Recorder, champion_key, read_card, run_key
 from vgg_search.tracking.sender import Tracker
 
 pytestmark = [  # MLflow's own

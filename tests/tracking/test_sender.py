@@ -22,7 +22,8 @@ from conftest import MlflowServer
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from vgg_search.tracking.outbox import Outbox, Row, chunks, without_password
+from vgg_search.storage.addresses import without_password
+from vgg_search.tracking.outbox import Outbox, Row, chunks
 from vgg_search.tracking.sender import Tracker, default_uri, fetch_champion, sync
 
 EXPERIMENT = "vgg-search"

@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource, EnvSettingsSource, SettingsError
 
 from vgg_search.config import RESUMABLE, Config, ConfigError, check_tracker
+from vgg_search.storage.folder import CONFIG, local_folder
 from vgg_search.storage.mirror import bring
-from vgg_search.storage.place import Place, local_folder
+from vgg_search.storage.place import Place
 
 
 class _Parser(argparse.ArgumentParser):
@@ -169,7 +170,7 @@ def _resumed(name: str, given: dict[str, Any]) -> Config | None:
     folder, place = local_folder(storage_path, name), Place.of(storage_path, name)
     if place.remote:  # perhaps of a driver on another machine
         bring(place, folder)
-    stored_file = folder / "config.yaml"
+    stored_file = folder / CONFIG
     if not stored_file.is_file():
         if given.get("name") == name:
             return None

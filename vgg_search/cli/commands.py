@@ -18,8 +18,8 @@ from typing import Any
 from vgg_search.cli.options import count, parse, parser_of, study_of
 from vgg_search.config import ConfigError
 from vgg_search.errors import InputError
-from vgg_search.storage.hints import command
-from vgg_search.storage.place import local_folder
+from vgg_search.storage.addresses import command
+from vgg_search.storage.folder import local_folder
 
 Result = tuple[int, dict[str, Any]]
 VERIFIED_IMAGES = 1000  # on which an exported file has to agree

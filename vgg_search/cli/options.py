@@ -8,7 +8,7 @@ from typing import Any
 
 from vgg_search.cli.arguments import parser
 from vgg_search.config import ENV_PREFIX, ConfigError, check_tracker
-from vgg_search.storage.place import RUNS, local_folder
+from vgg_search.storage.folder import JOURNAL, OUTBOX, RUNS, local_folder
 
 MODEL = "a run or champion folder, or models:/NAME@ALIAS; without it, the latest champion"
 # Fields of an experiment that other commands have too, where they have them
@@ -68,7 +68,7 @@ def study_of(command: Callable[..., Any], argv: Sequence[str]) -> tuple[Path, ar
         made.add_argument("--timeout", type=float, default=600.0, help="seconds to try (600)")
     options = parse(made, argv)
     runs = local_folder(options.storage_path, "")
-    mark = "outbox.db" if sends else "study.journal"
+    mark = OUTBOX if sends else JOURNAL
     folders = sorted(runs.glob(f"*/{mark}"), key=lambda file: file.stat().st_mtime)
     if not options.name and not folders:
         raise ConfigError(f"no study found under {runs}")

@@ -22,8 +22,11 @@ from vgg_search.engine.nodes import Cluster, NodeError
 from vgg_search.engine.worker import RECIPE_FIELDS, pick_device, recipe_of
 from vgg_search.models.images import contact_sheet
 from vgg_search.models.reuse import Servable, evaluate, load, save_model
-from vgg_search.storage.place import TRIALS, StorageError
-from vgg_search.study.record import METRIC, candidate_of, rows_of, trial_seed
+from vgg_search.records import METRIC
+from vgg_search.storage.folder import TRIALS
+from vgg_search.storage.place import StorageError
+from vgg_search.study.record import candidate_of, rows_of
+from vgg_search.study.sampling import trial_seed
 from vgg_search.study.study import Study
 from vgg_search.training.device import settle
 from vgg_search.training.model import VGG, build
@@ -32,7 +35,7 @@ __all__ = ["crown", "load", "planned_epochs"]
 
 FRESH = 1_000_000  # numbers of the champion's seeds start here, beyond any trial's
 TIME_SHARE = 0.6  # of the search's time budget, at most, goes to the champion
-Row = dict[str, Any]
+Row = Any
 
 
 def crown(

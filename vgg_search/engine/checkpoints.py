@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 
 from vgg_search.data.splits import Splits
 from vgg_search.models.reuse import save_model
-from vgg_search.storage.place import BEST, CHECKPOINT, Place, StorageError, trial_folder
-from vgg_search.study.record import METRIC
+from vgg_search.records import METRIC
+from vgg_search.storage.folder import BEST, LAST, trial_folder
+from vgg_search.storage.place import Place, StorageError
 from vgg_search.study.segment import Segment
 from vgg_search.training.model import build
 from vgg_search.training.train import Recipe, Resident, Training
@@ -56,7 +57,7 @@ class Keeper:
         until, pause = time.monotonic() + OUTAGE_SECONDS, 0.5
         while True:
             try:
-                with self.place.reading(f"{self.folder}/{CHECKPOINT}") as file:
+                with self.place.reading(f"{self.folder}/{LAST}") as file:
                     return load_checkpoint(file, device) if file else None
             except StorageError:
                 if time.monotonic() + pause > until:
@@ -92,7 +93,7 @@ class Keeper:
             if epoch == self.until or epoch % self.every == 0:
                 state = training.state_dict() | {"of": identity(training)}
                 with self.place.writing(self.folder) as folder, _as_os_errors():
-                    save_checkpoint(folder / CHECKPOINT, state)
+                    save_checkpoint(folder / LAST, state)
         except StorageError:
             if segment is None:
                 raise

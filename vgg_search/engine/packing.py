@@ -20,7 +20,8 @@ from vgg_search.config import Config
 from vgg_search.dry_run import SPLIT_IMAGES, sample
 from vgg_search.engine.worker import pick_device, recipe_of
 from vgg_search.space.arch import Arch
-from vgg_search.space.search_space import Candidate, Space
+from vgg_search.space.candidate import Candidate
+from vgg_search.space.search_space import Space
 from vgg_search.training.device import settle
 from vgg_search.training.model import build
 from vgg_search.training.train import Resident, Training

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray import tune
@@ -24,6 +24,7 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from vgg_search.data.splits import Splits
 from vgg_search.engine.nodes import Cluster
 from vgg_search.engine.worker import TrialWorker
+from vgg_search.records import EpochRow
 from vgg_search.study.study import FINISHED, Study
 
 log = logging.getLogger("vgg_search")
@@ -79,7 +80,7 @@ class StudySearcher(_Unsaved, Searcher):
         # Ray flattens what a worker returns: {"row": {"epoch": 1}} comes as {"row/epoch": 1}.
         row = {key[4:]: value for key, value in result.items() if key.startswith("row/")}
         if row:
-            self.study.report(number, row)
+            self.study.report(number, cast(EpochRow, row))
         plan = result.get("plan")
         if plan and plan not in self.plans:
             self.plans.add(plan)

@@ -20,10 +20,10 @@ from ray import tune
 from vgg_search.config import Config
 from vgg_search.data.splits import Splits
 from vgg_search.engine.checkpoints import Keeper, Task, Together
-from vgg_search.space.search_space import Candidate
+from vgg_search.records import METRIC, diverged
+from vgg_search.space.candidate import Candidate
 from vgg_search.storage.place import Place, StorageError
-from vgg_search.study.record import METRIC
-from vgg_search.study.segment import Segment, diverged
+from vgg_search.study.segment import Segment
 from vgg_search.training.device import settle
 from vgg_search.training.model import build
 from vgg_search.training.train import Recipe, Resident, Training

@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from vgg_search.data.splits import CLASSES, MEAN, STD
 from vgg_search.errors import InputError
 from vgg_search.models.images import SIDE, ImageError, read_image
-from vgg_search.storage.place import RUNS, local_folder
+from vgg_search.storage.folder import CARD, CHAMPION, RUNS, WEIGHTS, local_folder
 from vgg_search.training.model import VGG
 
-WEIGHTS, CARD, CHAMPION = "model.safetensors", "model.json", "champion"
 # Largest difference in a probability that an export may show. Measured: 0 for safetensors and pt2,
 # 1.2e-6 at most for ONNX (five networks), whose runtime adds up in another order.
 TOLERANCE = 1e-5

@@ -191,7 +191,7 @@ def _position(dim: Dim, value: Any) -> float | None:
         if dim.kind is bool or len(dim.choices) < 3:
             return None
         ends = [min(dim.choices), max(dim.choices)]  # type: ignore[list-item]
-    elif dim.kind is int and dim.high - dim.low < 2 * (dim.step or 1):
+    elif dim.kind is int and dim.high - dim.low < 2:
         return None
     if not ends[0] <= value <= ends[1]:  # an enqueued arch may lie outside the space
         return None

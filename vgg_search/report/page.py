@@ -21,9 +21,8 @@ import vgg_search.report.landscape as space
 import vgg_search.report.plots as course
 from vgg_search.report.health import ReportError, Run, health, load, standard_error
 from vgg_search.space.arch import as_arch, describe
-from vgg_search.storage.hints import resume
-from vgg_search.storage.place import RUNS
-from vgg_search.tracking.outbox import masked
+from vgg_search.storage.addresses import masked, resume_command
+from vgg_search.storage.folder import RUNS
 
 __all__ = ["ReportError", "health", "make_plots", "make_report", "plots"]
 
@@ -229,7 +228,7 @@ def _again(run: Run) -> str:
     config = masked(config)  # the file is passed on
     steps = [f"python -m vgg_search.run --config config.yaml --name {s['study']}-again"]
     if s["state"] != "completed":
-        again = resume(s["study"], run.config.get("storage_path", RUNS))
+        again = resume_command(s["study"], run.config.get("storage_path", RUNS))
         steps.insert(0, f"{again}    # goes on with this one")
     facts = {"commit": s["commit"], "seed": s["seed"], "data": s["dataset"]}
     facts |= {"data digest": run.model["digest"]} if run.model and "digest" in run.model else {}

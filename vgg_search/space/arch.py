@@ -75,7 +75,7 @@ def _layers(
     yield features, num_classes, 1, False
 
 
-def count_params(
+def network_costs(
     arch: Arch,
     *,
     num_classes: int = 10,
@@ -84,25 +84,17 @@ def count_params(
     hidden_features: int = 4096,
     num_hidden: int = 2,
     batch_norm: bool = False,
-) -> int:
-    """Trainable parameters of the network (weights, biases, batch-norm scales and shifts)."""
-    layers = _layers(arch, num_classes, in_channels, resolution, hidden_features, num_hidden)
-    # A convolution before a batch norm has no bias, the norm has a scale and a shift.
-    return sum(
-        inputs * outputs + outputs * (2 if is_conv and batch_norm else 1)
-        for inputs, outputs, _, is_conv in layers
-    )
+    dropout: float = 0.0,  # noqa: ARG001  has no weights
+) -> tuple[int, int]:
+    """(trainable parameters, FLOPs of one image's forward pass), for the arguments of `VGG`.
 
-
-def count_flops(
-    arch: Arch,
-    *,
-    num_classes: int = 10,
-    in_channels: int = 1,
-    resolution: int = 28,
-    hidden_features: int = 4096,
-    num_hidden: int = 2,
-) -> int:
-    """Floating-point operations of one image's forward pass: 2 a multiply-add, Conv and Linear."""
-    layers = _layers(arch, num_classes, in_channels, resolution, hidden_features, num_hidden)
-    return sum(2 * inputs * outputs * positions for inputs, outputs, positions, _ in layers)
+    Weights, biases, batch-norm scales and shifts; 2 FLOPs a multiply-add of Conv and Linear.
+    """
+    num_params = flops = 0
+    for inputs, outputs, positions, is_conv in _layers(
+        arch, num_classes, in_channels, resolution, hidden_features, num_hidden
+    ):
+        # A convolution before a batch norm has no bias, the norm has a scale and a shift.
+        num_params += inputs * outputs + outputs * (2 if is_conv and batch_norm else 1)
+        flops += 2 * inputs * outputs * positions
+    return num_params, flops

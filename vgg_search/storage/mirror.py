@@ -16,14 +16,27 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from vgg_search.storage.place import BEST, CHECKPOINT, TRIALS, Place, StorageError, trial_folder
+from vgg_search.storage.folder import (
+    BEST,
+    JOURNAL,
+    LAST,
+    OUTBOX,
+    TRIALS,
+    FolderInUseError,
+    trial_folder,
+)
+from vgg_search.storage.place import Place, StorageError
 
 DRIVER = ".driver"  # in the bucket while a driver works, written again with each copy
 COPY_SECONDS = 3.0  # between two copies
 ALIVE_SECONDS = 12.0  # a driver that has not written for so long is gone
-JOURNAL, OUTBOX = "study.journal", "outbox.db"
 
 log = logging.getLogger("vgg_search")
+
+
+def _is_last(file: Path) -> bool:
+    """Whether it is a trial's last checkpoint, also a half-written one of a killed worker."""
+    return file.name.startswith(f"{Path(LAST).stem}.")
 
 
 def bring(place: Place, folder: Path) -> None:
@@ -35,7 +48,7 @@ def bring(place: Place, folder: Path) -> None:
     journal, here = found.get(JOURNAL), folder / JOURNAL
     if journal is None or (here.exists() and here.stat().st_size >= journal.size):
         return
-    live = {name.rsplit("/", 1)[0] for name in found if "/last." in name}
+    live = {name.rsplit("/", 1)[0] for name in found if _is_last(Path(name))}
     for suffix in ("-wal", "-shm"):  # of the outbox that lay here: SQLite would apply them to that
         (folder / f"{OUTBOX}{suffix}").unlink(missing_ok=True)
     # The journal comes last: until all the rest is here, what is there is ahead
@@ -55,12 +68,12 @@ class Shelf:
     def is_kept(self, number: int) -> bool:
         """Whether a finished trial is one of the top K, and has been put on the shelf."""
         folder = self.folder / trial_folder(number)
-        return (folder / BEST).exists() and not any(folder.glob("last.*"))
+        return (folder / BEST).exists() and not any(map(_is_last, folder.glob("*")))
 
     def keep(self, number: int) -> Path:
         """Keep a trial's best checkpoint, in the folder returned, and not its last."""
         folder = self.folder / trial_folder(number)
-        for file in folder.glob("last.*"):  # half-written ones of killed workers too
+        for file in filter(_is_last, folder.glob("*")):
             file.unlink()
         return folder / BEST
 
@@ -97,7 +110,7 @@ class Mirror(Shelf):
                 self.place.get(name, self.folder / name)
         except StorageError as error:
             log.warning("the best checkpoint of trial %d was not kept: %s", number, error)
-        self._doomed.append(f"{folder}/{CHECKPOINT}")
+        self._doomed.append(f"{folder}/{LAST}")
         return self.folder / best
 
     def drop(self, number: int) -> None:
@@ -115,7 +128,7 @@ class Mirror(Shelf):
                 for name, sign in before.items()
                 if name in after
             ):
-                raise StorageError(f"study {self.folder.name} is in use by a running search")
+                raise FolderInUseError(self.folder)
         self.copy()
         self._thread.start()
 

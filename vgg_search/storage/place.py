@@ -17,25 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vgg_search.errors import InputError
+from vgg_search.storage.folder import is_remote
 
 if TYPE_CHECKING:  # at run time when it is needed: it takes a second to import
     from pyarrow.fs import FileInfo, FileSystem
 
-RUNS = "runs"  # where run folders are by default, and those of studies in a bucket
-TRIALS, BEST, CHECKPOINT = "trials", "best", "last.pt"
-
 
 class StorageError(InputError):
     """A storage that cannot be reached, or is in use; one line."""
-
-
-def is_remote(storage_path: str | Path) -> bool:
-    return "://" in str(storage_path)
-
-
-def local_folder(storage_path: str | Path, name: str) -> Path:
-    """The run folder on the driver's disk."""
-    return Path(RUNS if is_remote(storage_path) else storage_path, name)
 
 
 @contextmanager
@@ -161,7 +150,3 @@ class Place:
             for each in found:
                 with suppress(FileNotFoundError):
                     file_system.delete_file(f"{path}/{each}")
-
-
-def trial_folder(number: int) -> str:
-    return f"{TRIALS}/{number}"

@@ -1,14 +1,11 @@
 """What a study tells its workers (segments) and its listeners (events)."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vgg_search.space.search_space import Candidate
-from vgg_search.study.record import METRIC
-
-Row = dict[str, Any]  # of one epoch
+from vgg_search.records import EpochRow
+from vgg_search.space.candidate import Candidate
 
 
 @dataclass(frozen=True)
@@ -24,11 +21,6 @@ class Segment:
     alone: bool = False
 
 
-def diverged(row: Row) -> bool:
-    """Whether an epoch's row tells of a network that cannot be trained on."""
-    return not all(math.isfinite(row[key]) for key in ("train_loss", "val_loss", METRIC))
-
-
 EventKind = Literal["started", "epoch", "waiting", "promoted", "ended", "retried", "skipped"]
 
 
@@ -39,7 +31,7 @@ class Event:
     kind: EventKind
     number: int
     attrs: dict[str, Any]
-    row: Row | None = None
+    row: EpochRow | None = None
 
 
 Listener = Callable[[Event], None]

@@ -6,9 +6,9 @@ thing. No Ray and no MLflow here: a worker is whoever asks `propose`, tells `rep
 and `segment_ended`; listeners hear what happened.
 """
 
-import copy
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,18 +17,21 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from vgg_search.config import Config
+from vgg_search.records import METRIC, UNTRAINED, UNUSABLE, EpochRow, diverged
 from vgg_search.space.arch import as_arch
-from vgg_search.space.search_space import Candidate
-from vgg_search.study import record as journal
-from vgg_search.study.record import METRIC
-from vgg_search.study.rungs import STOP, WAIT, make_scheduler
-from vgg_search.study.segment import Event, EventKind, Listener, Row, Segment, diverged
-from vgg_search.study.standing import Budget, Ranking
+from vgg_search.space.candidate import Candidate
+from vgg_search.storage.folder import FolderLock
+from vgg_search.study import record
+from vgg_search.study.budget import Budget
+from vgg_search.study.optuna_adapter import draw_again, reattach
+from vgg_search.study.ranking import Ranking
+from vgg_search.study.sampling import PROPOSING, VALUES_ONLY, make_sampler, trial_seed
+from vgg_search.study.schedulers import STOP, WAIT, make_scheduler
+from vgg_search.study.segment import Event, EventKind, Listener, Segment
 from vgg_search.study.warm_start import KNOWN, as_trials
 
 FINISHED: Literal["finished"] = "finished"
 NUM_TRIALS = "num_trials"  # study attribute: the budget, which a resume may have changed
-UNUSABLE = ("diverged", "failed")
 RETRIES = 2  # of a segment whose worker died
 UNTRAINED_IN_A_ROW = 200  # proposals that need no training, before the space counts as exhausted
 
@@ -48,21 +51,21 @@ class Study:
     ) -> None:
         self.folder, self.config, self.listeners = folder, config, list(listeners)
         self.space = config.search_space
-        self._lock = journal.FolderLock(folder)
-        self.optuna, self._storage = journal.open_journal(folder)
+        self._lock = FolderLock(folder)
+        self.optuna, self._storage = record.open_journal(folder)
         self._facts = {**(facts or {}), NUM_TRIALS: config.num_trials}
         self.scheduler = make_scheduler(config)
-        self._storage.waiting = self.scheduler.waiting
         self.running: dict[int, Segment] = {}
         self.budget, self.ranking = Budget(config), Ranking(config.top_k)
         self.trained = 0  # trials that count against num_trials, live ones too
         self.stopping = False  # set from outside: propose nothing more
         self.finished = False  # nothing is left to propose
         self._untrained_in_a_row = 0
+        self._values_only = False
         self._live: dict[int, optuna.Trial] = {}  # not told yet: queued, running or waiting
         self._queue: deque[Segment] = deque()
         self._deaths: Counter[int] = Counter()
-        self._rows: dict[int, dict[int, Row]] = {}
+        self._rows: dict[int, dict[int, EpochRow]] = {}
         self._done: dict[Candidate, int] = {}
 
     def open(self) -> None:
@@ -72,7 +75,7 @@ class Study:
             if attrs.get(key) != value:
                 self.optuna.set_user_attr(key, value)
         known = self._facts.get(KNOWN) or attrs.get(KNOWN, [])
-        self._storage.known = as_trials(self.space, known)
+        self._storage.warm_start = as_trials(self.space, known)
         trials = self.optuna.get_trials(deepcopy=False)
         for i, given in enumerate(self.config.trials_by_hand):
             if i >= len(trials):  # all of them, or those that a stop kept from being enqueued
@@ -86,13 +89,13 @@ class Study:
         for trial in trials:
             if trial.state is TrialState.RUNNING:
                 self._reattach(trial)
-        self.end_hopeless()
+        self.prune_unpromotable()
 
     def _restore(self, trial: FrozenTrial) -> None:
         number, state = trial.number, trial.user_attrs.get("state")
-        self._rows[number] = rows = journal.known_rows(trial)
+        self._rows[number] = rows = record.rows_by_epoch(trial)
         self.budget.restore(rows.values())
-        if state in journal.UNTRAINED:
+        if state in UNTRAINED:
             self._untrained_in_a_row += 1
             return
         if "until" in trial.user_attrs:
@@ -103,19 +106,17 @@ class Study:
         if trial.state is not TrialState.RUNNING:
             self._finished(number, trial.user_attrs, trial.value)
 
-    def _reattach(self, record: FrozenTrial) -> None:
-        number, attrs = record.number, record.user_attrs
+    def _reattach(self, found: FrozenTrial) -> None:
+        number, attrs = found.number, found.user_attrs
         # Making the object lets the sampler propose; that is wanted for the last trial at most.
         self._set_sampler(number, "random" if "until" in attrs else self.config.sampler)
-        with self._storage.sampling():
-            self._live[number] = trial = optuna.Trial(self.optuna, record._trial_id)
+        with self._sampling():
+            self._live[number] = trial = reattach(self.optuna, found)
         rows = self._rows[number]
         if "state" in attrs:  # stopped between saying how it ended and telling so
             self._tell(number, attrs["state"], attrs.get("error"))
         elif "until" not in attrs:  # stopped while it was proposed
-            # From its first parameter, even if that was told, so that the same dice are thrown
-            asked = trial._cached_frozen_trial = copy.copy(record)
-            asked.params, asked.distributions = {}, {}
+            draw_again(trial, found)
             segment = self._prepare(trial)
             if segment:
                 self._queue.append(segment)
@@ -132,10 +133,10 @@ class Study:
         """End a search that has run its course: who waits at a rung now was never promoted."""
         self._never_promoted(list(self.scheduler.waiting))
 
-    def end_hopeless(self) -> None:
-        """Tell of those who wait at a rung and cannot be promoted within `num_trials` any more."""
+    def prune_unpromotable(self) -> None:
+        """End those who wait at a rung and cannot be promoted within `num_trials` any more."""
         to_come = max(0, self.config.num_trials - self.trained)
-        self._never_promoted(self.scheduler.hopeless(self._live, to_come))
+        self._never_promoted(self.scheduler.unpromotable(self._live, to_come))
 
     def _never_promoted(self, numbers: Iterable[int]) -> None:
         for number in numbers:
@@ -147,8 +148,8 @@ class Study:
         self._lock.release()
 
     @property
-    def interrupted(self) -> list[int]:
-        """Trials that are neither finished nor given up: `--resume` goes on with them."""
+    def unfinished(self) -> list[int]:
+        """Trials that have begun and not ended: `--resume` goes on with them."""
         return sorted(self._live)
 
     def propose(self) -> Segment | Literal["finished"] | None:
@@ -182,14 +183,18 @@ class Study:
         return self._segment(*promoted)
 
     def _set_sampler(self, number: int, kind: str) -> None:
-        seed = journal.trial_seed(self.config.seed, number, journal.PROPOSING)
-        self.optuna.sampler = journal.make_sampler(kind, seed)
-        self._storage.values_only = kind in ("gp", "cmaes")
+        """Trial `number` is proposed by a sampler that depends on the record and its seed alone."""
+        seed = trial_seed(self.config.seed, number, PROPOSING)
+        self.optuna.sampler, self._values_only = make_sampler(kind, seed), kind in VALUES_ONLY
+
+    def _sampling(self) -> AbstractContextManager[None]:
+        """While it proposes, the sampler is shown who waits at a rung as pruned there."""
+        return self._storage.sampling(self.scheduler.waiting, self._values_only)
 
     def _ask(self) -> Segment | None:
         number = len(self._rows)  # the next that is not waiting in Optuna's queue
         self._set_sampler(number, self.config.sampler)
-        with self._storage.sampling():
+        with self._sampling():
             trial = self.optuna.ask()
         self._live[trial.number] = trial
         self._rows[trial.number] = {}
@@ -199,10 +204,10 @@ class Study:
     def _prepare(self, trial: optuna.Trial) -> Segment | None:
         """Let a trial be sampled; None if there is nothing to train, which is then told."""
         arch = trial.user_attrs.get("given_arch")
-        with self._storage.sampling():
+        with self._sampling():
             candidate = self.space.sample(trial, arch and as_arch(arch))
-        seed = journal.trial_seed(self.config.seed, trial.number)
-        journal.write_candidate(trial, candidate, self.space.costs(candidate), seed)
+        seed = trial_seed(self.config.seed, trial.number)
+        record.write_candidate(trial, candidate, self.space.costs(candidate), seed)
         # What was asked for by hand is trained whatever it costs
         excess = {} if trial.user_attrs.get("by_hand") else self.space.excess(candidate)
         twin = self._done.get(candidate)
@@ -213,7 +218,7 @@ class Study:
         self.trained -= 1
         self._untrained_in_a_row += 1
         if twin is None:
-            journal.constrain(trial, excess)
+            record.constrain(trial, excess)
             self._tell(trial.number, "infeasible")
         else:
             trial.set_user_attr("duplicate_of", twin)
@@ -225,17 +230,17 @@ class Study:
         if trial.user_attrs.get("until") != until:
             trial.set_user_attr("until", until)
         attrs, known = trial.user_attrs, max(self._rows[number], default=0)
-        candidate, keep_above = journal.candidate_of(attrs), self.ranking.keep_above()
+        candidate, keep_above = record.candidate_of(attrs), self.ranking.keep_above()
         return Segment(number, candidate, attrs["seed"], until, known, keep_above)
 
-    def report(self, number: int, row: Row) -> None:
+    def report(self, number: int, row: EpochRow) -> None:
         """Record one epoch's row; one that is known already (told again after a resume) is not."""
         epoch, rows, trial = row["epoch"], self._rows[number], self._live[number]
         if epoch in rows:
             return
         rows[epoch] = row = row | {"time": self.budget.clock}
         self.budget.spend(row["epoch_seconds"])
-        journal.write_row(trial, row)
+        record.write_row(trial, row)
         self._announce("epoch", number, row)
 
     def segment_ended(self, number: int, state: str = "reached", error: str | None = None) -> None:
@@ -252,12 +257,12 @@ class Study:
             self._announce("retried", number)
         else:
             self._tell(number, state if state == "diverged" else "failed", error)
-        self.end_hopeless()
+        self.prune_unpromotable()
 
     def _arrived(self, number: int, epoch: int) -> None:
         verdict = self.scheduler.arrived(number, epoch, self._rows[number][epoch][METRIC])
         if "baseline" in self._live[number].user_attrs and epoch < self.config.max_epochs:
-            verdict = self.scheduler.let_on(number, epoch)  # or nothing compares with it
+            verdict = self.scheduler.exempt(number, epoch)  # or nothing compares with it
         if verdict == WAIT:
             self._announce("waiting", number)
         elif verdict == STOP:
@@ -269,32 +274,32 @@ class Study:
         trial, twin = self._live[number], None
         if state == "duplicate":
             twin = self.optuna.get_trials(deepcopy=False)[trial.user_attrs["duplicate_of"]]
-            journal.copy_values(trial, twin)
+            record.copy_values(trial, twin)
         if error:
             trial.set_user_attr("error", error)
         trial.set_user_attr("state", state)
         if state in UNUSABLE:
-            journal.constrain(trial, {"infeasible": 1.0})
+            record.constrain(trial, {"infeasible": 1.0})
             self.scheduler.forget(number)
         value = twin.value if twin and twin.state is TrialState.COMPLETE else None
         if state == "completed":
             value = self._rows[number][self.config.max_epochs][METRIC]
-        journal.tell(self.optuna, trial, value)
-        untrained = state in journal.UNTRAINED
+        record.tell(self.optuna, trial, value)
+        untrained = state in UNTRAINED
         if not untrained:
             self._finished(number, trial.user_attrs, value)
         self._announce("skipped" if untrained else "ended", number)
         del self._live[number]
 
     def _finished(self, number: int, attrs: dict[str, Any], value: float | None) -> None:
-        candidate = journal.candidate_of(attrs)
+        candidate = record.candidate_of(attrs)
         self._done[candidate] = min(number, self._done.get(candidate, number))
         self.ranking.add(number, attrs["state"], self.rows(number), value)
 
-    def rows(self, number: int) -> list[Row]:
+    def rows(self, number: int) -> list[EpochRow]:
         """A trial's rows so far, in order."""
         return [row for _, row in sorted(self._rows[number].items())]
 
-    def _announce(self, kind: EventKind, number: int, row: Row | None = None) -> None:
+    def _announce(self, kind: EventKind, number: int, row: EpochRow | None = None) -> None:
         for listener in self.listeners:
             listener(Event(kind, number, self._live[number].user_attrs, row))

@@ -5,23 +5,20 @@ import json
 import os
 import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from vgg_search.space.arch import as_arch, depth, describe, width
-from vgg_search.study.record import METRIC, UNTRAINED, candidate_of, rows_of
+from vgg_search.records import BEST_METRIC, COUNTED, EPOCH_COLUMNS, METRIC, UNTRAINED
+from vgg_search.space.arch import as_arch
+from vgg_search.storage.folder import EPOCHS_TABLE, SUMMARY, TRIALS_TABLE
+from vgg_search.study.record import candidate_of, rows_of
 
-EPOCH_COLUMNS = (
-    "number epoch train_loss train_accuracy val_loss val_accuracy lr epoch_seconds "
-    "images_per_second time"
-).split()
 # What is written of a proposal last: `status` may read a record that is being written.
 WHOLE = "flops_per_image"
-STATES = ("completed", "pruned", "diverged", "infeasible", "failed", "interrupted")
 
 
 def state_of(trial: FrozenTrial) -> str:
@@ -51,32 +48,21 @@ def trial_rows(trials: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
             continue
         candidate = candidate_of(attrs)
         scored = [row for row in rows if row[METRIC] is not None]
-        best = max(scored, key=lambda row: row[METRIC], default={})
-        first, last = (rows[0], rows[-1]) if rows else ({}, {})
-        started = first.get("time", 0) - first.get("epoch_seconds", 0) if first else None
+        best = max(scored, key=lambda row: row[METRIC]) if scored else None
+        last: Mapping[str, Any] = rows[-1] if rows else {}
         table.append(
             {
                 "number": trial.number,
                 "state": state_of(trial),
-                "arch": describe(candidate.arch),
-                "depth": depth(candidate.arch),
-                "width": width(candidate.arch),
-                "num_blocks": len(candidate.arch),
-                "lr": candidate.lr,
-                "weight_decay": candidate.weight_decay,
-                "dropout": candidate.dropout,
-                "hidden_features": candidate.hidden_features,
-                "num_hidden": candidate.num_hidden,
-                "batch_norm": candidate.batch_norm,
-                "batch_size": candidate.batch_size,
+                **candidate.params(),
                 "num_params": attrs["num_params"],
                 "flops_per_image": attrs["flops_per_image"],
                 "epochs": len(rows),
                 METRIC: scored[-1][METRIC] if scored else None,
-                f"best_{METRIC}": best.get(METRIC),
-                "best_epoch": best.get("epoch"),
+                BEST_METRIC: best[METRIC] if best else None,
+                "best_epoch": best["epoch"] if best else None,
                 "seconds": round(sum(row["epoch_seconds"] for row in rows), 3),
-                "started": started,
+                "started": rows[0]["time"] - rows[0]["epoch_seconds"] if rows else None,
                 "ended": last.get("time"),
                 "worker": last.get("worker"),
                 "error": (attrs.get("error") or "").strip().rpartition("\n")[2] or None,
@@ -136,7 +122,7 @@ def summarise(trials: list[FrozenTrial], slots: int, search_seconds: float) -> d
     startups = startup_seconds(trials)
     return {
         "num_trials": len(ours),
-        "trials": {state: states.get(state, 0) for state in STATES},
+        "trials": {state: states.get(state, 0) for state in COUNTED},
         "duplicates": states.get("duplicate", 0),
         "epochs_trained": len(rows),
         "best_val_accuracy": best.value if best else None,
@@ -157,12 +143,12 @@ def summarise(trials: list[FrozenTrial], slots: int, search_seconds: float) -> d
 def write_tables(folder: Path, trials: list[FrozenTrial]) -> None:
     """trials.csv and epochs.csv."""
     table = trial_rows(trials)
-    write_csv(folder / "trials.csv", table, table[0] if table else ["number"])
-    write_csv(folder / "epochs.csv", epoch_rows(trials), EPOCH_COLUMNS)
+    write_csv(folder / TRIALS_TABLE, table, table[0] if table else ["number"])
+    write_csv(folder / EPOCHS_TABLE, epoch_rows(trials), EPOCH_COLUMNS)
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """summary.json, whole or not at all: the next session reads it."""
     draft = folder / "summary.tmp"
     draft.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(draft, folder / "summary.json")
+    os.replace(draft, folder / SUMMARY)

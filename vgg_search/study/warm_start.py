@@ -8,18 +8,16 @@ study, take nobody's place at a rung, and a proposal equal to one of them is tra
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from vgg_search.config import Config, ConfigError
-from vgg_search.space.search_space import BLOCK_DIMS, Space
-from vgg_search.storage.place import local_folder
+from vgg_search.space.search_space import Space
+from vgg_search.storage.folder import JOURNAL, local_folder
+from vgg_search.study.optuna_adapter import first_study, numbered
 from vgg_search.study.record import candidate_of
 
 DIGEST, KNOWN = "digest", "known_trials"  # attributes of a study in its journal
@@ -37,7 +35,7 @@ def knowledge(config: Config, digest: str, folder: Path) -> list[dict[str, Any]]
     if config.warm_start is None or KNOWN in _read(folder)[0]:
         return None
     places = [local_folder(config.storage_path, config.warm_start), Path(config.warm_start)]
-    other = next((place for place in places if (place / "study.journal").is_file()), None)
+    other = next((place for place in places if (place / JOURNAL).is_file()), None)
     if other is None or other.resolve() == folder.resolve():
         raise ConfigError(
             f"warm_start must be another study in {config.storage_path} or its run folder, "
@@ -61,14 +59,8 @@ def knowledge(config: Config, digest: str, folder: Path) -> list[dict[str, Any]]
 
 def _read(folder: Path) -> tuple[dict[str, Any], list[FrozenTrial]]:
     """(attributes, trials) of the study in a run folder, whatever the folder is called now."""
-    path = folder / "study.journal"
-    if not path.is_file():
-        return {}, []
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = JournalStorage(JournalFileBackend(str(path)))
-    for study in storage.get_all_studies():
-        return study.user_attrs, storage.get_all_trials(study._study_id, deepcopy=False)
-    return {}, []
+    path = folder / JOURNAL
+    return first_study(path) if path.is_file() else ({}, [])
 
 
 def _fitting(
@@ -93,7 +85,7 @@ def _fitting(
         params = {n: v for n, v in fits.items() if v is not None and n in space.sampled()}
         # Short of this study's last epoch, a value is no result here but an intermediate one
         complete = trial.state is TrialState.COMPLETE and (trial.last_step or 0) >= max_epochs
-        too_much = any(v > 0 for v in space.excess(candidate_of(trial.user_attrs)).values())
+        too_much = not space.feasible(candidate_of(trial.user_attrs))
         known.append(
             {
                 "params": params,
@@ -108,11 +100,9 @@ def _fitting(
 
 def _values(trial: FrozenTrial) -> dict[str, Any]:
     """Every dimension of a trial by the name a sampler sees, those that were fixed there too."""
-    values = asdict(candidate_of(trial.user_attrs))
-    arch = values.pop("arch")
-    for i, block in enumerate(arch, 1):
-        values |= {f"{name}_{i}": value for name, value in zip(BLOCK_DIMS, block, strict=True)}
-    return {"num_blocks": len(arch)} | values | trial.params
+    candidate = candidate_of(trial.user_attrs)
+    blocks = {"num_blocks": len(candidate.arch)} | candidate.block_params()
+    return blocks | candidate.values() | trial.params
 
 
 def as_trials(space: Space, known: Sequence[dict[str, Any]]) -> list[FrozenTrial]:
@@ -132,6 +122,5 @@ def as_trials(space: Space, known: Sequence[dict[str, Any]]) -> list[FrozenTrial
             constraints={"infeasible": 1.0} if row["infeasible"] else None,
         )
         # Older than this study's first, 0; a lower one Optuna would take for one it has seen
-        trial.number = trial._trial_id = -1
-        trials.append(trial)
+        trials.append(numbered(trial, -1, -1))
     return trials

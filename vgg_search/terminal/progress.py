@@ -12,13 +12,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from vgg_search.records import METRIC, UNTRAINED, EpochRow
 from vgg_search.space.arch import as_arch, describe
-from vgg_search.storage.hints import command, resume
-from vgg_search.storage.place import RUNS
-from vgg_search.study.record import METRIC, UNTRAINED
+from vgg_search.storage.addresses import command, masked, resume_command
+from vgg_search.storage.folder import RUNS
 from vgg_search.study.segment import Event
 from vgg_search.study.study import Study
-from vgg_search.tracking.outbox import masked
 
 REFRESH_SECONDS = 0.25
 ERROR_LENGTH = 100  # characters of it that are shown; the report and the record have it all
@@ -91,7 +90,7 @@ class Progress:
         else:
             self.say(line)
 
-    def champion(self, seed: int, epochs: int, row: dict[str, Any]) -> None:
+    def champion(self, seed: int, epochs: int, row: EpochRow) -> None:
         """One epoch of the champion's training."""
         line = f"champion, seed {seed}: epoch {row['epoch']}/{epochs}"
         self.announce(line + f" train_accuracy {accuracy(row['train_accuracy'])}")
@@ -135,7 +134,7 @@ class Progress:
             left = max(0.0, (seconds or 0.0) - budget.clock)
             return "" if seconds is None else f"at most {duration(left)} left"
         # Epochs of a trial: the mean of those that rest, and what a scheduler expects as one more
-        busy = [n for n in study.interrupted if n not in study.scheduler.waiting]
+        busy = [n for n in study.unfinished if n not in study.scheduler.waiting]
         under_way, resting = sum(len(study.rows(n)) for n in busy), study.trained - len(busy)
         mean = (study.scheduler.expected_epochs + budget.epochs - under_way) / (1 + resting)
         pace, device_pace = budget.clock / budget.epochs, budget.device_seconds / budget.epochs
@@ -201,7 +200,7 @@ def closing(summary: dict[str, Any], folder: Path, uri: str, storage_path: str =
         refused = f"MLflow refused {summary['refused']} rows for good"
         lines.append(f"warning   {refused}: {look} tells which")
     if summary["state"] == "interrupted":
-        lines.append(f"go on     {resume(summary['study'], storage_path)}")
+        lines.append(f"go on     {resume_command(summary['study'], storage_path)}")
     lines.append(f"report    {folder / 'report.html'}")
     here = uri == f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     database = "mlflow ui" if here else f"mlflow ui --backend-store-uri {uri}"

@@ -1,6 +1,5 @@
 """A study on one screen, running or not, read from its folder alone."""
 
-import fcntl
 import sqlite3
 from collections import Counter
 from contextlib import closing
@@ -9,7 +8,9 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from vgg_search.study.record import METRIC, read_trials, rows_of
+from vgg_search.records import METRIC
+from vgg_search.storage.folder import OUTBOX, in_use
+from vgg_search.study.record import read_trials, rows_of
 from vgg_search.study.tables import summarise, trial_rows
 from vgg_search.terminal.progress import accuracy, duration
 
@@ -56,7 +57,7 @@ def doing(trial: FrozenTrial) -> str:
 
 def sending(folder: Path) -> tuple[int, int, list[str]]:
     """Rows that MLflow has not yet got, rows that it refused, and what it said of the first."""
-    file = folder / "outbox.db"
+    file = folder / OUTBOX
     if not file.is_file():
         return 0, 0, []
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as outbox:
@@ -64,18 +65,6 @@ def sending(folder: Path) -> tuple[int, int, list[str]]:
         unsent, refused = outbox.execute(query).fetchone()
         said = outbox.execute(f"SELECT run || ': ' || error FROM refused LIMIT {MOST_REFUSALS}")
         return unsent, refused, [text for (text,) in said]
-
-
-def in_use(folder: Path) -> bool:
-    """Whether a driver works in the folder now."""
-    try:
-        with (folder / ".driver.lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
 
 
 def show(state: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ a row is put: a point that is sent twice with the same step and timestamp is one
 import json
 import math
 import os
-import re
 import sqlite3
 import threading
 import time
@@ -18,6 +17,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from vgg_search.storage.addresses import masked, without_password
+from vgg_search.storage.folder import CHAMPION, OUTBOX
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -34,7 +36,6 @@ CREATE TABLE IF NOT EXISTS refused (
 CREATE TABLE IF NOT EXISTS steps (run TEXT, names TEXT, step INT, PRIMARY KEY (run, names));
 CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, body TEXT);
 """
-FILE = "outbox.db"
 ADDRESSES = ("MLFLOW_TRACKING_URI", "VGG_SEARCH_TRACKING_URI")  # in the environment
 
 
@@ -56,7 +57,7 @@ class Outbox:
         self.folder = folder.resolve()
         self.uri, self.experiment, self.study = tracking_uri, experiment, study
         self._lock = threading.Lock()  # one connection: nobody sleeps in SQLite's busy handler
-        self._db = sqlite3.connect(self.folder / FILE, timeout=30, check_same_thread=False)
+        self._db = sqlite3.connect(self.folder / OUTBOX, timeout=30, check_same_thread=False)
         weakref.finalize(self, self._db.close)
         self._db.executescript(TABLES)
         given = {"tracking_uri": without_password(tracking_uri)}
@@ -75,9 +76,9 @@ class Outbox:
     def stored(folder: Path) -> dict[str, str]:
         """The arguments with which a folder's outbox was opened last; the tracker's password comes
         from the environment, where an address of the same tracker has one. Raises ValueError."""
-        if not (folder / FILE).is_file():
+        if not (folder / OUTBOX).is_file():
             raise ValueError(f"no outbox in {folder}")
-        db = sqlite3.connect(folder / FILE, timeout=30)
+        db = sqlite3.connect(folder / OUTBOX, timeout=30)
         meta = dict(db.execute("SELECT name, value FROM meta WHERE name != 'id'"))
         db.close()
         for name in ADDRESSES:
@@ -168,7 +169,7 @@ class Outbox:
         body |= {"source": json.dumps(source), "profile": json.dumps(profile)}
         self._put(key, [("dataset", body)])
 
-    def register(self, key: str, name: str, folder: Path, alias: str = "champion") -> None:
+    def register(self, key: str, name: str, folder: Path, alias: str = CHAMPION) -> None:
         """Makes a champion folder a version of the registered model `name`: its files as
         artifacts `champion` of the run, and a pt2 model. `results` tells the outcome."""
         body = {"name": name, "folder": self._short(folder), "alias": alias}
@@ -278,16 +279,6 @@ def line(error: BaseException) -> str:
         origin = origin.__context__
     text = str(origin if isinstance(origin, OSError) else error) or type(error).__name__
     return masked(" ".join(text.split()))[:300]
-
-
-def masked(text: str) -> str:
-    """The text without what addresses in it hold before an @: a name and a password."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
-
-
-def without_password(uri: str) -> str:
-    """The address without the password before its @."""
-    return re.sub(r"(?<=://)([^:/@\s]*):[^/@\s]*@", r"\1@", uri)
 
 
 def _items(sort: str, named: Mapping[str, Any], step: int | None = None) -> list[Any]:

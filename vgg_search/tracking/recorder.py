@@ -8,20 +8,30 @@ from typing import Any, Literal
 from optuna.trial import FrozenTrial, TrialState
 
 from vgg_search.data.splits import Splits
-from vgg_search.space.arch import as_arch, depth, describe, width
+from vgg_search.records import BEST_METRIC, METRIC, UNTRAINED, EpochRow, metrics_of
+from vgg_search.space.arch import describe
+from vgg_search.storage.addresses import masked
+from vgg_search.storage.folder import (
+    BEST,
+    CARD,
+    CHAMPION,
+    CONFIG,
+    EPOCHS_TABLE,
+    JOURNAL,
+    PLOTS,
+    REPORT,
+    SUMMARY,
+    TRIALS_TABLE,
+)
 from vgg_search.storage.mirror import Shelf
-from vgg_search.study.record import METRIC, UNTRAINED
+from vgg_search.study.record import candidate_of
 from vgg_search.study.segment import Event
 from vgg_search.study.study import Study
-from vgg_search.tracking.outbox import masked
 from vgg_search.tracking.sender import Status, Tracker
 
 PARENT = "study"
 REGISTERED = "vgg-search"
-FILES = ("report.html", "plots", "trials.csv", "epochs.csv", "summary.json", "study.journal")
-EPOCH_METRICS = (
-    "train_loss train_accuracy val_loss val_accuracy lr epoch_seconds images_per_second"
-).split()
+FILES = (REPORT, PLOTS, TRIALS_TABLE, EPOCHS_TABLE, SUMMARY, JOURNAL)
 CHAMPION_METRICS = (
     "val_accuracy test_accuracy test_loss test_accuracy_mean test_accuracy_std"
 ).split()
@@ -40,7 +50,7 @@ def champion_key(trial: int, epochs: int) -> str:
 
 def read_card(folder: Path) -> dict[str, Any] | None:
     """The card of the champion that a run folder holds; None if it has none."""
-    file = folder / "champion" / "model.json"
+    file = folder / CHAMPION / CARD
     card: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
     return card
 
@@ -85,7 +95,7 @@ class Recorder:
         self.tracker.run(PARENT, self.study.folder.name, tags, config)
         self._describe_data(PARENT)
         if config["tracking_uri"] == self.config.tracking_uri:  # it holds no password
-            self.tracker.artifact(PARENT, self.study.folder / "config.yaml")
+            self.tracker.artifact(PARENT, self.study.folder / CONFIG)
 
     def _describe_data(self, key: str) -> None:
         self.tracker.dataset(
@@ -117,11 +127,8 @@ class Recorder:
             self._end(number, event.attrs["state"], event.attrs.get("error"))
 
     def _start(self, number: int, attrs: dict[str, Any]) -> None:
-        arch, candidate = as_arch(attrs["arch"]), dict(attrs["candidate"])
-        params = {"arch": describe(arch), "depth": depth(arch), "width": width(arch)}
-        params |= {"num_blocks": len(arch)} | {k: v for k, v in candidate.items() if k != "arch"}
-        for i, (num_convs, out_channels) in enumerate(arch, 1):
-            params |= {f"num_convs_{i}": num_convs, f"out_channels_{i}": out_channels}
+        candidate = candidate_of(attrs)
+        params = candidate.params() | candidate.block_params()
         params |= {name: attrs[name] for name in ("num_params", "flops_per_image")}
         tags = {
             "kind": "trial",
@@ -131,17 +138,19 @@ class Recorder:
             "seed": attrs["seed"],
             "baseline": bool(attrs.get("baseline")),
         }
-        self.tracker.run(run_key(number), f"{number} {describe(arch)}", tags, params, parent=PARENT)
+        self.tracker.run(
+            run_key(number), f"{number} {describe(candidate.arch)}", tags, params, parent=PARENT
+        )
 
-    def _log(self, number: int, row: dict[str, Any]) -> None:
-        self.tracker.log(run_key(number), {k: row[k] for k in EPOCH_METRICS}, row["epoch"])
+    def _log(self, number: int, row: EpochRow) -> None:
+        self.tracker.log(run_key(number), metrics_of(row), row["epoch"])
 
     def _log_best(self, number: int) -> None:
         rows = self.study.rows(number)
         if rows:
             best = max(rows, key=lambda row: row[METRIC] if row[METRIC] == row[METRIC] else -1.0)
             last = {"peak_memory_mib": max(row["peak_memory_mib"] for row in rows)}
-            last |= {f"best_{METRIC}": best[METRIC], "best_epoch": best["epoch"]}
+            last |= {BEST_METRIC: best[METRIC], "best_epoch": best["epoch"]}
             self.tracker.log(run_key(number), last, rows[-1]["epoch"])
 
     def _end(self, number: int, state: str, error: str | None) -> None:
@@ -154,7 +163,7 @@ class Recorder:
         if self.study.ranking.incumbent:
             self.tracker.log(
                 PARENT,
-                {f"best_{METRIC}": self.study.ranking.incumbent[0]},
+                {BEST_METRIC: self.study.ranking.incumbent[0]},
                 len(self.study.ranking.best),
             )
 
@@ -163,10 +172,10 @@ class Recorder:
         top = set(self.study.ranking.top())
         for loser in (self.kept | {number}) - top:
             if loser in self.kept or self.shelf.is_kept(loser):
-                self.tracker.delete_artifact(run_key(loser), "best")
+                self.tracker.delete_artifact(run_key(loser), BEST)
             self.shelf.drop(loser)
         for winner in top - self.kept:
-            self.tracker.artifact(run_key(winner), self.shelf.keep(winner), "best")
+            self.tracker.artifact(run_key(winner), self.shelf.keep(winner), BEST)
         self.kept = top
 
     def catch_up(self) -> None:
@@ -175,7 +184,7 @@ class Recorder:
         An outbox that was copied after the record knows of trials that the record lacks, or has
         not begun: their runs stay open until they are proposed again.
         """
-        live, trials = self.study.interrupted, self.study.optuna.get_trials(deepcopy=False)
+        live, trials = self.study.unfinished, self.study.optuna.get_trials(deepcopy=False)
         begun = {trial.number: trial for trial in trials if trial.state is not TrialState.WAITING}
         card = read_card(self.study.folder)
         for key in self.tracker.open:
@@ -187,31 +196,29 @@ class Recorder:
                     attrs = trial.user_attrs
                     self._end(trial.number, attrs["state"], attrs.get("error"))
             elif card and key == champion_key(card["trial"], card["epochs"]):
-                self.champion_ended(card, self.study.folder / "champion")
+                self.champion_ended(card, self.study.folder / CHAMPION)
             elif kind == "champion":
                 self.champion = key
                 self.champion_lost("interrupted")
 
     def interrupt(self) -> None:
         """Close the runs of trials that a later `--resume` goes on with."""
-        for number in self.study.interrupted:
+        for number in self.study.unfinished:
             self._log_best(number)
             self.tracker.tag(run_key(number), state="interrupted")
             self.tracker.end(run_key(number), "KILLED")
 
     def champion_started(self, best: FrozenTrial, epochs: int) -> None:
         """The champion's own run; its epochs are logged like a trial's."""
-        self.champion, arch = champion_key(best.number, epochs), as_arch(best.user_attrs["arch"])
+        self.champion, candidate = champion_key(best.number, epochs), candidate_of(best.user_attrs)
         tags = {"kind": "champion", "dataset": self.dataset, "trial_number": best.number}
         tags |= {"state": "running"}
-        params = {"arch": describe(arch), "depth": depth(arch), "width": width(arch)}
-        params |= {k: v for k, v in best.user_attrs["candidate"].items() if k != "arch"}
-        self.tracker.run(self.champion, f"champion {describe(arch)}", tags, params, parent=PARENT)
+        name = f"champion {describe(candidate.arch)}"
+        self.tracker.run(self.champion, name, tags, candidate.params(), parent=PARENT)
         self._describe_data(self.champion)
 
-    def champion_row(self, row: dict[str, Any]) -> None:
-        told = {name: row[name] for name in EPOCH_METRICS if name in row}
-        self.tracker.log(self.champion, told, row["epoch"])
+    def champion_row(self, row: EpochRow) -> None:
+        self.tracker.log(self.champion, metrics_of(row), row["epoch"])
 
     def champion_lost(self, state: Literal["failed", "interrupted"]) -> None:
         self.tracker.tag(self.champion, state=state)

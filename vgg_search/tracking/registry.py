@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from vgg_search.storage.folder import CARD, CHAMPION
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 # Of a champion folder: a network from uint8 (N, 1, 28, 28) to probabilities (N, 10), and an
 # example of N >= 2 images (from a single one torch.export fixes the batch size at 1).
 Servable = Callable[[Path], "tuple[torch.nn.Module, np.ndarray]"]
-FOLDER = "champion"  # among the artifacts of the run
+FOLDER = CHAMPION  # among the artifacts of the run
 COMPARED = ("dataset", "resolution")
 # Of a version. A refined one has no val_accuracy, and names the model that it goes on from.
 TAGS = (
@@ -36,7 +38,7 @@ def register(
     Returns model_uri, version, alias_moved and alias_text, a line that says why. Raises ValueError
     if a later champion has taken the folder, which an outage can bring about.
     """
-    card = json.loads((folder / "model.json").read_text())
+    card = json.loads((folder / CARD).read_text())
     trial = client.get_run(run_id).data.tags.get("trial_number", str(card.get("trial")))
     if trial != str(card.get("trial")):
         rule = f"the folder must hold the champion of trial {trial}"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vgg_search.space.arch import as_arch, check_arch, count_flops, count_params
+from vgg_search.space.arch import as_arch, check_arch, network_costs
 
 
 def vgg_block(
@@ -75,8 +75,9 @@ class VGG(nn.Module):
             "num_hidden": num_hidden,
         }
         self._options: dict[str, Any] = {**head, "dropout": dropout, "batch_norm": batch_norm}
-        self.num_params = count_params(self.arch, **head, batch_norm=batch_norm)
-        self.flops_per_image = count_flops(self.arch, **head)
+        self.num_params, self.flops_per_image = network_costs(
+            self.arch, **head, batch_norm=batch_norm
+        )
 
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         channels = in_channels

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.optim.sgd import sgd
 
 from vgg_search.data.splits import MEAN, STD, Splits
+from vgg_search.records import METRIC, diverged
 from vgg_search.training import augment
 from vgg_search.training.device import Graphs, Plan, plan, to_device
 from vgg_search.training.model import VGG
@@ -140,14 +141,13 @@ class Training:
 
     @property
     def diverged(self) -> bool:
-        row = self.rows[-1] if self.rows else {}
-        return not all(math.isfinite(row.get(key, 0)) for key in ("train_loss", "val_loss"))
+        return bool(self.rows) and diverged(self.rows[-1])
 
     @property
     def best_epoch(self) -> int:
         """The epoch of the highest val_accuracy so far, the first of equals; 0 without one."""
-        scored = [row for row in self.rows if math.isfinite(row.get("val_accuracy", math.nan))]
-        return max(scored, key=lambda row: row["val_accuracy"], default={"epoch": 0})["epoch"]
+        scored = [row for row in self.rows if math.isfinite(row.get(METRIC, math.nan))]
+        return max(scored, key=lambda row: row[METRIC], default={"epoch": 0})["epoch"]
 
     def run(self, until: int) -> Iterator[dict[str, Any]]:
         """Train up to epoch `until`, at most `max_epochs`, and yield a row after each.
@@ -162,7 +162,7 @@ class Training:
                 scores = (math.nan, math.nan)
                 if math.isfinite(row["train_loss"]):
                     scores = evaluate(self.measured, data.val_images, data.val_labels, self.plan)
-                row["val_loss"], row["val_accuracy"] = scores
+                row["val_loss"], row[METRIC] = scores
             row["epoch_seconds"] = time.perf_counter() - started
             self.epoch += 1
             self.rows.append(row)

@@ -1,11 +1,12 @@
-"""Rungs and decisions: how far each trial may train, decided from val_accuracy at its rungs.
+"""How far each trial may train, decided from val_accuracy at its rungs.
 
 ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020,
 arXiv:1810.05934). Names of the paper: r = grace_epochs, R = max_epochs, eta = reduction_factor,
-rung k at epoch r * eta^(k + s), with s = 0 except in Hyperband's brackets. Pure: it is told numbers
-and answers with epochs, so that a resumed study, a simulation and a real run decide alike.
+rung k at epoch r * eta^k. Pure: numbers come in and epochs go out, so that a resumed study, a
+simulation and a real run decide alike.
 """
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -26,8 +27,62 @@ def rung_epochs(grace_epochs: int, max_epochs: int, reduction_factor: int) -> tu
     return (*epochs, max_epochs)
 
 
+class Scheduler(ABC):
+    """Decides how far each trial trains. To add one: a subclass here, its name in `make_scheduler`
+    and in `Config.scheduler`.
+
+    Trials are known by number; a value is a val_accuracy, higher is better. Every decision has to
+    follow from the values alone, in the order in which they came: a resumed study derives it again.
+    """
+
+    epochs: tuple[int, ...]
+    """The rungs, ascending; the last is max_epochs."""
+    waiting: dict[int, int]
+    """Trials that wait at a rung for promotion -> the rung's epoch."""
+
+    @property
+    @abstractmethod
+    def expected_epochs(self) -> float:
+        """Mean epochs of a trial, for a forecast of time."""
+
+    @abstractmethod
+    def restore(self, number: int, values: Iterable[tuple[int, float]]) -> None:
+        """Take over a trial's (epoch, value) rows from the record, without deciding anything."""
+
+    @abstractmethod
+    def forget(self, number: int) -> None:
+        """A trial failed: it takes nobody's place at any rung from now on."""
+
+    @abstractmethod
+    def arrived(self, number: int, epoch: int, value: float) -> int | str:
+        """A trial reached its rung: the epoch it may train to, or WAIT, or STOP (last rung too)."""
+
+    def first(self, number: int) -> int:
+        """Epochs that the new trial `number` may train."""
+        return self.epochs[0]
+
+    def next_rung(self, epoch: int) -> int:
+        """The first rung after `epoch`."""
+        return next(rung for rung in self.epochs if rung > epoch)
+
+    def exempt(self, number: int, epoch: int) -> int:
+        """The epoch to which a trial may train that goes on whatever the others' values are."""
+        self.waiting.pop(number, None)
+        return self.next_rung(epoch)
+
+    def promotable(self, closing: bool = False) -> tuple[int, int] | None:
+        """(number, epoch it may train to) of the waiting trial to promote next, which then waits
+        no more. `closing`: no new trial will come."""
+        return None
+
+    def unpromotable(self, live: Collection[int], to_come: int) -> list[int]:
+        """Waiting trials that can never be promoted any more; `live` trials have not ended,
+        `to_come` have not begun."""
+        return []
+
+
 @dataclass
-class Scheduler:
+class Asha(Scheduler):
     """Successive halving without waiting for a rung to fill.
 
     With `promote` a trial waits at each rung and the best promotable one goes on when a worker is
@@ -48,10 +103,6 @@ class Scheduler:
         self.values = {epoch: {} for epoch in self.epochs}
         self._order = {epoch: [] for epoch in self.epochs}
 
-    def first(self, number: int) -> int:
-        """Epochs that the new trial `number` may train."""
-        return self.epochs[0]
-
     @property
     def expected_epochs(self) -> float:
         """Mean epochs of a trial, if one in eta goes on at each rung."""
@@ -60,17 +111,7 @@ class Scheduler:
             for i, (before, rung) in enumerate(pairwise((0, *self.epochs)))
         )
 
-    def next_rung(self, epoch: int) -> int:
-        """The first rung after `epoch`."""
-        return next(rung for rung in self.epochs if rung > epoch)
-
-    def let_on(self, number: int, epoch: int) -> int:
-        """The epoch that a trial may train to which goes on whatever the others say."""
-        self.waiting.pop(number, None)
-        return self.next_rung(epoch)
-
     def restore(self, number: int, values: Iterable[tuple[int, float]]) -> None:
-        """Take over a trial's (epoch, value) rows from the record, without deciding anything."""
         for epoch, value in values:
             if epoch in self.values:
                 self._put(number, epoch, value)
@@ -86,12 +127,10 @@ class Scheduler:
             del order[bisect_left(order, (-value, number))]
 
     def forget(self, number: int) -> None:
-        """A trial failed: it takes nobody's place at any rung from now on."""
         for epoch in self.epochs:
             self._drop(number, epoch)
 
     def arrived(self, number: int, epoch: int, value: float) -> int | str:
-        """A trial reached its rung: the epoch it may train to, or WAIT, or STOP (last rung too)."""
         self._put(number, epoch, value)
         if epoch == self.epochs[-1]:
             return STOP
@@ -104,7 +143,7 @@ class Scheduler:
         return self.next_rung(epoch) if goes_on else STOP
 
     def promotable(self, closing: bool = False) -> tuple[int, int] | None:
-        """(number, epoch it may train to) of the trial to promote next, from the highest rung down.
+        """From the highest rung down, the best of those that wait.
 
         When `closing` (no trial will come any more) the best of a rung goes on even where fewer
         than eta have reached it, unless a trial of that rung has gone on already: so every search
@@ -121,77 +160,28 @@ class Scheduler:
                     return number, self.next_rung(epoch)
         return None
 
-    def hopeless(self, live: Collection[int], to_come: int) -> list[int]:
-        """Waiting trials that no arrival can lift among the best 1/eta of their rung any more.
+    def unpromotable(self, live: Collection[int], to_come: int) -> list[int]:
+        """Waiting trials that are not among the best 1/eta of their rung even if every trial that
+        can still arrive there is worse.
 
-        `live` trials have not ended, `to_come` have not begun; at most these still arrive. Places
-        at a rung are floor(n / eta) of n arrivals, and the best that can happen to a trial is that
-        all who still come are worse: out are those who stand no higher than that. This is asked
-        once a trial has reached R, when `closing` has no say any more. A place that somebody loses
-        later by failing goes to those who still wait, not to those told so.
+        n arrivals have floor(n / eta) places; n can grow by the `live` trials that are not at the
+        rung yet and by those `to_come`. Only asked once a trial has reached R: from then on
+        `closing` promotes nobody. A place that is lost later, by a failure, goes to a trial that
+        still waits.
         """
-        out: list[int] = []
+        ended: list[int] = []
         for epoch in self.epochs[:-1] if self.values[self.epochs[-1]] and self.waiting else ():
             order, here = self._order[epoch], self.values[epoch]
             most = len(order) + to_come
-            if most // self.reduction_factor < len(order):  # else nobody is out, which is cheap
-                most += sum(number not in here for number in {*live}.difference(out))
-                lost = order[most // self.reduction_factor :]
-                out += [number for _, number in lost if self.waiting.get(number) == epoch]
-        return out
+            if most // self.reduction_factor < len(order):  # else all have a place
+                most += sum(number not in here for number in {*live}.difference(ended))
+                beyond = order[most // self.reduction_factor :]
+                ended += [n for _, n in beyond if self.waiting.get(n) == epoch]
+        return ended
 
 
-class Hyperband:
-    """ASHA brackets s = 0, 1, ... side by side, of which bracket s has its first rung at r * eta^s.
-
-    Hyperband (Li et al., JMLR 18, 2018, arXiv:1603.06560) hedges against first rungs that say
-    little. With s_max + 1 brackets, s gets eta^(s_max - s) * (s_max + 1) / (s_max - s + 1) trials
-    of each round (its Algorithm 1 counts s the other way round), which is about the same number of
-    epochs each. Trials take turns by their number; no bracket waits for another.
-    """
-
-    def __init__(self, epochs: tuple[int, ...], reduction_factor: int) -> None:
-        self.brackets = [Scheduler(epochs[s:], reduction_factor) for s in range(len(epochs))]
-        count, eta = len(epochs), reduction_factor
-        self._turns: list[Scheduler] = []
-        for left, bracket in zip(reversed(range(count)), self.brackets, strict=True):
-            self._turns += [bracket] * -(-(eta**left) * count // (left + 1))
-        self.waiting: dict[int, int] = {}  # nobody does
-
-    def _of(self, number: int) -> Scheduler:
-        return self._turns[number % len(self._turns)]
-
-    def first(self, number: int) -> int:
-        return self._of(number).first(number)
-
-    @property
-    def expected_epochs(self) -> float:
-        return sum(bracket.expected_epochs for bracket in self._turns) / len(self._turns)
-
-    def restore(self, number: int, values: Iterable[tuple[int, float]]) -> None:
-        self._of(number).restore(number, values)
-
-    def forget(self, number: int) -> None:
-        self._of(number).forget(number)
-
-    def arrived(self, number: int, epoch: int, value: float) -> int | str:
-        return self._of(number).arrived(number, epoch, value)
-
-    def let_on(self, number: int, epoch: int) -> int:
-        return self._of(number).let_on(number, epoch)
-
-    def promotable(self, closing: bool = False) -> None:
-        return None
-
-    def hopeless(self, live: Collection[int], to_come: int) -> list[int]:
-        return []
-
-
-def make_scheduler(config: Config) -> Scheduler | Hyperband:
-    """The experiment's scheduler."""
+def make_scheduler(config: Config) -> Scheduler:
+    """The experiment's scheduler. `none` has one rung: max_epochs."""
     kind, eta = config.scheduler, config.reduction_factor
     first = config.max_epochs if kind == "none" else config.grace_epochs
-    epochs = rung_epochs(first, config.max_epochs, eta)
-    if kind == "hyperband":
-        return Hyperband(epochs, eta)
-    return Scheduler(epochs, eta, promote=kind == "asha-promote")
+    return Asha(rung_epochs(first, config.max_epochs, eta), eta, promote=kind == "asha-promote")

@@ -1,14 +1,11 @@
-"""Where a search stands: what it has used of its budget, and its finished trials by score."""
+"""The budget of a search: time, device seconds and epochs, over all its sessions."""
 
-import math
 import time
-from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from vgg_search.config import Config
-from vgg_search.study.record import METRIC
+from vgg_search.records import EpochRow
 
 
 @dataclass
@@ -28,7 +25,7 @@ class Budget:
         each = 1.0 if gpus == "auto" or not gpus else gpus
         self.devices = each * self.config.workers_per_trial
 
-    def restore(self, rows: Iterable[dict[str, Any]]) -> None:
+    def restore(self, rows: Iterable[EpochRow]) -> None:
         """Count the epochs of an earlier session."""
         for row in rows:
             self.spend(row["epoch_seconds"])
@@ -84,34 +81,3 @@ class Budget:
             left.append((3600 * hours - self.device_seconds) / device_pace)
         epochs = max(0.0, min(left))
         return resting + (under_way + epochs) / epochs_a_trial, epochs * pace
-
-
-@dataclass
-class Ranking:
-    """Finished trials by score: the incumbent, and the top K."""
-
-    top_k: int
-    best: dict[int, float] = field(default_factory=dict)  # number -> best val_accuracy
-    incumbent: tuple[float, int] | None = None  # (val_accuracy at the last epoch, number)
-    _order: list[tuple[float, int]] = field(default_factory=list)  # `best` as (-value, number)
-
-    def add(self, number: int, state: str, rows: list[dict[str, Any]], value: float | None) -> None:
-        """A trial has ended; `value` is that of a completed one."""
-        finite = [row[METRIC] for row in rows if math.isfinite(row[METRIC])]
-        if finite and state in ("completed", "pruned"):
-            self.best[number] = max(finite)
-            insort(self._order, (-max(finite), number))
-        if state == "completed" and value is not None:
-            # Of equals the first by number, whatever the order in which they ended
-            known = [self.incumbent] if self.incumbent else []
-            self.incumbent = max([*known, (value, number)], key=lambda best: (best[0], -best[1]))
-
-    def top(self) -> list[int]:
-        """Numbers of the top K by their best val_accuracy, best first."""
-        return [number for _, number in self._order[: self.top_k]]
-
-    def keep_above(self) -> float:
-        """The val_accuracy from which on a checkpoint may be among the top K."""
-        if len(self._order) < self.top_k:
-            return 0.0
-        return -self._order[self.top_k - 1][0] if self.top_k else math.inf

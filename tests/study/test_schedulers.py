@@ -1,6 +1,5 @@
 """Rungs, and who goes on from them: by hand, by the paper, and the same after an interruption."""
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vgg_search.config import Config
-from vgg_search.study.rungs import STOP, WAIT, Hyperband, Scheduler, make_scheduler, rung_epochs
+from vgg_search.study.schedulers import STOP, WAIT, Asha, make_scheduler, rung_epochs
 
 
 @pytest.mark.parametrize(
@@ -32,7 +31,7 @@ def test_rungs_end_with_the_last_epoch(
 
 
 def test_next_rung() -> None:
-    scheduler = Scheduler((1, 3, 9), 3)
+    scheduler = Asha((1, 3, 9), 3)
     assert scheduler.first(0) == 1
     assert [scheduler.next_rung(epoch) for epoch in (0, 1, 2, 3, 8)] == [1, 3, 3, 9, 9]
 
@@ -41,7 +40,7 @@ def test_next_rung() -> None:
 
 
 def test_stopping_judges_on_arrival_among_those_that_came_before() -> None:
-    scheduler = Scheduler((1, 3, 9), 3)
+    scheduler = Asha((1, 3, 9), 3)
     # 1, 2, 3, 4, 5: one goes on; from the sixth on, two
     arrivals = [(0.5, 3), (0.4, STOP), (0.6, 3), (0.55, STOP), (0.1, STOP), (0.58, 3), (0.57, STOP)]
     for number, (value, verdict) in enumerate(arrivals):
@@ -49,7 +48,7 @@ def test_stopping_judges_on_arrival_among_those_that_came_before() -> None:
 
 
 def test_stopping_judges_each_rung_by_itself_and_ends_at_the_last() -> None:
-    scheduler = Scheduler((1, 3, 9), 3)
+    scheduler = Asha((1, 3, 9), 3)
     scheduler.arrived(0, 1, 0.5)
     scheduler.arrived(1, 1, 0.6)
     assert scheduler.arrived(1, 3, 0.7) == 9
@@ -60,14 +59,14 @@ def test_stopping_judges_each_rung_by_itself_and_ends_at_the_last() -> None:
 
 
 def test_of_equals_the_earlier_goes_on() -> None:
-    scheduler = Scheduler((1, 3), 3)
+    scheduler = Asha((1, 3), 3)
     assert scheduler.arrived(1, 1, 0.5) == 3
     assert scheduler.arrived(2, 1, 0.5) == STOP
     assert scheduler.arrived(0, 1, 0.5) == 3
 
 
 def test_one_rung_is_no_stopping() -> None:
-    scheduler = Scheduler((9,), 3)
+    scheduler = Asha((9,), 3)
     assert scheduler.first(0) == 9
     assert scheduler.arrived(0, 9, 0.1) == STOP
 
@@ -77,7 +76,7 @@ def test_one_rung_is_no_stopping() -> None:
 
 def test_promotion_in_the_papers_smallest_bracket() -> None:
     """Bracket s = 0 of table 1: r = 1, R = 9, eta = 3, n = 9; one worker."""
-    scheduler = Scheduler((1, 3, 9), 3, promote=True)
+    scheduler = Asha((1, 3, 9), 3, promote=True)
     errors = [0.9, 0.8, 0.2, 0.7, 0.6, 0.1, 0.3, 0.5, 0.4]
     promoted: list[tuple[int, int]] = []
     for number, error in enumerate(errors):
@@ -94,7 +93,7 @@ def test_promotion_in_the_papers_smallest_bracket() -> None:
 
 
 def test_nobody_is_promoted_before_eta_have_reached_the_rung() -> None:
-    scheduler = Scheduler((1, 3), 3, promote=True)
+    scheduler = Asha((1, 3), 3, promote=True)
     for number in range(2):
         scheduler.arrived(number, 1, 0.5)
         assert scheduler.promotable() is None
@@ -104,7 +103,7 @@ def test_nobody_is_promoted_before_eta_have_reached_the_rung() -> None:
 
 
 def test_the_highest_rung_comes_first() -> None:
-    scheduler = Scheduler((1, 2, 4), 2, promote=True)
+    scheduler = Asha((1, 2, 4), 2, promote=True)
     for number, value in enumerate((0.4, 0.3, 0.2, 0.1)):
         scheduler.arrived(number, 1, value)
     assert [scheduler.promotable(), scheduler.promotable()] == [(0, 2), (1, 2)]
@@ -117,7 +116,7 @@ def test_the_highest_rung_comes_first() -> None:
 
 
 def test_a_later_arrival_may_take_a_waiting_trials_place() -> None:
-    scheduler = Scheduler((1, 3), 2, promote=True)
+    scheduler = Asha((1, 3), 2, promote=True)
     scheduler.arrived(0, 1, 0.4)
     scheduler.arrived(1, 1, 0.6)
     scheduler.arrived(2, 1, 0.7)
@@ -128,7 +127,7 @@ def test_a_later_arrival_may_take_a_waiting_trials_place() -> None:
 
 
 def test_closing_carries_one_trial_to_the_end() -> None:
-    scheduler = Scheduler((1, 3, 9), 3, promote=True)
+    scheduler = Asha((1, 3, 9), 3, promote=True)
     for number, value in enumerate((0.4, 0.6)):
         scheduler.arrived(number, 1, value)
     assert scheduler.promotable() is None
@@ -142,7 +141,7 @@ def test_closing_carries_one_trial_to_the_end() -> None:
 
 
 def test_a_trial_that_failed_stands_in_nobodys_way() -> None:
-    scheduler = Scheduler((1, 3), 2, promote=True)
+    scheduler = Asha((1, 3), 2, promote=True)
     for number, value in enumerate((0.6, 0.5, 0.4)):
         scheduler.arrived(number, 1, value)
     assert scheduler.promotable() == (0, 3)
@@ -152,22 +151,22 @@ def test_a_trial_that_failed_stands_in_nobodys_way() -> None:
 
 
 def test_nobody_is_out_while_a_late_arrival_may_lift_him_or_nobody_has_reached_the_end() -> None:
-    scheduler = Scheduler((1, 2), 2, promote=True)
+    scheduler = Asha((1, 2), 2, promote=True)
     for number, value in enumerate((0.4, 0.3, 0.2, 0.1)):
         scheduler.arrived(number, 1, value)
     assert [scheduler.promotable(), scheduler.promotable()] == [(0, 2), (1, 2)]
     live = {0, 1, 2, 3}
-    assert scheduler.hopeless(live, 0) == [], "if 0 and 1 fail, 2 is to close the search"
+    assert scheduler.unpromotable(live, 0) == [], "if 0 and 1 fail, 2 is to close the search"
     scheduler.arrived(0, 2, 0.4)
     live.remove(0)
-    assert scheduler.hopeless(live, 4) == []
-    assert scheduler.hopeless(live, 2) == [3], "of six three go on at most: 2 may be the third"
-    assert scheduler.hopeless({*live, 4}, 1) == [3], "one more to come, and one on its way"
-    assert scheduler.hopeless(live, 0) == [2, 3]
+    assert scheduler.unpromotable(live, 4) == []
+    assert scheduler.unpromotable(live, 2) == [3], "of six three go on at most: 2 may be the third"
+    assert scheduler.unpromotable({*live, 4}, 1) == [3], "one more to come, and one on its way"
+    assert scheduler.unpromotable(live, 0) == [2, 3]
 
 
 def test_who_is_out_at_a_rung_does_not_come_to_the_next() -> None:
-    scheduler = Scheduler((1, 2, 4), 2, promote=True)
+    scheduler = Asha((1, 2, 4), 2, promote=True)
     for number, value in enumerate((0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)):
         scheduler.arrived(number, 1, value)
         while job := scheduler.promotable():
@@ -176,34 +175,11 @@ def test_who_is_out_at_a_rung_does_not_come_to_the_next() -> None:
     assert scheduler.waiting == {0: 2, 4: 1, 5: 1, 6: 1, 7: 1}
     live = set(scheduler.waiting)
     # Four of eight have gone on; with none to come none comes to rung 2, where 0 is last of four
-    assert scheduler.hopeless(live, 0) == [4, 5, 6, 7, 0]
+    assert scheduler.unpromotable(live, 0) == [4, 5, 6, 7, 0]
     # With two to come they and 4 may go on: seven at rung 2, of which three do, and 0 is not one
-    assert scheduler.hopeless(live, 2) == [5, 6, 7, 0]
+    assert scheduler.unpromotable(live, 2) == [5, 6, 7, 0]
     # With four to come, five may go on from rung 2, where ten would be
-    assert scheduler.hopeless(live, 4) == [6, 7]
-
-
-# ---- Hyperband's brackets ----------------------------------------------------------------------
-
-
-def test_brackets_of_the_paper() -> None:
-    """Table 1 of the Hyperband paper: R = 81, eta = 3; 81, 34, 15, 8 and 5 configurations."""
-    scheduler = Hyperband((1, 3, 9, 27, 81), 3)
-    firsts = Counter(scheduler.first(number) for number in range(143))
-    assert firsts == {1: 81, 3: 34, 9: 15, 27: 8, 81: 5}
-    assert [scheduler.first(number) for number in (143, 143 + 81)] == [1, 3], "the next round"
-
-
-def test_a_bracket_judges_its_own_trials_only() -> None:
-    scheduler = Hyperband((1, 2), 2)  # 0 and 1 begin at epoch 1, 2 and 3 at 2, 4 and 5 at 1
-    assert [scheduler.first(number) for number in range(6)] == [1, 1, 2, 2, 1, 1]
-    assert scheduler.arrived(2, 2, 0.9) == STOP, "the end"
-    assert scheduler.arrived(0, 1, 0.5) == 2
-    assert scheduler.arrived(1, 1, 0.4) == STOP
-    scheduler.forget(0)
-    scheduler.restore(4, [(1, 0.3), (2, 0.5)])
-    assert scheduler.arrived(5, 1, 0.35) == STOP, "1 is better"
-    assert (scheduler.promotable(closing=True), scheduler.hopeless({1}, 0)) == (None, [])
+    assert scheduler.unpromotable(live, 4) == [6, 7]
 
 
 # ---- forecast ---------------------------------------------------------------------------------
@@ -219,8 +195,6 @@ def test_a_bracket_judges_its_own_trials_only() -> None:
         ({"max_epochs": 27, "grace_epochs": 3, "reduction_factor": 3}, 3 + 6 / 3 + 18 / 9),
         ({"max_epochs": 5, "grace_epochs": 5}, 5),
         ({"max_epochs": 7, "scheduler": "none"}, 7),
-        # Two of four begin with 1 epoch and half of them go on, two train 2
-        ({"max_epochs": 2, "reduction_factor": 2, "scheduler": "hyperband"}, (1.5 + 2) / 2),
     ],
 )
 def test_expected_epochs(fields: dict[str, Any], epochs: float) -> None:
@@ -237,7 +211,7 @@ class Search:
     """The bookkeeping that a study does around a scheduler, with a dict as its record."""
 
     def __init__(self, promote: bool, record: dict[int, dict[str, Any]]) -> None:
-        self.scheduler, self.record = Scheduler(EPOCHS, 2, promote), record
+        self.scheduler, self.record = Asha(EPOCHS, 2, promote), record
         self.promote = promote
         for number, trial in record.items():
             if not trial["failed"]:
@@ -332,7 +306,7 @@ def test_who_is_out_would_not_have_been_promoted_and_who_is_left_over_is_out(
 
     def promote(closing: bool) -> Any:
         live = {number for number, trial in search.record.items() if not trial["told"]}
-        out.update(search.scheduler.hopeless(live, total - len(search.record)))
+        out.update(search.scheduler.unpromotable(live, total - len(search.record)))
         job = search.go_on(closing)
         assert job is None or job[0] not in out
         return job

@@ -1,0 +1,31 @@
+"""Addresses and commands as they are shown: without secrets, and ready to be pasted."""
+
+import re
+import shlex
+
+from vgg_search.storage.folder import RUNS, is_remote
+
+
+def masked(text: str) -> str:
+    """The text without what addresses in it hold before an @: a name and a password."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+
+
+def without_password(uri: str) -> str:
+    """The address without the password before its @."""
+    return re.sub(r"(?<=://)([^:/@\s]*):[^/@\s]*@", r"\1@", uri)
+
+
+def resume_command(study: str, storage_path: str) -> str:
+    """How to go on with a study."""
+    return _with_storage(f"python -m vgg_search.run --resume {study}", storage_path)
+
+
+def command(line: str, storage_path: str) -> str:
+    """Another command, with what it needs to find run folders: of a study that has a bucket they
+    are in the default place, beside the driver."""
+    return line if is_remote(storage_path) else _with_storage(line, storage_path)
+
+
+def _with_storage(line: str, storage_path: str) -> str:
+    return line if storage_path == RUNS else f"{line} --storage-path {shlex.quote(storage_path)}"

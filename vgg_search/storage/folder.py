@@ -1,0 +1,72 @@
+"""The names of what lies in a run folder, and the lock of the driver that works in it."""
+
+import fcntl
+import time
+from pathlib import Path
+from typing import IO
+
+from vgg_search.errors import InputError
+
+RUNS = "runs"  # where run folders are by default, and those of studies in a bucket
+CONFIG, JOURNAL, OUTBOX, LOG = "config.yaml", "study.journal", "outbox.db", "log.txt"
+SUMMARY, TRIALS_TABLE, EPOCHS_TABLE = "summary.json", "trials.csv", "epochs.csv"
+REPORT, PLOTS, WORST_IMAGES = "report.html", "plots", "worst.png"
+TRIALS, BEST, LAST = "trials", "best", "last.pt"  # trials/<number>/last.pt, trials/<number>/best/
+CHAMPION, WEIGHTS, CARD = "champion", "model.safetensors", "model.json"
+LOCK = ".driver.lock"
+
+
+class FolderInUseError(InputError):
+    """Another driver works in the run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"study {folder.name} is in use by a running search")
+
+
+def is_remote(storage_path: str | Path) -> bool:
+    """Whether run folders are in a bucket (s3://...), not in a folder."""
+    return "://" in str(storage_path)
+
+
+def local_folder(storage_path: str | Path, name: str) -> Path:
+    """The run folder on the driver's disk."""
+    return Path(RUNS if is_remote(storage_path) else storage_path, name)
+
+
+def trial_folder(number: int | str) -> str:
+    """Where the checkpoints of a trial are, relative to the run folder."""
+    return f"{TRIALS}/{number}"
+
+
+class FolderLock:
+    """Held while a driver works in a run folder; the kernel releases it however the driver ends."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises FolderInUseError if another process holds the folder."""
+        self._file: IO[str] = (folder / LOCK).open("a")
+        if not (self._take() or self._take(after=0.1)):  # `in_use` takes it for an instant
+            self._file.close()
+            raise FolderInUseError(folder)
+
+    def _take(self, after: float = 0.0) -> bool:
+        time.sleep(after)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        self._file.close()
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a driver works in the folder now."""
+    try:
+        with (folder / LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False

@@ -1,0 +1,131 @@
+"""What there is no public way to in Optuna 5, in one place.
+
+- A trial found RUNNING in a journal is taken up again: `optuna.Trial(study, id)`, and its private
+  copy of the record where its proposal has to be drawn anew.
+- A sampler sees the study otherwise than the record has it: it asks the storage for all trials, so
+  the storage answers with a view. Copies of trials need their number, their id and the system
+  attributes in which Optuna keeps constraints.
+"""
+
+import copy
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+
+class Journal(JournalStorage):
+    """Optuna's journal storage, with a view for a sampler that is proposing (`sampling`).
+
+    A waiting trial is RUNNING in the record, for a told trial cannot be opened again. But a sampler
+    takes RUNNING for "bad so far" and not for an observation. It is shown a trial pruned at its
+    rung, which is what this one will be if it is never promoted. The trials `warm_start` of another
+    study come before this study's own, and to a sampler that learns from `values_only` each pruned
+    trial is a complete one.
+    """
+
+    warm_start: Sequence[FrozenTrial] = ()
+    _view: tuple[Container[int], bool] | None = None
+
+    def __init__(self, backend: JournalFileBackend) -> None:
+        super().__init__(backend)
+        self._pruned: dict[tuple[int, int | None], FrozenTrial] = {}  # by number and last epoch
+
+    @contextmanager
+    def sampling(self, waiting: Container[int], values_only: bool) -> Iterator[None]:
+        """While a sampler proposes: what it asks for is the view."""
+        self._view = waiting, values_only
+        try:
+            yield
+        finally:
+            self._view = None
+
+    def get_all_trials(self, study_id, deepcopy=True, states=None):  # type: ignore[no-untyped-def]
+        if self._view is None:
+            return super().get_all_trials(study_id, deepcopy, states)
+        waiting, values_only = self._view
+        trials = [*self.warm_start]
+        for trial in super().get_all_trials(study_id, deepcopy):
+            trials.append(self._as_pruned(trial) if trial.number in waiting else trial)
+        trials = _as_complete(trials) if values_only else trials
+        return [trial for trial in trials if states is None or trial.state in states]
+
+    def _as_pruned(self, trial: FrozenTrial) -> FrozenTrial:
+        key = trial.number, trial.last_step
+        if key not in self._pruned:  # hundreds may wait, and are asked for once a dimension
+            self._pruned[key] = _copy(trial, TrialState.PRUNED)
+        return self._pruned[key]
+
+
+def _copy(trial: FrozenTrial, state: TrialState, value: float | None = None) -> FrozenTrial:
+    """The trial in another state, without constraints: a complete one of ours has none."""
+    attrs = {k: v for k, v in trial.system_attrs.items() if not k.startswith("constraints")}
+    copied = optuna.trial.create_trial(
+        state=state,
+        value=value,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs=trial.user_attrs,
+        system_attrs=attrs,
+        intermediate_values=trial.intermediate_values,
+    )
+    return numbered(copied, trial.number, trial._trial_id)
+
+
+def _as_complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Pruned trials with their last value, or the worst that anybody has where they are infeasible.
+
+    Optuna's GP and CMA-ES learn from complete trials only. Under a scheduler these are so few that
+    GP's first ten random proposals were thirty (seen: random search to the digit).
+    """
+
+    def last(trial: FrozenTrial) -> float | None:
+        feasible = all(value <= 0 for value in trial.constraints.values())
+        values = trial.intermediate_values
+        return values[max(values)] if values and feasible else None
+
+    worst = min((value for value in map(last, trials) if value is not None), default=0.0)
+    pruned, complete = TrialState.PRUNED, TrialState.COMPLETE
+    return [
+        _copy(t, complete, worst if (v := last(t)) is None else v) if t.state is pruned else t
+        for t in trials
+    ]
+
+
+def numbered(trial: FrozenTrial, number: int, trial_id: int) -> FrozenTrial:
+    """The trial with that number, which Optuna gives only to trials of a study."""
+    trial.number, trial._trial_id = number, trial_id
+    return trial
+
+
+def reattach(study: optuna.Study, record: FrozenTrial) -> optuna.Trial:
+    """A trial found RUNNING in the record, to go on with. The study's sampler is asked for relative
+    proposals, so it must be the one that the trial is to have."""
+    return optuna.Trial(study, record._trial_id)
+
+
+def draw_again(trial: optuna.Trial, record: FrozenTrial) -> None:
+    """Let a trial that was stopped while it was proposed be proposed from its first parameter on,
+    also where that was stored, so that the sampler draws the same numbers again."""
+    fresh = copy.copy(record)
+    fresh.params, fresh.distributions = {}, {}
+    trial._cached_frozen_trial = fresh
+
+
+def stored(trial: optuna.Trial) -> FrozenTrial:
+    """The trial as the journal has it: perhaps further than the object, by a driver that was
+    stopped just then."""
+    return trial.storage.get_trial(trial._trial_id)
+
+
+def first_study(path: Path) -> tuple[dict[str, object], list[FrozenTrial]]:
+    """(attributes, trials) of the only study in a journal, whatever its name."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    for study in storage.get_all_studies():
+        return study.user_attrs, storage.get_all_trials(study._study_id, deepcopy=False)
+    return {}, []
