@@ -16,7 +16,7 @@ from bench_training import lane
 from torch.nn import functional as F
 from torch.optim.sgd import sgd
 
-from vgg_search.data.splits import MEAN, STD
+from vgg_search.data.source import DatasetInfo
 from vgg_search.training import train
 from vgg_search.training.train import Training
 
@@ -50,8 +50,8 @@ def contiguous(training: Training) -> None:
     training.velocity = [torch.zeros_like(p) for p in training.parameters]
 
 
-def half_prepare(images: torch.Tensor, resolution: int) -> torch.Tensor:
-    pixels = images.unsqueeze(1).to(torch.bfloat16).mul_(1 / (255 * STD)).sub_(MEAN / STD)
+def half_prepare(images: torch.Tensor, resolution: int, info: DatasetInfo) -> torch.Tensor:
+    pixels = images.to(torch.bfloat16).mul_(1 / (255 * info.std)).sub_(info.mean / info.std)
     if resolution != images.shape[-1]:
         pixels = F.interpolate(pixels, (resolution, resolution), mode="bilinear")
     return pixels

@@ -28,9 +28,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vgg_search.space.arch import describe
-from vgg_search.training.device import settle
+from vgg_search.training.device import prepare_process
+from vgg_search.training.inference import logits
 from vgg_search.training.model import build
-from vgg_search.training.train import Recipe, Resident, Training, logits
+from vgg_search.training.recipe import Recipe
+from vgg_search.training.train import Resident, Training
 
 TRAIN, VAL, EPOCHS, SEEDS = 10_000, 10_000, 4, 5
 OPTIONS = {"hidden_features": 64, "num_hidden": 1, "dropout": 0.0, "batch_norm": True}
@@ -95,7 +97,7 @@ def validation(data: Resident) -> Iterable[dict[str, Any]]:
         seconds = []
         for images in (data.val_images, data.val_images[: VAL // 2]):
             began = time.perf_counter()
-            scores = logits(run.measured, images, run.plan)
+            scores = logits(run.measured, images, run.data.info, run.plan)
             seconds.append(time.perf_counter() - began)
             correct = scores.argmax(1) == data.val_labels[: len(images)]
             seconds.append(correct.double().mean().item())
@@ -165,7 +167,7 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS, nargs="?", help="all, if none is named")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    settle(1)
+    prepare_process(1)
     splits = splits_of(VAL, TRAIN)
     data = Resident.load(splits, "cpu")
     for name in [options.part] if options.part else PARTS:

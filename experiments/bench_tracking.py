@@ -20,7 +20,7 @@ from pathlib import Path
 import torch  # noqa: F401  (before the sender's thread imports it)
 from mlflow import MlflowClient
 
-from vgg_search.models.reuse import servable
+from vgg_search.models.files import servable
 from vgg_search.records import EPOCH_METRICS
 from vgg_search.session import provenance
 from vgg_search.tracking.sender import Tracker

@@ -26,12 +26,13 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from vgg_search.data.splits import MEAN, STD, Splits, load_splits
+from vgg_search.data.splits import Splits, load_splits
 from vgg_search.session import RAY_ENVIRONMENT
 from vgg_search.space.arch import NOTEBOOK_ARCH
-from vgg_search.training.device import plan, settle
+from vgg_search.training.device import plan, prepare_process
 from vgg_search.training.model import VGG, build
-from vgg_search.training.train import Recipe, Resident, Training, lr_at
+from vgg_search.training.recipe import Recipe, lr_at
+from vgg_search.training.train import Resident, Training
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = {"hidden_features": 256, "num_hidden": 1, "dropout": 0.0}
@@ -68,10 +69,10 @@ def splits_of(val_images: int, train_images: int) -> Splits:
 
 def ours(spec: dict[str, Any]) -> Callable[[], float]:
     """An epoch of `vgg_search.train`; returns images a second. A change is named in `CHANGES`."""
-    (settle if spec["settled"] else torch.set_num_threads)(spec["threads"])
+    (prepare_process if spec["settled"] else torch.set_num_threads)(spec["threads"])
     splits = splits_of(1000, IMAGES[spec["net"]])
     labels = torch.from_numpy(splits.train_labels).long()
-    data = Resident(torch.from_numpy(splits.train_images), labels)
+    data = Resident(torch.from_numpy(splits.train_images), labels, splits.info)
     training = Training(build(NETS[spec["net"]], 0), data, recipe_of(spec), 0)
     if "change" in spec:
         CHANGES[spec["change"]](training)
@@ -89,7 +90,7 @@ def loader(spec: dict[str, Any]) -> Callable[[], float]:
     splits = splits_of(1000, IMAGES[spec["net"]])
     side = NETS[spec["net"]]["resolution"]
     steps = [transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-    steps += [transforms.Normalize(MEAN, STD)]
+    steps += [transforms.Normalize(splits.info.mean, splits.info.std)]
     transform = transforms.Compose(([transforms.Resize(side)] if side != 28 else []) + steps)
 
     class Images(Dataset):
@@ -128,7 +129,7 @@ def loader(spec: dict[str, Any]) -> Callable[[], float]:
 
 def peak(spec: dict[str, Any]) -> Callable[[], float]:
     """Floating-point operations a second, in 10^9, of the fastest matrix product."""
-    settle(spec["threads"])
+    prepare_process(spec["threads"])
     dtype, last = DTYPES[spec["precision"]], torch.channels_last
 
     def seconds(product: Callable[[], torch.Tensor]) -> float:

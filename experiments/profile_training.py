@@ -11,7 +11,7 @@ import torch
 from bench_training import EPOCHS, IMAGES, NETS, recipe_of, splits_of
 from torch.profiler import ProfilerActivity, profile
 
-from vgg_search.training.device import settle
+from vgg_search.training.device import prepare_process
 from vgg_search.training.model import build
 from vgg_search.training.train import Resident, Training
 
@@ -21,12 +21,11 @@ def main() -> None:
     parser.add_argument("nets", nargs="*", default=["small", "three", "three-bn", "narrow"])
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     options = parser.parse_args()
-    settle(1)
+    prepare_process(1)
     for net in options.nets:
         splits = splits_of(1000, IMAGES[net])
-        data = Resident(
-            torch.from_numpy(splits.train_images), torch.from_numpy(splits.train_labels).long()
-        )
+        labels = torch.from_numpy(splits.train_labels).long()
+        data = Resident(torch.from_numpy(splits.train_images), labels, splits.info)
         recipe = recipe_of({"precision": options.precision})
         rows = (training := Training(build(NETS[net], 0), data, recipe, 0)).run(EPOCHS)
         next(rows)

@@ -5,6 +5,7 @@ a fresh process, and what stands in `sys.modules` afterwards is looked at.
 """
 
 import ast
+import importlib
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from champions import save_champion
 
 import vgg_search
 
@@ -29,6 +31,7 @@ LOADS: dict[str, set[str]] = {
     "training": {"torch"},
     "study": {"optuna"},
     "models": {"torch"},
+    "finding": {"torch"},
     "engine": {"torch", "ray", "optuna", "pandas"},
     "tracking": {"optuna"},  # MLflow takes seconds, and is imported by the sender's thread
     "report": {"optuna", "plotly", "pandas"},
@@ -90,6 +93,28 @@ def test_the_package_loads_nothing(tmp_path: Path) -> None:
     assert not set(loaded(["vgg_search"], tmp_path)["modules"]) & {*HEAVY, "pydantic", "numpy"}
 
 
+def test_a_loaded_network_brings_torch_and_no_part_of_the_search(tmp_path: Path) -> None:
+    """What somebody pays who only wants to classify images."""
+    folder = save_champion(tmp_path / "champion")
+    script = (
+        "import sys, vgg_search\n"
+        "network = vgg_search.load(sys.argv[1])\n"
+        "import torch\n"
+        "assert network(torch.zeros(1, 1, 28, 28, dtype=torch.uint8)).shape == (1, 10)\n"
+        "print(*sorted(name for name in sys.modules if '.' not in name))\n"
+    )
+    command = [sys.executable, "-c", script, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert set(done.stdout.split()) & {*HEAVY, "pydantic"} == {"torch"}
+
+
+def test_the_package_offers_its_names_and_no_others() -> None:
+    assert vgg_search.Config is importlib.import_module("vgg_search.config").Config
+    with pytest.raises(AttributeError, match="module 'vgg_search' has no attribute 'lode'"):
+        vgg_search.lode  # noqa: B018
+
+
 # Level -> rooms; a room imports from rooms of a lower level, and from itself
 LEVELS = (
     ("errors", "records"),
@@ -99,7 +124,7 @@ LEVELS = (
     ("training",),
     ("models",),
     ("engine", "tracking", "report", "terminal"),
-    ("session", "refine", "dry_run", "signals", "conclusion"),
+    ("session", "refine", "dry_run", "signals", "conclusion", "finding"),
     ("cli",),
     ("run", "__main__"),
 )

@@ -16,8 +16,9 @@ from nodes import cluster_of
 from vgg_search import conclusion
 from vgg_search.conclusion import conclude, exit_code
 from vgg_search.config import ConfigError
-from vgg_search.data.splits import Splits, find_split
-from vgg_search.models.reuse import servable
+from vgg_search.data.fashion_mnist import find_split
+from vgg_search.data.splits import Splits
+from vgg_search.models.files import servable
 from vgg_search.session import (
     PACKAGES,
     crown_best,

@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 
 from vgg_search.errors import InputError
+from vgg_search.records import AUTO, DATASETS
 from vgg_search.space.arch import Arch, as_arch, check_arch
 from vgg_search.space.search_space import Space
 
@@ -133,7 +134,7 @@ class Config(BaseSettings):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of proposals, initial weights, shuffling and augmentation."""
 
-    dataset: Literal["auto", "fashion-mnist", "sample"] = "auto"
+    dataset: Literal[(AUTO, *DATASETS)] = AUTO  # type: ignore[valid-type]  # known when run
     """auto: the real set where it can be had, else the bundled sample, loudly."""
     data_dir: Path | None = None
     """Folder with Fashion-MNIST in torchvision's layout, packed or unpacked."""

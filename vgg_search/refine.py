@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from vgg_search.data.splits import load_splits, load_test
-from vgg_search.engine.worker import pick_device
-from vgg_search.models.reuse import (
-    CHAMPION,
+from vgg_search.models.evaluation import evaluate
+from vgg_search.models.files import (
+    Classifier,
     ModelError,
-    Servable,
-    evaluate,
+    info_of,
     load_folder,
     save_model,
     servable,
@@ -28,7 +27,7 @@ from vgg_search.models.reuse import (
 from vgg_search.records import metrics_of
 from vgg_search.space.arch import depth, describe, width
 from vgg_search.space.candidate import Candidate
-from vgg_search.storage.folder import SUMMARY
+from vgg_search.storage.folder import CHAMPION, SUMMARY
 from vgg_search.study.tables import write_summary
 from vgg_search.tracking.outbox import Outbox
 from vgg_search.tracking.recorder import (
@@ -39,8 +38,9 @@ from vgg_search.tracking.recorder import (
     read_card,
 )
 from vgg_search.tracking.sender import Tracker, version_of
-from vgg_search.training.device import settle
-from vgg_search.training.train import Recipe, Resident, Training
+from vgg_search.training.device import pick_device, prepare_process
+from vgg_search.training.recipe import Recipe
+from vgg_search.training.train import Resident, Training
 
 RUN = "refinement"
 # What a champion's card must tell, and a refinement's tells too
@@ -67,6 +67,7 @@ def refine(
     ModelError or DataError before anything is written.
     """
     network, card = load_folder(folder)
+    info = info_of(card)
     if lacking := [name for name in (*KEPT, "epochs") if name not in card]:
         raise ModelError(f"--model must be a champion, got one whose card lacks {lacking[0]}")
     epochs = epochs or int(card["epochs"])
@@ -75,10 +76,10 @@ def refine(
         rule = f"the data must be what the champion was trained on, {card['digest']}"
         raise ModelError(f"{rule}, got {splits.digest}")
     images, labels = load_test(card["dataset"], data_dir)
-    before = evaluate(Servable(network, card), images, labels)["test_accuracy"]
+    before = evaluate(Classifier(network, info), images, labels)["test_accuracy"]
     candidate = Candidate.from_dict(card["params"])
     recipe = Recipe(max_epochs=epochs, **card["recipe"], **candidate.recipe())
-    settle(os.cpu_count() or 1)
+    prepare_process(os.cpu_count() or 1)
     training = Training(network, Resident.load(splits, pick_device(), whole=True), recipe, seed)
 
     out.mkdir(parents=True)
@@ -114,10 +115,11 @@ def refine(
         return summary | {"epochs": epochs, "champion": None, "unsent": unsent}
 
     refined = training.measured.cpu().eval()
-    scores = evaluate(Servable(refined, card), images, labels) | {"parent_test_accuracy": before}
-    made = {name: card[name] for name in (*KEPT, "classes", "normalisation")} | facts
+    scores = evaluate(Classifier(refined, info), images, labels)
+    scores["parent_test_accuracy"] = before
+    made = {name: card[name] for name in KEPT} | facts
     made |= {"seed": seed, "epochs": epochs, "parent_model": parent["model_uri"], "metrics": scores}
-    save_model(out / CHAMPION, refined, made)
+    save_model(out / CHAMPION, refined, info, made)
     told = {name: scores[name] for name in ("test_accuracy", "test_loss", "parent_test_accuracy")}
     sent.log(RUN, told, epochs)
     sent.register(RUN, REGISTERED, out / CHAMPION)

@@ -99,7 +99,7 @@ def search_and_crown(
         slots = cluster.places()
         # While Ray's processes import torch and Tune, so do we.
         from vgg_search.engine.search import run_search
-        from vgg_search.models.reuse import servable
+        from vgg_search.models.files import servable
 
         folder.mkdir(parents=True, exist_ok=True)
         if not resume:  # first of all: a folder without it could not be resumed

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 from vgg_search.config import Config
 from vgg_search.data.splits import Splits
 from vgg_search.engine.search import run_search
-from vgg_search.models.reuse import servable
+from vgg_search.models.files import servable
 from vgg_search.study.record import read_trials, rows_of
 from vgg_search.study.segment import Event
 from vgg_search.study.study import RETRIES, Study

@@ -37,10 +37,11 @@ def predict(argv: Sequence[str]) -> Result:
     made = parser_of(COMMANDS["predict"])
     made.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG file")
     options = parse(made, argv)
-    from vgg_search.models import reuse
+    from vgg_search.finding import load
+    from vgg_search.models.evaluation import predict
 
-    model = reuse.load(options.model, options.storage_path, options.tracking_uri)
-    rows = reuse.predict(model, options.images)
+    model = load(options.model, options.storage_path, options.tracking_uri)
+    rows = predict(model, options.images)
     for row in rows:
         if "error" in row:
             print(f"vgg-search: {row['file']} {row['error']}", file=sys.stderr)
@@ -53,11 +54,12 @@ def evaluate(argv: Sequence[str]) -> Result:
     """test accuracy, loss, table a class, confusion matrix"""
     options = parse(parser_of(COMMANDS["evaluate"], data=True), argv)
     from vgg_search.data.splits import load_test
-    from vgg_search.models import reuse
+    from vgg_search.finding import find_model
+    from vgg_search.models.evaluation import evaluate
 
-    folder = reuse.find_model(options.model, options.storage_path, options.tracking_uri)
+    folder = find_model(options.model, options.storage_path, options.tracking_uri)
     images, labels = load_test(options.dataset or _dataset(folder), options.data_dir)
-    scores = reuse.evaluate(folder, images, labels)
+    scores = evaluate(folder, images, labels)
     if not options.json:
         print(f"test accuracy {scores['test_accuracy']:.4f}, loss {scores['test_loss']:.4f}")
         for row in scores["per_class"]:
@@ -87,7 +89,7 @@ def refine(argv: Sequence[str]) -> Result:
     from vgg_search.session import RAY_ENVIRONMENT, provenance
 
     os.environ.update(RAY_ENVIRONMENT | os.environ)  # before torch, as in a search
-    from vgg_search.models import reuse
+    from vgg_search.finding import find_model
     from vgg_search.refine import lineage, refine
     from vgg_search.tracking.sender import default_uri
 
@@ -97,7 +99,7 @@ def refine(argv: Sequence[str]) -> Result:
 
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     uri = options.tracking_uri or default_uri()
-    folder = reuse.find_model(options.model, options.storage_path, uri)
+    folder = find_model(options.model, options.storage_path, uri)
     result = refine(
         folder,
         lineage(options.model, folder, uri),
@@ -132,13 +134,14 @@ def export(argv: Sequence[str]) -> Result:
     made.add_argument("--out", required=True, type=Path, metavar="PATH")
     options = parse(made, argv)
     from vgg_search.data.splits import load_splits
-    from vgg_search.models import reuse
+    from vgg_search.finding import find_model
+    from vgg_search.models.export import export
 
-    folder = reuse.find_model(options.model, options.storage_path, options.tracking_uri)
+    folder = find_model(options.model, options.storage_path, options.tracking_uri)
     # Validation images: to compare two files is no reason to read the test split
     splits = load_splits(options.dataset or _dataset(folder), options.data_dir)
     images = splits.val_images[:VERIFIED_IMAGES]
-    result = reuse.export(folder, options.format, options.out, images)
+    result = export(folder, options.format, options.out, images)
     if not options.json:
         print(
             f"{options.out}: {result['bytes']:,} bytes, largest difference in a probability "
@@ -172,7 +175,7 @@ def status(argv: Sequence[str]) -> Result:
 def sync(argv: Sequence[str]) -> Result:
     """send what MLflow has not yet got"""
     folder, options = study_of(COMMANDS["sync"], argv)
-    from vgg_search.models.reuse import servable
+    from vgg_search.models.files import servable
     from vgg_search.refine import complete_summary
     from vgg_search.tracking.sender import sync
 
@@ -191,7 +194,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], Result]] = {made.__name__: made fo
 
 def _dataset(folder: Path) -> str:
     """The data set that a model was trained on."""
-    from vgg_search.models.reuse import load_folder
+    from vgg_search.models.files import load_folder
 
     return str(load_folder(folder)[1].get("dataset", "auto"))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from vgg_search.cli.arguments import parser
 from vgg_search.config import ENV_PREFIX, ConfigError, check_tracker
+from vgg_search.records import AUTO, DATASETS
 from vgg_search.storage.folder import JOURNAL, OUTBOX, RUNS, local_folder
 
 MODEL = "a run or champion folder, or models:/NAME@ALIAS; without it, the latest champion"
@@ -22,7 +23,7 @@ def parser_of(
     made = parser(f"vgg-search {command.__name__}", f"{command.__doc__}".capitalize() + ".")
     if data:
         made.add_argument("--data-dir", type=Path, help="folder with Fashion-MNIST")
-        made.add_argument("--dataset", choices=("auto", "fashion-mnist", "sample"))
+        made.add_argument("--dataset", choices=(AUTO, *DATASETS))
     if model:
         made.add_argument("--model", help=MODEL)
         made.add_argument("--tracking-uri", type=_tracker, help="MLflow, for models:/")
