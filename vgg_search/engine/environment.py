@@ -29,11 +29,12 @@ RAY_ENVIRONMENT = {
 
 @contextmanager
 def environment(variables: Mapping[str, str] = RAY_ENVIRONMENT) -> Iterator[None]:
-    """The variables where they are not set, and afterwards the environment as it was."""
-    new = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(new)
+    """The variables where they are not set; afterwards without any that came meanwhile, for Ray and
+    torch set some of their own."""
+    before = set(os.environ)
+    os.environ.update({name: text for name, text in variables.items() if name not in before})
     try:
         yield
     finally:
-        for name in new:
-            os.environ.pop(name, None)
+        for name in set(os.environ) - before:
+            del os.environ[name]
