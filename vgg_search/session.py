@@ -10,11 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgg_search.cli.arguments import load_config
 from vgg_search.config import Config, ConfigError
 from vgg_search.records import EpochRow
 from vgg_search.signals import Signals
@@ -54,15 +52,10 @@ PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
 log = logging.getLogger("vgg_search")
 
 
-def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
-    """Read the experiment, search, crown, report. Returns (exit code, summary)."""
-    config, options = load_config(argv)
-    if options.dry_run:
-        from vgg_search.dry_run import forecast
-
-        return 0, forecast(config)
+def run(config: Config, resume: bool = False, quiet: bool = False) -> tuple[int, dict[str, Any]]:
+    """Search, crown, report. Returns (exit code, summary)."""
     with Signals() as signals:
-        return search_and_crown(config, options.resume is not None, options.quiet, signals)
+        return search_and_crown(config, resume, quiet, signals)
 
 
 def search_and_crown(
