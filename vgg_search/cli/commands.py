@@ -103,7 +103,8 @@ def refine(argv: Sequence[str]) -> Result:
     """the champion trained on: a new version that names its parent"""
     fields = ["tracking_uri", "experiment", "data_dir", "seed"]
     options = parse_options(refine, argv, [MODEL], fields, champion_epochs=EPOCHS)
-    from vgg_search.session import RAY_ENVIRONMENT, provenance
+    from vgg_search.engine.environment import RAY_ENVIRONMENT
+    from vgg_search.provenance import provenance
 
     os.environ.update(RAY_ENVIRONMENT | os.environ)  # before torch, as in a search
     from vgg_search import refine as refinement
