@@ -10,10 +10,9 @@ from vgg_search.signals import Signals
 from vgg_search.storage.addresses import command
 from vgg_search.study.study import Study
 from vgg_search.study.tables import summarise, write_summary, write_tables
-from vgg_search.tracking.recorder import ANSWERS, Recorder, champion_key
+from vgg_search.tracking.recorder import PARENT, Recorder, champion_key
+from vgg_search.tracking.tracker import ANSWERS, SEND_SECONDS, STOPPED_SECONDS
 
-SEND_SECONDS = 60.0  # to wait at the end for a tracker that answers
-STOPPED_SECONDS = 3.0  # the same after a signal, which is to end all within 10 s
 LOOK_SECONDS = 0.5  # between two looks for a signal
 log = logging.getLogger("vgg_search")
 
@@ -70,7 +69,7 @@ def conclude(
 def _send(recorder: Recorder, signals: Signals) -> None:
     """Wait until MLflow has all, no longer than it can be waited for, or until a signal."""
     tracker = recorder.tracker
-    answers = bool(tracker.results("study"))
+    answers = bool(tracker.results(PARENT))
     until = time.monotonic() + (SEND_SECONDS if answers else SEND_SECONDS / 4)
     while not signals and time.monotonic() < until and tracker.flush(LOOK_SECONDS):
         pass

@@ -77,12 +77,14 @@ def search_and_crown(
     from vgg_search.engine.connection import ray_cluster
     from vgg_search.engine.nodes import Cluster
     from vgg_search.storage.folder import in_use
-    from vgg_search.storage.mirror import Mirror, Shelf
+    from vgg_search.storage.mirror import Checkpoints, Mirror
     from vgg_search.study.study import Study
     from vgg_search.study.warm_start import DIGEST, KNOWN, knowledge
     from vgg_search.terminal.progress import Progress, closing
+    from vgg_search.tracking.connect import connect
+    from vgg_search.tracking.mlflow_adapter import default_uri
     from vgg_search.tracking.recorder import Recorder
-    from vgg_search.tracking.sender import Tracker, default_uri
+    from vgg_search.tracking.retention import Retention
 
     if in_use(folder):  # before anything is started; opening the study makes sure of it
         raise ConfigError(f"study {folder.name} is in use by a running search")
@@ -105,21 +107,24 @@ def search_and_crown(
         if not resume:  # first of all: a folder without it could not be resumed
             (folder / CONFIG).write_text(config.dump())
         study = Study(folder, config, facts=facts)
-        shelf = Mirror(folder, cluster.place) if cluster.place.remote else Shelf(folder)
-        shelf.start()
+        remote = cluster.place.remote
+        checkpoints = Mirror(folder, cluster.place) if remote else Checkpoints(folder)
+        checkpoints.start()
         (folder / CONFIG).write_text(config.dump())
         write_log(folder / LOG)
         if splits.name == "sample":  # said before there was a log
             log.info(USING_SAMPLE)
         uri = config.tracking_uri or default_uri()
-        tracker = Tracker(folder, uri, config.experiment, folder.name, servable)
-        recorder = Recorder(tracker, study, splits, provenance(), shelf)
+        tracker = connect(folder, uri, config.experiment, folder.name, servable)
+        recorder = Recorder(tracker, study, splits, provenance())
+        retention = Retention(study, checkpoints, tracker)
         progress = Progress(study, quiet)
-        study.listeners += [recorder, progress]
+        study.listeners += [retention, recorder, progress]
         signals.stop(study)
         tracker.start(after=5.0)  # until the workers stand, its import would be in their way
         recorder.start()
         study.open()
+        retention.catch_up()
         recorder.catch_up()
         began -= spent(study)
         with progress:
@@ -131,7 +136,7 @@ def search_and_crown(
 
     summary = conclude(study, splits, recorder, champion, slots, signals, began)
     study.release()
-    last_copy = threading.Thread(target=shelf.stop, daemon=True)  # a bucket may be away
+    last_copy = threading.Thread(target=checkpoints.stop, daemon=True)  # a bucket may be away
     last_copy.start()
     while last_copy.is_alive() and not signals:
         last_copy.join(LOOK_SECONDS)
@@ -208,7 +213,7 @@ def crown_best(
     not read again.
     """
     from vgg_search.engine.champion import crown, planned_epochs
-    from vgg_search.tracking.recorder import read_card
+    from vgg_search.storage.folder import read_card
 
     config, folder = study.config, study.folder / CHAMPION
     if study.stopping or study.ranking.incumbent is None or config.champion_epochs == 0:

@@ -89,7 +89,7 @@ def refine(argv: Sequence[str]) -> Result:
     os.environ.update(RAY_ENVIRONMENT | os.environ)  # before torch, as in a search
     from vgg_search.models import reuse
     from vgg_search.refine import lineage, refine
-    from vgg_search.tracking.sender import default_uri
+    from vgg_search.tracking.mlflow_adapter import default_uri
 
     def listen(epochs: int, row: dict[str, Any]) -> None:
         accuracy = f"train_accuracy {row['train_accuracy']:.4f}"
@@ -162,8 +162,9 @@ def status(argv: Sequence[str]) -> Result:
     """a study on one screen, running or not"""
     folder, options = study_of(COMMANDS["status"], argv)
     from vgg_search.terminal.status import show, status
+    from vgg_search.tracking.outbox import sending
 
-    state = status(folder)
+    state = status(folder, sending(folder))
     if not options.json:
         print(show(state))
     return 0, state
@@ -173,11 +174,9 @@ def sync(argv: Sequence[str]) -> Result:
     """send what MLflow has not yet got"""
     folder, options = study_of(COMMANDS["sync"], argv)
     from vgg_search.models.reuse import servable
-    from vgg_search.refine import complete_summary
-    from vgg_search.tracking.sender import sync
+    from vgg_search.tracking.connect import sync
 
     result = sync(folder, servable, timeout=options.timeout)
-    complete_summary(folder)
     if not options.json:
         print(f"{result['unsent']} rows unsent, {result['refused']} refused")
     if result["unsent"]:
