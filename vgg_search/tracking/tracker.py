@@ -21,6 +21,8 @@ class Tracker:
     again, a step that a run has is dropped.
     """
 
+    uri: str = ""
+    """Its address, as it is told to the user."""
     error: str | None = None
     """Why the last attempt to send failed, in a line; None after one that did not."""
 
