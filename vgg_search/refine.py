@@ -56,37 +56,30 @@ def refine(
 ) -> dict[str, Any]:
     """Train the champion in `folder` on, into the run folder `out`, as a run of its own in MLflow.
 
-    `parent` is its lineage, `tracker` the address and experiment of the run, `facts` are for the
-    card; `listen(epochs, row)` hears of each epoch; `epochs` defaults to the champion's. Returns
-    what `out`/summary.json says, and `unsent`; `champion` is None if the training diverged. Raises
+    `parent` is what `lineage` says, `tracker` the address and experiment, `facts` are for the card;
+    `listen(epochs, row)` hears of each epoch; `epochs` defaults to the champion's. Returns what
+    `out`/summary.json says, and `unsent`; `champion` is None if the training diverged. Raises
     ModelError or DataError before anything is written.
     """
     network, old = load_folder(folder)
     splits = _images_of(old, data_dir)
-    images, labels = load_test(old["dataset"], data_dir)
-    before = evaluate(Servable(network, old), images, labels)["test_accuracy"]
+    test = load_test(old["dataset"], data_dir)
+    before = evaluate(Servable(network, old), *test)["test_accuracy"]
+    epochs = epochs or int(old["epochs"])
     card = {name: old[name] for name in (*KEPT, "classes", "normalisation")} | facts
-    card |= {"seed": seed, "epochs": epochs or int(old["epochs"])}
-    card |= {"parent_model": parent["model_uri"]}
+    card |= {"seed": seed, "epochs": epochs, "parent_model": parent["model_uri"]}
     training = _training(network, splits, card)
 
-    out.mkdir(parents=True)
-    sent = connect(out, **tracker, study=out.name, servable=servable)
-    _start(sent, card, splits, parent.get("run_id"))
-    state, unsent = _train(training, card["epochs"], sent, listen)
-    summary = {"study": out.name, "state": state, "parent": parent, "epochs": card["epochs"]}
+    sent = _start(out, tracker, card, splits, parent.get("run_id"))
+    state, unsent = _train(training, epochs, sent, listen)
+    summary = {"study": out.name, "state": state, "parent": parent, "epochs": epochs}
     if state == "failed":
         return summary | {"champion": None, "unsent": unsent}
 
     refined = training.measured.cpu().eval()
-    metrics = evaluate(Servable(refined, card), images, labels) | {"parent_test_accuracy": before}
+    metrics = evaluate(Servable(refined, card), *test) | {"parent_test_accuracy": before}
     save_model(out / CHAMPION, refined, card | {"metrics": metrics})
-    scores = {name: metrics[name] for name in SCORES}
-    register_champion(sent, RUN, scores, card["epochs"], out / CHAMPION)
-    unsent, answers = sent.close(SEND_SECONDS), sent.results(RUN)
-    summary |= {"champion": scores | {name: answers.get(name) for name in ANSWERS}}
-    write_summary(out, summary)
-    return summary | {"unsent": unsent}
+    return _conclude(out, sent, {name: metrics[name] for name in SCORES}, summary)
 
 
 def _images_of(card: Card, data_dir: Path | None) -> Splits:
@@ -110,15 +103,20 @@ def _training(network: VGG, splits: Splits, card: Card) -> Training:
     return Training(network, data, recipe, card["seed"])
 
 
-def _start(tracker: Tracker, card: Card, splits: Splits, parent_id: str | None) -> None:
-    """Opens the run, which MLflow shows under the champion's where that is known."""
+def _start(
+    out: Path, address: dict[str, str], card: Card, splits: Splits, parent_id: str | None
+) -> Tracker:
+    """Makes the run folder and opens the run, which MLflow shows under the champion's if that is
+    known."""
+    out.mkdir(parents=True)
+    tracker = connect(out, **address, study=out.name, servable=servable)
     tags = {name: card[name] for name in ("dataset", "seed", "study", "commit", "parent_model")}
     tags |= {"trial_number": card["trial"]} | ({"parent_id": parent_id} if parent_id else {})
-    params, candidate = {"epochs": card["epochs"]}, Candidate.from_dict(card["params"])
-    params |= card["recipe"]
-    start_run(tracker, RUN, "refined", candidate, tags, params)
+    params = {"epochs": card["epochs"]} | card["recipe"]
+    start_run(tracker, RUN, "refined", Candidate.from_dict(card["params"]), tags, params)
     tracker.dataset(RUN, splits.name, splits.digest, {"whole": True})
     tracker.start()
+    return tracker
 
 
 def _train(
@@ -144,6 +142,17 @@ def _train(
             end_run(tracker, RUN, state)
             unsent = tracker.close(STOPPED_SECONDS)
     return state, unsent
+
+
+def _conclude(
+    out: Path, tracker: Tracker, scores: dict[str, float], summary: dict[str, Any]
+) -> dict[str, Any]:
+    """Register the refined champion, wait for the answer, and write summary.json."""
+    register_champion(tracker, RUN, scores, summary["epochs"], out / CHAMPION)
+    unsent, answers = tracker.close(SEND_SECONDS), tracker.results(RUN)
+    summary |= {"champion": scores | {name: answers.get(name) for name in ANSWERS}}
+    write_summary(out, summary)
+    return summary | {"unsent": unsent}
 
 
 def lineage(model: str | None, folder: Path, tracking_uri: str) -> dict[str, str]:

@@ -160,6 +160,7 @@ def test_checkpoints_are_kept_dropped_and_brought(bucket: str, tmp_path: Path) -
     kept(place, 1, "last.pt", "best/model.json")
     kept(place, 2, "last.pt", "best/model.json")  # still being trained
     checkpoints = Mirror(here, place)
+    assert checkpoints.numbers() == {0, 1, 2}
     assert not checkpoints.is_kept(0)
     assert (checkpoints.keep(0) / "model.json").read_text() == "0 best/model.json"
     assert checkpoints.is_kept(0)
@@ -177,11 +178,13 @@ def test_checkpoints_in_the_folder_itself(tmp_path: Path) -> None:
     place, checkpoints = Place(str(tmp_path)), Checkpoints(tmp_path)
     kept(place, 3, "last.pt", "last.77.tmp", "best/model.json")
     assert not checkpoints.is_kept(3)
+    assert checkpoints.numbers() == {3}
     assert checkpoints.keep(3) == tmp_path / "trials" / "3" / "best"
     assert checkpoints.is_kept(3)
     assert [path.name for path in (tmp_path / "trials" / "3").iterdir()] == ["best"]
     checkpoints.drop(3)
     assert not checkpoints.is_kept(3)
+    assert checkpoints.numbers() == set()
 
 
 def test_one_driver_at_a_time(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,9 @@ def test_a_trial_is_a_run_with_its_rows(session: Open) -> None:
         assert run.data.metrics.keys() == {*EPOCH_METRICS, *last}
         assert {name: run.data.metrics[name] for name in last} == pytest.approx(last)
         assert parent.data.tags.items() >= {"kind": "study", "commit": "abc"}.items()
+        assert parent.data.tags["mlflow.source.name"] == "python -m vgg_search.run"
+        assert parent.data.tags["mlflow.source.type"] == "LOCAL"
+        assert parent.data.tags["mlflow.note.content"].startswith("A search of 1 VGG-style")
         assert parent.data.params["num_trials"] == "1"
         assert opened.points(parent, "best_val_accuracy") == pytest.approx({1: value_at(lr, 4)})
         (data,) = parent.inputs.dataset_inputs

@@ -105,7 +105,7 @@ class Outbox(Tracker):
     ) -> None:
         """As Tracker says. MLflow never changes a param: one that differs from the run's first
         (the budget of a resumed study) becomes a tag `now.<name>`."""
-        stored = self._ask("SELECT params FROM runs WHERE key = ?", key)
+        stored = self._query("SELECT params FROM runs WHERE key = ?", key)
         before = json.loads(stored[0][0]) if stored else {}
         texts = {param: str(value) for param, value in params.items()}
         changed = {f"now.{p}": texts[p] for p in texts if before.get(p, texts[p]) != texts[p]}
@@ -142,7 +142,7 @@ class Outbox(Tracker):
 
     def artifact(self, key: str, path: Path, artifact_path: str | None = None) -> None:
         target = "/".join(filter(None, (artifact_path, None if path.is_dir() else path.name)))
-        body = {"path": self._short(path), "artifact_path": artifact_path, "target": target}
+        body = {"path": self._stored_path(path), "artifact_path": artifact_path, "target": target}
         self._put(key, [("artifact", body)])
 
     def delete_artifact(self, key: str, artifact_path: str) -> None:
@@ -158,37 +158,37 @@ class Outbox(Tracker):
         self._put(key, [("dataset", body)])
 
     def register(self, key: str, name: str, folder: Path) -> None:
-        self._put(key, [("register", {"name": name, "folder": self._short(folder)})])
+        self._put(key, [("register", {"name": name, "folder": self._stored_path(folder)})])
 
     # ---- what is in it, and what became of it
 
     @property
     def unsent(self) -> int:
-        return int(self._ask("SELECT count(*) FROM rows")[0][0])
+        return int(self._query("SELECT count(*) FROM rows")[0][0])
 
     @property
     def refused(self) -> int:
-        return int(self._ask("SELECT count(*) FROM refused")[0][0])
+        return int(self._query("SELECT count(*) FROM refused")[0][0])
 
     @property
     def open_runs(self) -> list[str]:
-        return [key for (key,) in self._ask("SELECT key FROM runs WHERE open ORDER BY rowid")]
+        return [key for (key,) in self._query("SELECT key FROM runs WHERE open ORDER BY rowid")]
 
     def results(self, key: str) -> dict[str, Any]:
-        run_id = self._ask("SELECT run_id FROM runs WHERE key = ? AND run_id NOT NULL", key)
-        body = self._ask("SELECT body FROM results WHERE key = ?", key)
+        run_id = self._query("SELECT run_id FROM runs WHERE key = ? AND run_id NOT NULL", key)
+        body = self._query("SELECT body FROM results WHERE key = ?", key)
         if not run_id:
             return {}
         return {"run_id": run_id[0][0]} | (json.loads(body[0][0]) if body else {})
 
     def rows(self, count: int = -1) -> list[Row]:
         """The oldest rows that have not been sent; all without a count."""
-        rows = self._ask("SELECT id, time, run, kind, body FROM rows ORDER BY id LIMIT ?", count)
+        rows = self._query("SELECT id, time, run, kind, body FROM rows ORDER BY id LIMIT ?", count)
         return [Row(i, time, run, kind, json.loads(body)) for i, time, run, kind, body in rows]
 
     def refusals(self) -> list[tuple[Row, str]]:
         """Rows, or parts of them, that the tracker will never take, and why."""
-        rows = self._ask("SELECT id, time, run, kind, body, error FROM refused ORDER BY id, body")
+        rows = self._query("SELECT id, time, run, kind, body, error FROM refused ORDER BY id, body")
         return [
             (Row(i, time, run, kind, json.loads(body)), error)
             for i, time, run, kind, body, error in rows
@@ -201,7 +201,7 @@ class Outbox(Tracker):
             [(json.dumps(row.body), error, row.id)],
         )
 
-    def _short(self, path: Path) -> str:
+    def _stored_path(self, path: Path) -> str:
         """Relative to the run folder where it can be: a folder that was moved can still be sent."""
         path = path.resolve()
         return str(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path)
@@ -211,7 +211,7 @@ class Outbox(Tracker):
         with self._lock, self._db as db:
             return db.executemany(statement, values).rowcount > 0
 
-    def _ask(self, query: str, *values: Any) -> list[Any]:
+    def _query(self, query: str, *values: Any) -> list[Any]:
         with self._lock:
             return self._db.execute(query, values).fetchall()
 

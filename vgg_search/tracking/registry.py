@@ -51,7 +51,11 @@ def register(
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-    version = versions[0] if versions else _create(client, run_id, servable, name, folder, tags)
+    if versions:
+        version = versions[0]
+    else:
+        source = _log_pt2(client, run_id, *servable(folder))
+        version = client.create_model_version(name, source, run_id, tags)
     number = str(version.version)
     text, moved = version.tags.get("alias_text"), version.tags.get("alias_moved") == "True"
     if not text:  # else it was decided by a sender that was then killed
@@ -63,29 +67,15 @@ def register(
     return {"model_uri": uri, "version": number, "alias_moved": moved, "alias_text": text}
 
 
-def _create(
-    client: "MlflowClient",
-    run_id: str,
-    servable: Servable,
-    name: str,
-    folder: Path,
-    tags: dict[str, str],
-) -> "ModelVersion":
-    """Logs the program among the artifacts of the run, and makes it a version.
+def _log_pt2(
+    client: "MlflowClient", run_id: str, network: "torch.nn.Module", example: "np.ndarray"
+) -> str:
+    """Logs the network among the artifacts of the run, without pickle and with its signature;
+    returns where. What a sender that was killed has left there is written again.
 
     Not by `mlflow.pytorch.log_model`, which needs the process-wide tracking address and active
-    run: they are the user's. A sender that was killed has left files, which are written again.
+    run: they are the user's. Nor is the answer "runs:/ID/model", which is looked up there.
     """
-    with TemporaryDirectory() as scratch:
-        _save_pt2(*servable(folder), f"{scratch}/{PROGRAM}")
-        client.log_artifacts(run_id, f"{scratch}/{PROGRAM}", PROGRAM)
-    # Not "runs:/ID/model", which is looked up at the process-wide tracking address.
-    source = f"{client.get_run(run_id).info.artifact_uri}/{PROGRAM}"
-    return client.create_model_version(name, source, run_id, tags)
-
-
-def _save_pt2(network: "torch.nn.Module", example: "np.ndarray", path: str) -> None:
-    """Saves the network in MLflow's format, without pickle, with its signature."""
     import mlflow.pytorch
     import numpy as np
     import torch
@@ -98,15 +88,18 @@ def _save_pt2(network: "torch.nn.Module", example: "np.ndarray", path: str) -> N
         Schema([TensorSpec(np.dtype(array.dtype), (-1, *array.shape[1:]))])
         for array in (example, output)
     )
-    mlflow.pytorch.save_model(
-        network,
-        path,
-        signature=ModelSignature(inputs, outputs),
-        input_example=example,
-        serialization_format="pt2",
-        # Given, since MLflow would load the model in another process to find them out.
-        pip_requirements=[f"{m.__name__}=={m.__version__.split('+')[0]}" for m in (torch, np)],
-    )
+    with TemporaryDirectory() as scratch:
+        mlflow.pytorch.save_model(
+            network,
+            f"{scratch}/{PROGRAM}",
+            signature=ModelSignature(inputs, outputs),
+            input_example=example,
+            serialization_format="pt2",
+            # Given, since MLflow would load the model in another process to find them out.
+            pip_requirements=[f"{m.__name__}=={m.__version__.split('+')[0]}" for m in (torch, np)],
+        )
+        client.log_artifacts(run_id, f"{scratch}/{PROGRAM}", PROGRAM)
+    return f"{client.get_run(run_id).info.artifact_uri}/{PROGRAM}"
 
 
 def _move_alias(

@@ -190,7 +190,7 @@ class MlflowTracker(Outbox):
     def _run_id(self, key: str) -> str:
         """The run of this key: known, found by its tag, or created."""
         query = "SELECT name, parent, time, run_id FROM runs WHERE key = ?"
-        ((name, parent, start, run_id),) = self._ask(query, key)
+        ((name, parent, start, run_id),) = self._query(query, key)
         if run_id:
             return str(run_id)
         tags = {KEY_TAG: f"{self.id}/{key}"}
