@@ -15,7 +15,6 @@ from vgg_search.storage.folder import LOG, REPORT, local_folder, new_name
 
 if TYPE_CHECKING:
     import pandas as pd
-    import plotly.graph_objects as go
     from torch import nn
 
 SEARCH = "search"  # names of studies without one begin so
@@ -58,8 +57,8 @@ class Result:
         return load(self.folder) if self.summary["champion"] else None
 
     @property
-    def figures(self) -> "dict[str, go.Figure]":
-        """The figures of the report by name; a notebook shows each as it is."""
+    def figures(self) -> dict[str, Any]:
+        """The figures of the report by name, of plotly: a notebook shows each as it is."""
         from vgg_search.report.page import plots
 
         return plots(self.folder)

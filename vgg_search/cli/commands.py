@@ -109,7 +109,7 @@ def refine(argv: Sequence[str]) -> Result:
     os.environ.update(RAY_ENVIRONMENT | os.environ)  # before torch, as in a search
     from vgg_search import refine as refinement
     from vgg_search.models import reuse
-    from vgg_search.tracking.sender import default_uri
+    from vgg_search.tracking.mlflow_adapter import default_uri
 
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     uri = options.tracking_uri or default_uri()
@@ -184,8 +184,9 @@ def status(argv: Sequence[str]) -> Result:
     options = parse_options(status, argv, [STUDY])
     folder = _study_folder(options, JOURNAL)
     from vgg_search.terminal import status as screen
+    from vgg_search.tracking.outbox import sending
 
-    state = screen.status(folder)
+    state = screen.status(folder, sending(folder))
     return Result(state, screen.show(state))
 
 
@@ -195,11 +196,9 @@ def sync(argv: Sequence[str]) -> Result:
     options = parse_options(sync, argv, [STUDY, timeout])
     folder = _study_folder(options, OUTBOX)
     from vgg_search.models.reuse import servable
-    from vgg_search.refine import complete_summary
-    from vgg_search.tracking import sender
+    from vgg_search.tracking.connect import sync as send
 
-    result = sender.sync(folder, servable, timeout=options.timeout)
-    complete_summary(folder)
+    result = send(folder, servable, timeout=options.timeout)
     text = f"{result['unsent']} rows unsent, {result['refused']} refused"
     problems = [f"MLflow was not reached: {result['error']}"] if result["unsent"] else []
     return Result(result, text, problems, int(result["unsent"] > 0))
