@@ -25,7 +25,7 @@ from environment import environment
 
 from vgg_search.config import Config
 from vgg_search.data.splits import load_splits
-from vgg_search.session import RAY_ENVIRONMENT
+from vgg_search.engine.environment import RAY_ENVIRONMENT
 from vgg_search.study.record import read_trials, rows_of
 
 SPACE: dict[str, Any] = {"num_blocks": 2, "num_convs": [1, 2], "out_channels": [8, 16]}

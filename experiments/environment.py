@@ -5,7 +5,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from vgg_search.session import provenance
+from vgg_search.provenance import provenance
 
 
 def environment() -> dict[str, Any]:
