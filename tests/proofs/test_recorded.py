@@ -1,8 +1,9 @@
 """Studies that an older commit (d1e9672) recorded: they replay, and one that it began goes on.
 
 `recorded/a` was killed with -9 and resumed there, `recorded/b` ran to its end. `begun/a` is the run
-folder of `a` right after the kill, without its outbox and without the checkpoint of trial 11, whose
-first epoch was not in the record yet. All are of the bundled sample.
+folder of `a` right after the kill, as small as it can be: without the best checkpoints, which MLflow
+then misses, and without the last one of trial 11, whose first epoch was not in the record yet. Of its
+outbox only the tracker's address was changed, to a relative one. All are of the bundled sample.
 """
 
 import json
@@ -13,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from drivers import trial_runs
 from replay import main, replay
 
 from vgg_search.records import UNTRAINED
@@ -68,3 +70,5 @@ def test_a_study_that_an_older_commit_began_goes_on(tmp_path: Path) -> None:
     )
     assert set(written.values()) == {1}
     assert replay(folder)["epochs"] == len(written)
+    numbers = Counter(run.data.tags["trial_number"] for run in trial_runs(tmp_path))
+    assert numbers == {str(trial.number): 1 for trial in trials if rows_of(trial)}
