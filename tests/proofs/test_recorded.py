@@ -1,9 +1,10 @@
 """Studies that an older commit (d1e9672) recorded: they replay, and one that it began goes on.
 
-`recorded/a` was killed with -9 and resumed there, `recorded/b` ran to its end. `begun/a` is the run
-folder of `a` right after the kill, as small as it can be: without the best checkpoints, which MLflow
-then misses, and without the last one of trial 11, whose first epoch was not in the record yet. Of its
-outbox only the tracker's address was changed, to a relative one. All are of the bundled sample.
+`recorded/a` was killed with -9 and resumed there, `recorded/b` ran to its end. `begun/a` is the
+run folder of `a` right after the kill, as small as it can be: without the best checkpoints, which
+MLflow then misses, and without the last one of trial 11, whose first epoch was not in the record
+yet. Of its outbox only the tracker's address was changed, to a relative one. All are of the bundled
+sample.
 """
 
 import json
