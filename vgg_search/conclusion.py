@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from vgg_search.data.splits import Splits
-from vgg_search.report.page import health, make_report
+from vgg_search.report.page import make_report, warnings_of
 from vgg_search.signals import Signals
 from vgg_search.storage.addresses import command
 from vgg_search.study.study import Study
@@ -38,6 +38,8 @@ def conclude(
         "study": folder.name,
         "state": state,
         "dataset": splits.name,
+        "train_images": len(splits.train_images),
+        "val_images": len(splits.val_images),
         **summarise(trials, slots, study.budget.clock),
         "champion": _in_short(champion, recorder) if champion else None,
         "refused": tracker.refused,
@@ -50,7 +52,7 @@ def conclude(
     warnings: list[str] = []
     try:
         make_report(folder, pages=not signals, hurry=bool(signals))
-        warnings = health(folder)
+        warnings = warnings_of(folder)
     except Exception as error:  # whatever it is, the study is whole, and its runs are to be closed
         log.error("no report: %s", " ".join(str(error).split()) or type(error).__name__)
         log.info("where it failed", exc_info=True)
