@@ -69,7 +69,7 @@ def data() -> None:
 def ranks() -> None:
     """The same network by the plain loop and by Ray Train, a few seeds each."""
     sys.path.insert(0, str(HERE.parent))
-    from vgg_search.session import RAY_ENVIRONMENT
+    from vgg_search.engine.environment import RAY_ENVIRONMENT
 
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -21,8 +21,8 @@ import torch  # noqa: F401  (before the sender's thread imports it)
 from mlflow import MlflowClient
 
 from vgg_search.models.reuse import servable
+from vgg_search.provenance import provenance
 from vgg_search.records import EPOCH_METRICS
-from vgg_search.session import provenance
 from vgg_search.tracking.sender import Tracker
 
 TRIALS, EPOCHS = 200, 10

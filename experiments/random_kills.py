@@ -27,7 +27,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from vgg_search.session import provenance
+from vgg_search.provenance import provenance
 from vgg_search.study.record import StudyError, read_trials, rows_of
 
 SPACE = {"num_blocks": [1, 2], "num_convs": [1, 2], "out_channels": [8, 16], "lr": [0.02, 0.4]}

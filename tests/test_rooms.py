@@ -22,6 +22,8 @@ HEAVY = ("torch", "ray", "optuna", "mlflow", "plotly", "rich", "pandas")
 LOADS: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
+    "provenance": set(),
+    "stop": set(),
     "space": set(),
     "storage": set(),
     "config": set(),
@@ -82,7 +84,7 @@ def test_a_room_loads_what_its_level_may(room: str, tmp_path: Path) -> None:
 
 def test_every_room_is_in_the_table() -> None:
     rooms = {file.relative_to(PACKAGE).parts[0].removesuffix(".py") for file in FILES}
-    at_the_top = {"__init__", "session", "refine", "dry_run", "signals", "conclusion"}
+    at_the_top = {"__init__", "session", "refine", "dry_run", "finding", "api"}
     assert rooms - at_the_top == set(LOADS)
 
 
@@ -92,16 +94,17 @@ def test_the_package_loads_nothing(tmp_path: Path) -> None:
 
 # Level -> rooms; a room imports from rooms of a lower level, and from itself
 LEVELS = (
-    ("errors", "records"),
+    ("errors", "records", "provenance", "stop"),
     ("space", "storage"),
     ("config",),
     ("data", "study"),
     ("training",),
     ("models",),
     ("engine", "tracking", "report", "terminal"),
-    ("session", "refine", "dry_run", "signals", "conclusion"),
+    ("finding",),
+    ("session", "refine", "dry_run"),
     ("cli",),
-    ("run", "__main__"),
+    ("run", "__main__", "api"),
 )
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 import yaml
 from fake_workers import Fault, Workers, experiment, opened, value_at
@@ -22,8 +21,8 @@ from vgg_search.errors import InputError
 from vgg_search.models.images import contact_sheet
 from vgg_search.report.look import LOOKS
 from vgg_search.report.optuna_study import optuna_study
-from vgg_search.report.page import PAGES, draw, make_report, warnings_of
-from vgg_search.report.run import ReportError, Run, load
+from vgg_search.report.page import PAGES, make_report, plots, warnings_of
+from vgg_search.report.run import ReportError, load
 from vgg_search.report.space_figures import importance
 from vgg_search.study.tables import summarise, write_summary
 
@@ -96,11 +95,6 @@ def text_of(folder: Path) -> str:
     return re.sub(r"<script>.*?</script>", "", make_report(folder).read_text(), flags=re.DOTALL)
 
 
-def figures(source: Path | Run) -> dict[str, go.Figure]:
-    drawn = draw(source if isinstance(source, Run) else load(source))
-    return {name: figure for name, figure in drawn.items() if isinstance(figure, go.Figure)}
-
-
 def test_the_answer_holds_the_files_numbers(full: Path) -> None:
     summary, text = json.loads((full / "summary.json").read_text()), text_of(full)
     best, base = summary["best_val_accuracy"], summary["baseline_val_accuracy"]
@@ -146,7 +140,7 @@ def test_text_from_files_is_escaped(study: Path) -> None:
 
 
 def test_every_figure_is_drawn_from_a_full_study(full: Path) -> None:
-    drawn = figures(full)
+    drawn = plots(full)
     assert list(drawn) == NAMES
     for name, figure in drawn.items():
         for trace in figure.data:
@@ -174,13 +168,13 @@ def test_in_a_hurry_what_takes_seconds_is_left_out(study: Path) -> None:
 
 
 def test_the_worst_images_have_captions(full: Path) -> None:
-    captions = figures(full)["worst_images"].data[1]
+    captions = plots(full)["worst_images"].data[1]
     assert captions.text[0] == "Shirt<br>as Coat"
     assert len(set(zip(captions.x, captions.y, strict=True))) == 7
 
 
 def test_confusion_counts_every_image(full: Path) -> None:
-    wrong, right = figures(full)["confusion"].data
+    wrong, right = plots(full)["confusion"].data
     assert list(wrong.x) == CLASSES
     assert [line[i] for i, line in enumerate(right.z)] == [3_000, 3_000, 3_300]
     assert list(wrong.z[0]) == [None, 200, 100]
@@ -188,7 +182,7 @@ def test_confusion_counts_every_image(full: Path) -> None:
 
 def test_states_have_one_colour(full: Path) -> None:
     seen = set()
-    for name, figure in figures(full).items():
+    for name, figure in plots(full).items():
         for trace in figure.data:
             if trace.name in LOOKS:
                 assert trace.marker.color == LOOKS[trace.name]["color"], name
@@ -199,7 +193,7 @@ def test_states_have_one_colour(full: Path) -> None:
 def test_best_so_far_steps_up_to_the_best(full: Path) -> None:
     run = load(full)
     for name in ("incumbent_by_time", "incumbent_by_epochs"):
-        figure = figures(run)[name]
+        figure = plots(full)[name]
         (line,) = [trace for trace in figure.data if trace.name == "best"]
         assert line.line.shape == "hv"
         assert all(a >= b for a, b in pairwise(line.y))  # an error falls
@@ -211,7 +205,7 @@ def test_best_so_far_steps_up_to_the_best(full: Path) -> None:
 
 
 def test_ticks_of_accuracy_say_where_they_are(full: Path) -> None:
-    axis = figures(full)["learning_curves"].layout.yaxis
+    axis = plots(full)["learning_curves"].layout.yaxis
     assert len(axis.tickvals) > 3
     for tick, text in zip(axis.tickvals, axis.ticktext, strict=True):
         assert float(text) == pytest.approx(1 - tick, abs=5e-4)
@@ -221,7 +215,7 @@ def test_ticks_of_accuracy_say_where_they_are(full: Path) -> None:
 def test_pareto_front_is_what_nothing_beats(full: Path) -> None:
     run = load(full)
     trials = {(row["num_params"], row["val_accuracy"]) for row in run.completed}
-    (front,) = [t for t in figures(run)["accuracy_by_params"].data if t.name == "Pareto front"]
+    (front,) = [t for t in plots(full)["accuracy_by_params"].data if t.name == "Pareto front"]
     unbeaten = sorted(
         (params, value)
         for params, value in trials
@@ -232,7 +226,7 @@ def test_pareto_front_is_what_nothing_beats(full: Path) -> None:
 
 
 def test_importance_finds_what_the_score_is_made_of(full: Path) -> None:
-    bars = figures(full)["importance"].data[0]
+    bars = plots(full)["importance"].data[0]
     assert bars.y[-1] == "lr"
     assert sum(bars.x) == pytest.approx(1)
 
@@ -250,7 +244,7 @@ def test_importance_of_another_score(
 
 
 def test_choices_are_the_dimensions_that_differ(full: Path) -> None:
-    figure, run = figures(full)["parallel_coordinates"], load(full)
+    figure, run = plots(full)["parallel_coordinates"], load(full)
     names = set(figure.layout.yaxis.ticktext)
     assert names == {"rank (%)", "depth", "width", "num_blocks", "lr", "hidden_features"}
     assert len(figure.data) == len(run.ranked)
@@ -267,7 +261,7 @@ def test_trials_of_an_optuna_study_keep_their_curves(full: Path) -> None:
 
 def test_a_large_study_draws_some_curves(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vgg_search.report.search_figures.MOST_LINES", 10)
-    figure, run = figures(full)["learning_curves"], load(full)
+    figure, run = plots(full)["learning_curves"], load(full)
     assert "one trial in 6 is drawn" in figure.layout.xaxis.title.text
     assert len(figure.data) == 10
     best = max(row["best_val_accuracy"] for row in run.trained if row["best_val_accuracy"])
@@ -276,7 +270,7 @@ def test_a_large_study_draws_some_curves(full: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_bar_of_the_timeline_is_an_epoch(full: Path) -> None:
     run = load(full)
-    bars = [trace for trace in figures(run)["timeline"].data if trace.visible]
+    bars = [trace for trace in plots(full)["timeline"].data if trace.visible]
     assert sum(len(trace.y) for trace in bars) == run.summary["epochs_trained"]
     assert {length for trace in bars for length in trace.x} == {2.0}
 
@@ -286,7 +280,7 @@ def test_untrained_proposals_are_in_no_figure(full: Path) -> None:
     untrained = set(run.proposals) - {row["number"] for row in run.trained}
     assert untrained
     assert not untrained & set(run.curves)
-    assert len(figures(run)["history"].data[0].x) == len(run.ranked)
+    assert len(plots(full)["history"].data[0].x) == len(run.ranked)
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "summary.json", "champion/model.json"])
@@ -330,14 +324,14 @@ def test_small_studies(tmp_path: Path, num_trials: int) -> None:
     text = text_of(folder)
     assert "Not drawn" in text
     assert f"it takes 20 trials with a score, got {num_trials}" in text
-    assert {"incumbent_by_time", "learning_curves", "timeline"} <= set(figures(folder))
+    assert {"incumbent_by_time", "learning_curves", "timeline"} <= set(plots(folder))
 
 
 def test_a_study_without_trials(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "none", turns=0)
     edit(folder, "summary.json", state="failed")
     assert "There is no answer" in text_of(folder)
-    assert figures(folder) == {}
+    assert plots(folder) == {}
     assert "The study is failed" in warnings_of(folder)[0]
 
 
@@ -351,7 +345,7 @@ def test_an_interrupted_study_without_completed_trials(tmp_path: Path) -> None:
     edit(folder, "config.yaml", storage_path="/data/runs")
     assert "--resume part --storage-path /data/runs    #" in text_of(folder)
     assert "there is no champion" in text
-    assert {"learning_curves", "timeline"} <= set(figures(folder))
+    assert {"learning_curves", "timeline"} <= set(plots(folder))
     assert [warning.split(":")[0] for warning in warnings_of(folder)[:2]] == [
         "The study is interrupted",
         "No trial was completed",
@@ -373,7 +367,7 @@ def test_no_champion(study: Path) -> None:
 def test_no_baseline(study: Path) -> None:
     edit(study, "summary.json", baseline_val_accuracy=None)
     assert "no score of a baseline" in text_of(study)
-    assert not figures(study)["learning_curves"].layout.shapes
+    assert not plots(study)["learning_curves"].layout.shapes
 
 
 def warned(folder: Path, start: str) -> bool:

@@ -6,7 +6,6 @@ Every mistake is a ConfigError of one line that names the rule and what was rece
 import argparse
 import os
 import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource, EnvSettingsSource, SettingsError
 
 from vgg_search.config import RESUMABLE, Config, ConfigError, check_tracker
-from vgg_search.storage.folder import CONFIG, local_folder
+from vgg_search.storage.folder import CONFIG, local_folder, new_name
 from vgg_search.storage.mirror import bring
 from vgg_search.storage.place import Place
 
@@ -114,7 +113,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content or {}
 
 
-def _build(given: Mapping[str, Any]) -> Config:
+def build_config(given: Mapping[str, Any]) -> Config:
+    """The experiment with these fields. Raises ConfigError."""
     try:
         return Config(**given)
     except ValidationError as error:
@@ -152,21 +152,21 @@ def load_config(
     file = Path(options.config) if options.config else None
     given = _layered(file, flags)
     if options.resume is not None:
-        config = _resumed(options.resume, given)
+        config = resumed_config(options.resume, given)
         if config is not None:
             return config, options
         options.resume = None  # the same command starts a study and goes on with it
-    config = _build(given)
+    config = build_config(given)
     if config.name is None:
         stem = re.sub(r"[^A-Za-z0-9._-]", "-", file.stem) if file else "quick"
-        config = _build(given | {"name": stem + time.strftime("-%Y%m%d-%H%M%S")})
+        config = build_config(given | {"name": new_name(stem, config.storage_path)})
     return config, options
 
 
-def _resumed(name: str, given: dict[str, Any]) -> Config | None:
+def resumed_config(name: str, given: dict[str, Any]) -> Config | None:
     """The stored experiment of a study with what is given anew laid over it. If there is none,
     None where `given` has the name for a new one."""
-    storage_path = _build(given | {"name": name}).storage_path
+    storage_path = build_config(given | {"name": name}).storage_path
     folder, place = local_folder(storage_path, name), Place.of(storage_path, name)
     if place.remote:  # perhaps of a driver on another machine
         bring(place, folder)
@@ -175,8 +175,8 @@ def _resumed(name: str, given: dict[str, Any]) -> Config | None:
         if given.get("name") == name:
             return None
         raise ConfigError(f"no study named {name} in {storage_path}")
-    before = _build(read_yaml(stored_file))
-    config = _build(before.model_dump() | given | {"name": name})
+    before = build_config(read_yaml(stored_file))
+    config = build_config(before.model_dump() | given | {"name": name})
     for field in sorted(Config.model_fields.keys() - RESUMABLE):
         old, new = getattr(before, field), getattr(config, field)
         if old != new:

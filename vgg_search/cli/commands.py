@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from vgg_search.cli.arguments import load_config
 from vgg_search.cli.options import count, parse, parser_of, study_of
 from vgg_search.config import ConfigError
 from vgg_search.errors import InputError
@@ -27,9 +28,14 @@ VERIFIED_IMAGES = 1000  # on which an exported file has to agree
 
 def run(argv: Sequence[str]) -> Result:
     """the search, the champion, the report"""
-    from vgg_search.session import run
+    config, options = load_config(argv)
+    if options.dry_run:
+        from vgg_search.dry_run import forecast
 
-    return run(argv)
+        return 0, forecast(config)
+    from vgg_search import session
+
+    return session.run(config, options.resume is not None, options.quiet)
 
 
 def predict(argv: Sequence[str]) -> Result:
@@ -84,7 +90,8 @@ def refine(argv: Sequence[str]) -> Result:
     made.add_argument("--data-dir", type=Path, help="folder with Fashion-MNIST")
     made.add_argument("--experiment", default="vgg-search", help="MLflow experiment (vgg-search)")
     options = parse(made, argv)
-    from vgg_search.session import RAY_ENVIRONMENT, provenance
+    from vgg_search.engine.environment import RAY_ENVIRONMENT
+    from vgg_search.provenance import provenance
 
     os.environ.update(RAY_ENVIRONMENT | os.environ)  # before torch, as in a search
     from vgg_search.models import reuse

@@ -35,7 +35,7 @@ TEMPLATE = go.layout.Template(
         "plot_bgcolor": "white",
         "xaxis": _AXIS,
         "yaxis": _AXIS,
-        "margin": {"l": 10, "r": 10, "t": 50, "b": 10},
+        "margin": {"l": 10, "r": 10, "t": 100, "b": 10},
         "height": 440,
         "dragmode": False,  # a finger that scrolls the page must not draw a zoom box
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},

@@ -32,7 +32,7 @@ MOST_ERRORS = 10
 
 def warnings_of(folder: Path) -> list[str]:
     """What a reader should know before trusting the study in a run folder, gravest first."""
-    return warnings(load(folder))
+    return warnings(load(Path(folder)))
 
 
 def draw(run: Run, hurry: bool = False) -> dict[str, go.Figure | str]:
@@ -40,6 +40,12 @@ def draw(run: Run, hurry: bool = False) -> dict[str, go.Figure | str]:
     figures = [figure for _, own in PAGES.values() for figure in own]
     late = space_figures.SLOW if hurry else ()
     return {f.__name__: LATER if f in late else look.drawing(f, run) for f in figures}
+
+
+def plots(folder: Path) -> dict[str, go.Figure]:
+    """The figures that can be drawn, by name. Raises ReportError."""
+    drawn = draw(load(Path(folder)))
+    return {name: figure for name, figure in drawn.items() if isinstance(figure, go.Figure)}
 
 
 def _plot(name: str, figure: go.Figure) -> dict[str, str]:
@@ -111,11 +117,11 @@ def make_report(folder: Path, pages: bool = False, hurry: bool = False) -> Path:
     """
     run = load(Path(folder))
     drawn = draw(run, hurry)
-    plots = {name: _plot(name, own) for name, own in drawn.items() if isinstance(own, go.Figure)}
+    parts = {name: _plot(name, own) for name, own in drawn.items() if isinstance(own, go.Figure)}
     for page, (title, figures) in PAGES.items() if pages else ():
         (run.folder / PLOTS).mkdir(exist_ok=True)
-        own = [plots[figure.__name__] for figure in figures if figure.__name__ in plots]
+        own = [parts[figure.__name__] for figure in figures if figure.__name__ in parts]
         if own:
             _write(run.folder / PLOTS / f"{page}.html", title=title, figures=own, summary=None)
     title = f"{run.summary['study']}: depth, width and learning rate"
-    return _write(run.folder / REPORT, title=title, figures=plots.values(), **_facts(run, drawn))
+    return _write(run.folder / REPORT, title=title, figures=parts.values(), **_facts(run, drawn))

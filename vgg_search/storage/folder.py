@@ -2,6 +2,7 @@
 
 import fcntl
 import time
+from itertools import count
 from pathlib import Path
 from typing import IO
 
@@ -32,6 +33,13 @@ def is_remote(storage_path: str | Path) -> bool:
 def local_folder(storage_path: str | Path, name: str) -> Path:
     """The run folder on the driver's disk."""
     return Path(RUNS if is_remote(storage_path) else storage_path, name)
+
+
+def new_name(stem: str, storage_path: str | Path) -> str:
+    """A study's name that nobody has yet: the stem, the time, and where that is taken a number."""
+    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (name if i == 1 else f"{name}-{i}" for i in count(1))
+    return next(name for name in names if not local_folder(storage_path, name).exists())
 
 
 def trial_folder(number: int | str) -> str:

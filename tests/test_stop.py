@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_workers import experiment, opened
 
-from vgg_search.signals import Signals
+from vgg_search.stop import StopSignals
 from vgg_search.study.study import FINISHED
 
 
@@ -17,8 +17,8 @@ from vgg_search.study.study import FINISHED
 def test_the_first_signal_stops_the_study(tmp_path: Path, number: signal.Signals) -> None:
     with opened(tmp_path / "s", experiment()) as study:
         before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-        with Signals() as signals:
-            signals.stop(study)
+        with StopSignals() as signals:
+            signals.attach(study)
             assert not study.stopping
             assert not signals
             signal.raise_signal(number)
@@ -31,9 +31,9 @@ def test_the_first_signal_stops_the_study(tmp_path: Path, number: signal.Signals
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_without_a_study_it_ends_the_process_with_its_code(number: signal.Signals) -> None:
-    with Signals() as signals:
+    with StopSignals() as signals:
         signal.signal(number, signal.SIG_IGN)  # as Ray sets handlers of its own
-        signals.take()
+        signals.install()
         with pytest.raises(SystemExit) as ended:
             signal.raise_signal(number)
     assert ended.value.code == 128 + number
@@ -41,10 +41,10 @@ def test_without_a_study_it_ends_the_process_with_its_code(number: signal.Signal
 
 def test_one_that_came_before_the_study_stops_it(tmp_path: Path) -> None:
     """An exit that is raised in a destructor goes no further."""
-    with opened(tmp_path / "s", experiment()) as study, Signals() as signals:
+    with opened(tmp_path / "s", experiment()) as study, StopSignals() as signals:
         with pytest.raises(SystemExit):
             signal.raise_signal(signal.SIGTERM)
-        signals.stop(study)
+        signals.attach(study)
         assert study.stopping
 
 
@@ -52,9 +52,9 @@ TWICE = """
 import os, signal, sys
 from pathlib import Path
 from fake_workers import experiment, opened
-from vgg_search.signals import Signals
-with opened(Path(sys.argv[1]), experiment()) as study, Signals() as signals:
-    signals.stop(study)
+from vgg_search.stop import StopSignals
+with opened(Path(sys.argv[1]), experiment()) as study, StopSignals() as signals:
+    signals.attach(study)
     os.kill(os.getpid(), signal.SIGINT)
     print("once", flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
