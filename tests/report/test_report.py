@@ -20,7 +20,6 @@ from plotly.offline import get_plotlyjs
 from vgg_search.errors import InputError
 from vgg_search.models.images import contact_sheet
 from vgg_search.report.look import LOOKS
-from vgg_search.report.optuna_study import optuna_study
 from vgg_search.report.page import PAGES, make_report, plots, warnings_of
 from vgg_search.report.run import ReportError, load
 from vgg_search.report.space_figures import importance
@@ -164,7 +163,9 @@ def test_pages_hold_each_figure_once(study: Path) -> None:
 
 def test_in_a_hurry_what_takes_seconds_is_left_out(study: Path) -> None:
     make_report(study, hurry=True)
-    assert "the study was stopped, and it takes seconds" in (study / "report.html").read_text()
+    text = (study / "report.html").read_text()
+    assert text.count("the study was stopped, and it takes seconds") == 3
+    assert 'id="learning_curves"' in text
 
 
 def test_the_worst_images_have_captions(full: Path) -> None:
@@ -251,12 +252,12 @@ def test_choices_are_the_dimensions_that_differ(full: Path) -> None:
     assert figure.data[-1].x[0] == 0  # the best is drawn last, on top
 
 
-def test_trials_of_an_optuna_study_keep_their_curves(full: Path) -> None:
+def test_a_learning_curve_is_the_trials_record(full: Path) -> None:
     run = load(full)
-    number = run.completed[0]["number"]
-    (trial,) = optuna_study(run, {number: 0.5}).trials
-    lr = run.proposals[number]["lr"]
-    assert trial.intermediate_values == {epoch: value_at(lr, epoch) for epoch in (1, 2, 3, 4)}
+    best = plots(full)["learning_curves"].data[-1]
+    lr = run.completed[0]["lr"]
+    assert list(best.x) == [1, 2, 3, 4]
+    assert [1 - y for y in best.y] == pytest.approx([value_at(lr, epoch) for epoch in best.x])
 
 
 def test_a_large_study_draws_some_curves(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:

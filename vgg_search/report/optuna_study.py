@@ -54,9 +54,6 @@ def optuna_study(run: Run, scores: Mapping[int, float], names: Iterable[str] = (
             value=score,
             params={name: params[number][name] for name in own},
             distributions=own,
-            intermediate_values={
-                row["epoch"]: row[METRIC] for row in run.curves[number] if row[METRIC] is not None
-            },
         )
         study.add_trial(trial)
     return study

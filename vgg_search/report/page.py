@@ -38,7 +38,7 @@ def warnings_of(folder: Path) -> list[str]:
 def draw(run: Run, hurry: bool = False) -> dict[str, go.Figure | str]:
     """Each figure by name, or why it cannot be drawn; in a hurry, none that takes seconds."""
     figures = [figure for _, own in PAGES.values() for figure in own]
-    late = space_figures.SLOW if hurry else ()
+    late = search_figures.SLOW + space_figures.SLOW if hurry else ()
     return {f.__name__: LATER if f in late else look.drawing(f, run) for f in figures}
 
 

@@ -4,8 +4,8 @@ from bisect import bisect_right
 from collections.abc import Callable
 from itertools import accumulate
 
+import optuna
 import plotly.graph_objects as go
-from optuna.visualization import plot_intermediate_values, plot_optimization_history
 
 from vgg_search.records import BEST_METRIC, METRIC
 from vgg_search.report import look
@@ -62,7 +62,7 @@ def history(run: Run) -> go.Figure:
     are compared after the same epoch.
     """
     epoch, scores = scores_at_one_epoch(run)
-    figure = plot_optimization_history(optuna_study(run, scores))
+    figure = optuna.visualization.plot_optimization_history(optuna_study(run, scores))
     figure.data = figure.data[:2]  # without an empty one
     dots, best = figure.data
     dots.update(name="trial", hovertext=[look.hover(run.proposals[number]) for number in scores])
@@ -79,17 +79,24 @@ def learning_curves(run: Run) -> go.Figure:
     trained = [row for row in run.trained if row[BEST_METRIC] is not None]
     if not trained:
         raise look.NotDrawnError("no trial has reported an epoch")
-    step = -(-len(trained) // MOST_LINES)
+    step, figure = -(-len(trained) // MOST_LINES), go.Figure()
     trained = sorted(trained, key=lambda row: -row[BEST_METRIC])[::step][::-1]  # best on top
-    scores = {row["number"]: row[BEST_METRIC] for row in trained}
-    figure = plot_intermediate_values(optuna_study(run, scores))
     states: set[str] = set()
-    for trace, row in zip(figure.data, trained, strict=True):
-        color, state = look.LOOKS[row["state"]]["color"], row["state"]
-        texts = [f"trial {row['number']}, epoch {epoch}" for epoch in trace.x]
-        trace.update(name=state, legendgroup=state, hovertext=texts, opacity=0.7)
-        trace.update(line={"color": color, "width": 1.5}, marker={"color": color, "size": 4})
-        trace.showlegend = state not in states
+    for row in trained:
+        state, curve = row["state"], run.curves[row["number"]]
+        curve = [epoch for epoch in curve if epoch[METRIC] is not None]
+        figure.add_scatter(
+            x=[epoch["epoch"] for epoch in curve],
+            y=[epoch[METRIC] for epoch in curve],
+            hovertext=[f"trial {row['number']}: {epoch[METRIC]:.4f}" for epoch in curve],
+            name=state,
+            legendgroup=state,
+            showlegend=state not in states,
+            mode="lines+markers",
+            line={"width": 1.5},
+            marker={"color": look.LOOKS[state]["color"], "size": 4},
+            opacity=0.7,
+        )
         states.add(state)
     title = f"epoch (one trial in {step} is drawn, from best to worst)" if step > 1 else "epoch"
     figure.update_xaxes(title=title, dtick=1 if run.config["max_epochs"] <= 12 else None)
@@ -132,3 +139,4 @@ def timeline(run: Run) -> go.Figure:
 
 
 FIGURES = (incumbent_by_time, incumbent_by_epochs, history, learning_curves, timeline)
+SLOW = (history,)  # what Optuna draws: to import it takes seconds

@@ -5,7 +5,6 @@ from operator import itemgetter
 
 import optuna
 import plotly.graph_objects as go
-from optuna.visualization import plot_parallel_coordinate, plot_param_importances
 
 from vgg_search.records import BEST_METRIC, METRIC
 from vgg_search.report import look
@@ -116,7 +115,7 @@ def importance(run: Run) -> go.Figure:
     if sum(len(trial.params) > 1 for trial in study.trials) < IMPORTANCE_TRIALS:
         raise look.NotDrawnError("it takes two sampled dimensions that differ")
     judge = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=IMPORTANCE_TOP)
-    figure = plot_param_importances(study, evaluator=judge)
+    figure = optuna.visualization.plot_param_importances(study, evaluator=judge)
     (bars,) = figure.data
     bars.update(marker_color=look.BLUE, hovertemplate=None)
     title = f"share (PED-ANOVA) of {len(scores)} trials after epoch {epoch}"
@@ -133,8 +132,9 @@ def parallel_coordinates(run: Run) -> go.Figure:
     rows = look.scored(run)
     rank = {row["number"]: 100 * i / max(1, len(rows) - 1) for i, row in enumerate(rows)}
     names = [name for name in run.params[rows[0]["number"]] if name in rows[0] and name != "arch"]
-    study, label = optuna_study(run, rank, names), "rank (%)"
-    figure = plot_parallel_coordinate(study, target=lambda t: t.value or 0.0, target_name=label)
+    figure = optuna.visualization.plot_parallel_coordinate(
+        optuna_study(run, rank, names), target=lambda t: t.value or 0.0, target_name="rank (%)"
+    )
     if not figure.data:
         raise look.NotDrawnError("it takes two trials that differ")
     # Without the colour bar, and the best on top
@@ -192,4 +192,4 @@ FIGURES = (
     parallel_coordinates,
     space_edges,
 )
-SLOW = (importance,)  # it takes seconds
+SLOW = (importance, parallel_coordinates)  # what Optuna draws: to import it takes seconds
