@@ -409,10 +409,13 @@ def test_warns_of_a_lead_within_noise(study: Path, full: Path) -> None:
     edit(study, "summary.json", val_images=10**9)
     assert not warned(study, lead)
     metrics = json.loads((study / "champion" / "model.json").read_text())["metrics"]
-    metrics["test_accuracies"] = [0.1, 0.5, 0.9]
+    metrics |= {"test_accuracies": [0.1, 0.5, 0.9]}
+    metrics |= {"test_accuracy_mean": 0.5, "test_accuracy_std": 0.4}
     edit(study, "champion/model.json", metrics=metrics)
     assert warned(study, lead)
     assert "twice the spread over 3 champion seeds" in " ".join(warnings_of(study))
+    seeds = "Over 3 seeds: mean 0.5000, standard deviation 0.4000 (0.1000, 0.5000, 0.9000)."
+    assert seeds in text_of(study)
 
 
 def test_warns_of_a_search_score_above_the_test_score(study: Path) -> None:

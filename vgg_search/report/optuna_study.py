@@ -15,7 +15,7 @@ from vgg_search.records import METRIC
 from vgg_search.report.look import scored
 from vgg_search.report.run import Run
 
-MOST_CHOICES = 6  # up to so many different values are choices, each with its own tick
+MOST_CHOICES = 10  # up to so many different values are choices, each with its own tick
 
 
 def scores_at_one_epoch(run: Run) -> tuple[int, dict[int, float]]:

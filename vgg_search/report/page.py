@@ -27,7 +27,6 @@ PAGES = {  # in plots/
     "champion": ("The champion", champion_figures.FIGURES),
 }
 LATER = "the study was stopped, and it takes seconds: vgg-search report draws it"
-MOST_ERRORS = 10
 
 
 def warnings_of(folder: Path) -> list[str]:
@@ -71,6 +70,7 @@ def _write(path: Path, **values: Any) -> Path:
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
     environment.filters |= {
         "score": "{:.4f}".format,
@@ -82,31 +82,6 @@ def _write(path: Path, **values: Any) -> Path:
     draft.write_text(page, "utf-8")
     os.replace(draft, path)
     return path
-
-
-def _facts(run: Run, drawn: dict[str, go.Figure | str]) -> dict[str, Any]:
-    """What the report says beside its figures."""
-    summary, best = run.summary, run.summary[f"best_{METRIC}"]
-    errors: dict[str, list[int]] = {}
-    for row in run.trained:
-        if row["error"]:
-            errors.setdefault(row["error"], []).append(row["number"])
-    config = yaml.safe_dump(dict(run.config), sort_keys=False, default_flow_style=None)
-    resume = resume_command(summary["study"], run.config.get("storage_path", RUNS))
-    return {
-        "run": run,
-        "summary": summary,
-        "champion": summary["champion"],
-        "best": best,
-        "best_error": best and standard_error(best, run.val_images),
-        "baseline": run.baseline,
-        "first": run.proposals.get(0),
-        "warnings": warnings(run),
-        "errors": dict(list(errors.items())[:MOST_ERRORS]),
-        "reasons": {n.replace("_", " "): why for n, why in drawn.items() if isinstance(why, str)},
-        "resume": resume if summary["state"] != "completed" else None,
-        "config": masked(config),  # the file is passed on
-    }
 
 
 def make_report(folder: Path, pages: bool = False, hurry: bool = False) -> Path:
@@ -122,6 +97,19 @@ def make_report(folder: Path, pages: bool = False, hurry: bool = False) -> Path:
         (run.folder / PLOTS).mkdir(exist_ok=True)
         own = [parts[figure.__name__] for figure in figures if figure.__name__ in parts]
         if own:
-            _write(run.folder / PLOTS / f"{page}.html", title=title, figures=own, summary=None)
-    title = f"{run.summary['study']}: depth, width and learning rate"
-    return _write(run.folder / REPORT, title=title, figures=parts.values(), **_facts(run, drawn))
+            _write(run.folder / PLOTS / f"{page}.html", title=title, figures=own)
+    summary, best = run.summary, run.summary[f"best_{METRIC}"]
+    config = yaml.safe_dump(dict(run.config), sort_keys=False, default_flow_style=None)
+    return _write(
+        run.folder / REPORT,
+        title=f"{summary['study']}: depth, width and learning rate",
+        figures=parts.values(),
+        run=run,
+        metric=METRIC,
+        best=best,
+        best_error=best and standard_error(best, run.val_images),
+        warnings=warnings(run),
+        reasons={name: why for name, why in drawn.items() if isinstance(why, str)},
+        resume=resume_command(summary["study"], run.config.get("storage_path", RUNS)),
+        config=masked(config),  # the file is passed on
+    )
