@@ -116,10 +116,9 @@ def _content(folder: Path, file: str) -> Content:
 def load(folder: Path) -> Run:
     """Read a run folder and nothing else. Raises ReportError, and StudyError without a record."""
     config, summary = _content(folder, CONFIG), _content(folder, SUMMARY)
+    spec, resolution, batch_size = (config[key] for key in ("space", "resolution", "batch_size"))
     try:
-        space = Space(config["space"], int(config["resolution"]), int(config["batch_size"]))
-    except ReportError:
-        raise
+        space = Space(spec, int(resolution), int(batch_size))
     except (TypeError, ValueError) as error:
         raise ReportError(f"{CONFIG}: {error}") from None
     card = _content(folder, f"{CHAMPION}/{CARD}") if summary["champion"] else None
@@ -132,8 +131,6 @@ def load(folder: Path) -> Run:
     except (KeyError, TypeError, ValueError) as error:
         raise ReportError(f"{JOURNAL} in {folder} cannot be read: {error!r}") from None
     params = {n: {**c.params(), **c.block_params()} for n, c in candidates.items()}
-    curves = {
-        n: rows_of(trials[n]) for n, row in proposals.items() if row["state"] not in UNTRAINED
-    }
-    curves = {n: rows for n, rows in curves.items() if rows}
+    trained = [n for n, row in proposals.items() if row["state"] not in UNTRAINED]
+    curves = {n: rows for n in trained if (rows := rows_of(trials[n]))}
     return Run(folder, config, summary, card, space, proposals, params, curves)

@@ -23,10 +23,10 @@ def _cost(run: Run, column: str, title: str) -> go.Figure:
     for row in sorted(run.completed, key=lambda row: (cost(row), -row[METRIC])):
         if not front or row[METRIC] > front[-1][METRIC]:
             front.append(row)
-    line, marker = {"color": look.ORANGE, "width": 2.5, "shape": "hv"}, {"symbol": "diamond-open"}
-    look.add_trials(
-        figure, front, cost, name="Pareto front", line=line, marker=marker | {"size": 12}
-    )
+    line = {"color": look.ORANGE, "width": 2.5, "shape": "hv"}
+    marker = {"symbol": "diamond-open", "size": 12}
+    if front:
+        look.add_trials(figure, front, cost, name="Pareto front", line=line, marker=marker)
     return look.stretch_accuracy(look.log_x(figure).update_xaxes(title=title), run)
 
 
