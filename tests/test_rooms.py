@@ -33,7 +33,7 @@ LOADS: dict[str, set[str]] = {
     "models": {"torch"},
     "engine": {"torch", "ray", "optuna", "pandas"},
     "tracking": {"optuna"},  # MLflow takes seconds, and is imported by the sender's thread
-    "report": {"optuna", "plotly", "pandas"},
+    "report": {"optuna", "plotly"},
     "terminal": {"optuna", "rich"},
     "cli": set(),
     "run": set(),

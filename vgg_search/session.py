@@ -285,6 +285,8 @@ class Session:
             "study": study.folder.name,
             "state": state,
             "dataset": self.splits.name,
+            "train_images": len(self.splits.train_images),
+            "val_images": len(self.splits.val_images),
             **summarise(trials, slots, study.budget.clock),
             "champion": self._champion_summary(champion) if champion else None,
             "refused": tracker.refused,
@@ -309,11 +311,11 @@ class Session:
 
     def _report(self, stopped: bool) -> list[str]:
         """What the report warns of; after a signal, without the figures that take seconds."""
-        from vgg_search.report.page import health, make_report
+        from vgg_search.report.page import make_report, warnings_of
 
         try:
             make_report(self.study.folder, pages=not stopped, hurry=stopped)
-            return health(self.study.folder)
+            return warnings_of(self.study.folder)
         except Exception as error:  # whatever it is, the study is whole, and its runs are closed
             log.error("no report: %s", " ".join(str(error).split()) or type(error).__name__)
             log.info("where it failed", exc_info=True)
