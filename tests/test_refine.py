@@ -118,7 +118,7 @@ def test_it_is_a_run_and_a_version_that_name_their_parent(
 @pytest.mark.parametrize(
     ("changes", "flags", "text"),
     [
-        ({}, "--champion-epochs 0", "must be an integer >= 1, got '0'"),
+        ({}, "--champion-epochs 0", "champion_epochs must be >= 1, got '0'"),
         ({}, "--tracking-uri ftp://x", "must be a path or an address"),
         ({}, "--model runs/b", "--model must be a run, a champion folder or"),
         ({"digest": "0123"}, "", "the data must be what the champion was trained on, 0123, got"),
