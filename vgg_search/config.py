@@ -86,10 +86,11 @@ def _queued_trial(trial: dict[str, Any]) -> dict[str, Any]:
 
 def resumable(default: Any) -> Any:
     """The default of a field that a resumed study may be given anew."""
-    return Field(default, json_schema_extra={"resumable": True})
+    return Field(default, json_schema_extra=_RESUMABLE)
 
 
 _ARCH = TypeAdapter(Arch)
+_RESUMABLE: dict[str, Any] = {"resumable": True}
 T = TypeVar("T")
 FromJson = Annotated[T, NoDecode, BeforeValidator(_from_json)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -250,7 +251,9 @@ class Config(Fields):
 
 
 # What a resumed study may be given anew: budgets, cluster, tracking, and where the data lies
-RESUMABLE = frozenset(n for n, f in Config.model_fields.items() if f.json_schema_extra)
+RESUMABLE = frozenset(
+    n for n, f in Config.model_fields.items() if f.json_schema_extra == _RESUMABLE
+)
 # Pydantic's kinds of error as rules: "field must RULE, got VALUE"
 _RULES = {
     "greater_than_equal": "be >= {ge:.15g}",

@@ -101,8 +101,8 @@ def parse_options(
         for name in ("storage_path", *fields)
     }
     schema = create_model("Options", __base__=Fields, **shared, **own)
-    prog, about = f"vgg-search {command.__name__}", str(command.__doc__)
-    values, options = parse(prog, about, flags, schema, argv)
+    prog, text = f"vgg-search {command.__name__}", str(command.__doc__)
+    values, options = parse(prog, f"{text[0].upper()}{text[1:]}.", flags, schema, argv)
     return argparse.Namespace(**vars(options) | dict(validated(schema, values)))
 
 
