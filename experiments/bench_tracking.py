@@ -24,7 +24,8 @@ from mlflow import MlflowClient
 
 from vgg_search.models.reuse import servable
 from vgg_search.records import EPOCH_METRICS
-from vgg_search.tracking.sender import Tracker
+from vgg_search.tracking.connect import connect
+from vgg_search.tracking.tracker import Tracker
 
 TRIALS, EPOCHS = 200, 10
 PAUSE = 0.004  # s before two rows, which is 500 rows a second
@@ -46,7 +47,7 @@ class Clock:
 
 def put_study(tracker: Tracker, clock: Clock) -> None:
     """What the recorder puts of a study whose two workers are always busy."""
-    tracker.run("study", tracker.study, {"kind": "study"}, PARAMS)
+    tracker.run("study", "bench", {"kind": "study"}, PARAMS)
     for number in range(0, TRIALS, 2):
         pair = [f"trial/{number}", f"trial/{number + 1}"]
         for key in pair:
@@ -76,7 +77,7 @@ def arrived(uri: str, experiment: str) -> dict[str, int]:
 def measure(uri: str) -> dict[str, object]:
     clock, experiment = Clock(), f"bench-{time.time_ns()}"
     with tempfile.TemporaryDirectory() as folder:
-        tracker = Tracker(Path(folder), uri, experiment, "bench", servable)
+        tracker = connect(Path(folder), uri, experiment, "bench", servable)
         tracker.start()
         tracker.run("first", "first", {}, {})  # the connection, and a fresh database's tables
         assert tracker.flush(300) == 0, tracker.error
