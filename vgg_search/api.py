@@ -8,14 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgg_search.cli.arguments import build_config, resumed_config
-from vgg_search.config import Config
+from vgg_search.cli.resume import resumed_config
+from vgg_search.config import Config, validated
 from vgg_search.errors import SearchError
 from vgg_search.storage.folder import LOG, REPORT, local_folder, new_name
 
 if TYPE_CHECKING:
     import pandas as pd
-    import plotly.graph_objects as go
     from torch import nn
 
 SEARCH = "search"  # names of studies without one begin so
@@ -58,8 +57,8 @@ class Result:
         return load(self.folder) if self.summary["champion"] else None
 
     @property
-    def figures(self) -> "dict[str, go.Figure]":
-        """The figures of the report by name; a notebook shows each as it is."""
+    def figures(self) -> dict[str, Any]:
+        """The figures of the report by name, of plotly: a notebook shows each as it is."""
         from vgg_search.report.page import plots
 
         return plots(self.folder)
@@ -83,10 +82,11 @@ def search(
     trial was completed or the champion failed.
     """
     given = (config.model_dump(exclude_unset=True) if config else {}) | fields
-    stored = resumed_config(resume, given) if resume is not None else None
-    config = stored or build_config(given)
-    if config.name is None:
-        config = build_config(given | {"name": new_name(SEARCH, config.storage_path)})
+    config = validated(Config, given)
+    stored = None if resume is None else resumed_config(config, resume)
+    if resume is None and config.name is None:
+        config = validated(Config, given | {"name": new_name(SEARCH, config.storage_path)})
+    config = stored or config
     from vgg_search import session
 
     with silence() if quiet else nullcontext():

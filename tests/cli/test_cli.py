@@ -29,6 +29,7 @@ FILES = {
     "queued_deep.yaml": "enqueue:\n- {arch: [[1, 8], [1, 8], [1, 8], [1, 8], [1, 8]]}\n",
     "queue_of_numbers.yaml": "enqueue: [1]\n",
 }
+DATASETS = "'auto', 'fashion-mnist' or 'sample'"
 BUDGET = "time_budget must be a time such as 90s, 6m or 1h30m, got"
 URI = "tracking_uri must be a path or an address that begins with sqlite, "
 
@@ -173,7 +174,11 @@ def test_a_mistake_in_the_data_is_one_line(
         ("zzz", f"unknown command zzz of {', '.join(COMMANDS)}"),
         ("predict", "the following arguments are required: IMAGE"),
         ("predict --modle x a.png", "unknown flag --modle; did you mean --model?"),
-        ("evaluate --dataset cifar", "argument --dataset: invalid choice: 'cifar'"),
+        ("evaluate --dataset cifar", f"dataset must be one of {DATASETS}, got 'cifar'"),
+        ("refine --champion-epochs 0", "champion_epochs must be >= 1, got '0'"),
+        ("refine --seed -1", "seed must be >= 0, got '-1'"),
+        ("sync --timeout long", "argument --timeout: invalid float value: 'long'"),
+        ("export --out x", "the following arguments are required: --format"),
     ],
 )
 def test_a_mistake_in_a_command_is_one_line(
@@ -208,7 +213,7 @@ def test_a_mistake_in_the_environment_is_one_line(
         ("STORAGE_PATH", "nowhere", "status --storage-path other", "no study found under other"),
         ("STORAGE_PATH", "elsewhere", "predict a.png", "no champion found under elsewhere"),
         ("TRACKING_URI", "ftp://host", "refine", "must be a path or an address"),
-        ("DATASET", "cifar", "evaluate", "argument --dataset: invalid choice: 'cifar'"),
+        ("DATASET", "cifar", "evaluate", f"dataset must be one of {DATASETS}, got 'cifar'"),
         ("DATASET", "cifar", "status", "no study found under runs"),  # it has no such flag
     ],
 )

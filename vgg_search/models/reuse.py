@@ -145,7 +145,7 @@ def find_model(
             return latest.parent
         raise ModelError(f"no champion found under {runs}; run a search first or give --model")
     if str(model).startswith("models:/"):
-        from vgg_search.tracking.sender import fetch_champion  # imports mlflow: seconds
+        from vgg_search.tracking.registry import fetch_champion  # imports mlflow: seconds
 
         target = Path(tempfile.mkdtemp(prefix="vgg-search-"))
         atexit.register(shutil.rmtree, target, ignore_errors=True)

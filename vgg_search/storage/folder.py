@@ -1,10 +1,11 @@
 """The names of what lies in a run folder, and the lock of the driver that works in it."""
 
 import fcntl
+import json
 import time
 from itertools import count
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from vgg_search.errors import InputError
 
@@ -44,6 +45,13 @@ def new_name(stem: str, storage_path: str | Path) -> str:
 def trial_folder(number: int | str) -> str:
     """Where the checkpoints of a trial are, relative to the run folder."""
     return f"{TRIALS}/{number}"
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """The card of the champion that a run folder holds; None if it has none."""
+    file = folder / CHAMPION / CARD
+    card: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
+    return card
 
 
 class FolderLock:

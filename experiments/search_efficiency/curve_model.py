@@ -4,10 +4,8 @@ Samplers propose learning rates that nobody trained, so there is a model between
 configurations, as in tabular benchmarks that went the same way (NAS-Bench-301, arXiv:2008.09777;
 YAHPO Gym, arXiv:2109.03670): a Gaussian process on -log(1 - accuracy) of all epochs at once.
 Rounding each proposal to the nearest recorded one instead would give a sampler plateaus that
-reality has not, and answer most late proposals as duplicates. `World.quality` says how well the
-model ranks configurations that it has not seen.
-
-    python experiments/curve_model.py       # prints it
+reality has not, and answer most late proposals as duplicates. How well the model ranks
+configurations that it has not seen: results/2026-11-24_search_efficiency/curve_model.txt.
 """
 
 import csv
@@ -86,26 +84,23 @@ class World:
         # Relative errors, for the machine was shared: all epochs were slow at some time
         weights = 1 / seconds
         self.cost = np.linalg.lstsq(costs * weights[:, None], seconds * weights, rcond=None)[0]
-        self._known: dict[tuple[Candidate, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._curves: dict[tuple[Candidate, int], tuple[np.ndarray, np.ndarray]] = {}
 
-    @staticmethod
-    def model() -> Any:
+    @cached_property
+    def fitted(self) -> Any:
+        """The scaler of the features and the Gaussian process, fitted to all epochs at once."""
         from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        scales = Matern(np.ones(13), (0.1, 100.0), nu=2.5)
+        scales = Matern(np.ones(self.inputs.shape[1]), (0.1, 100.0), nu=2.5)
         process = GaussianProcessRegressor(
             ConstantKernel() * scales + WhiteKernel(), normalize_y=True, random_state=0
         )
-        return make_pipeline(StandardScaler(), process)
-
-    @cached_property
-    def fitted(self) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a length scale at its bound: a feature without effect
-            return self.model().fit(self.inputs, self.outputs)
+            return make_pipeline(StandardScaler(), process).fit(self.inputs, self.outputs)
 
     def predict(self, candidate: Candidate) -> np.ndarray:
         """Squashed accuracy of each epoch, without noise."""
@@ -131,7 +126,7 @@ class World:
     def curves_of(self, candidate: Candidate, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """(as it is, as reported) val_accuracy by epoch; NaN from where a training is lost."""
         key = (candidate, seed)
-        if key not in self._known:
+        if key not in self._curves:
             mean = self.predict(candidate)
             true = self.accuracy(mean)
             alive = true[-1] > ALIVE
@@ -141,39 +136,12 @@ class World:
             seen = self.accuracy(mean + share * self.differences[near])
             if not alive:  # as lost as its neighbour, whose loss may have left the numbers
                 seen = np.where(np.isnan(self.curves[near, seed % 2]), np.nan, seen)
-            self._known[key] = true, seen
-        return self._known[key]
+            self._curves[key] = true, seen
+        return self._curves[key]
 
     def seconds(self, candidate: Candidate) -> float:
         """Of an epoch: an offset and a share of the network's FLOPs, fitted to the table."""
         return float(self.cost @ [1.0, experiment().search_space.costs(candidate)[1]])
-
-    def quality(self) -> dict[str, float]:
-        """How the model ranks configurations that it was not shown (ten folds)."""
-        from scipy.stats import spearmanr
-        from sklearn.model_selection import KFold, cross_val_predict
-
-        folds = KFold(10, shuffle=True, random_state=0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            guess = cross_val_predict(self.model(), self.inputs, self.outputs, cv=folds)
-        alive = self.outputs[:, -1] > squash(np.array(ALIVE))
-        seeds = np.nan_to_num(self.curves[:, :, -1], nan=CHANCE)
-        errors = np.abs(np.exp(-guess) - np.exp(-self.outputs))[alive, -1]
-        return {
-            "configurations": len(guess),
-            "lost": int(np.isnan(self.curves[:, :, -1]).sum()),
-            "above_0.6": int(alive.sum()),
-            "rank_correlation": spearmanr(guess[:, -1], self.outputs[:, -1])[0],
-            "rank_correlation_above_0.6": spearmanr(guess[alive, -1], self.outputs[alive, -1])[0],
-            "rank_correlation_first_epoch": spearmanr(guess[:, 0], self.outputs[:, 0])[0],
-            "rank_correlation_of_two_seeds": spearmanr(*seeds.T)[0],
-            "rank_correlation_of_two_seeds_above_0.6": spearmanr(*seeds[alive].T)[0],
-            "rank_correlation_epoch_1_and_9": spearmanr(self.outputs[:, 0], self.outputs[:, -1])[0],
-            "rank_correlation_epoch_3_and_9": spearmanr(self.outputs[:, 2], self.outputs[:, -1])[0],
-            "mean_absolute_error_above_0.6": errors.mean(),
-            "best": self.best,
-        }
 
     def row(self, segment: Segment, epoch: int) -> dict[str, Any]:
         value = self.curves_of(segment.candidate, segment.seed)[1][epoch - 1]
@@ -181,8 +149,3 @@ class World:
         seconds = self.seconds(segment.candidate)
         losses = {"train_loss": loss, "val_loss": loss, METRIC: float(value)}
         return {"epoch": epoch, **losses, "epoch_seconds": seconds}
-
-
-if __name__ == "__main__":
-    for name, value in World().quality().items():
-        print(f"{name}: {value:.4g}")

@@ -1,6 +1,6 @@
 """Derive every decision of a study again from its journal alone; nothing is trained.
 
-    python experiments/replay.py runs/NAME
+    python tests/proofs/replay.py runs/NAME
 
 The journal is walked in the order in which it was written. What came from outside (epochs' rows,
 failures, a worker that asked for work) is told to a fresh study in a temporary folder. What the
@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+# Private, and its numbers are in every journal: no release can change them
 from optuna.storages.journal._storage import JournalOperation as Op
 from optuna.trial import FrozenTrial, TrialState
 
@@ -51,12 +52,12 @@ class Replay:
     def trial(self, number: int) -> FrozenTrial | None:
         """A trial of the replay, once it is more than queued."""
         trials = self.study.optuna.get_trials(deepcopy=False)
-        found = trials[number] if number < len(trials) else None
-        return None if found and found.state is TrialState.WAITING else found
+        trial = trials[number] if number < len(trials) else None
+        return None if trial and trial.state is TrialState.WAITING else trial
 
     def attrs(self, number: int) -> dict[str, Any]:
-        found = self.trial(number)
-        return found.user_attrs if found else {}
+        trial = self.trial(number)
+        return trial.user_attrs if trial else {}
 
     def apply(self, line: dict[str, Any], created: int) -> None:
         """One line of the record, before which it had `created` trials. Raises DifferenceError."""
@@ -88,19 +89,21 @@ class Replay:
     def propose(self, number: int) -> None:
         """A worker asked for work and the record shows that trial `number` was touched."""
         while True:
-            answer = self.study.propose()
-            found = answer if isinstance(answer, Segment) else None
-            if (found and found.number == number) or self.attrs(number).get("state") in UNTRAINED:
+            proposal = self.study.propose()
+            segment = proposal if isinstance(proposal, Segment) else None
+            if segment and segment.number == number:
                 return
-            if found is None:
+            if self.attrs(number).get("state") in UNTRAINED:
+                return
+            if segment is None:
                 raise DifferenceError(
                     f"trial {number}: in the record it goes on, in the replay nothing"
                 )
             # Work that was queued already, and left no line when it was taken up
-            if self.untils.get(found.number) != found.until:
+            if self.untils.get(segment.number) != segment.until:
                 raise DifferenceError(
                     f"trial {number}: in the record it goes on, in the replay trial "
-                    f"{found.number} does, until epoch {found.until}"
+                    f"{segment.number} does, until epoch {segment.until}"
                 )
 
     def epoch(self, number: int, row: dict[str, Any]) -> None:
@@ -121,11 +124,11 @@ class Replay:
         """The record lets a trial train on: it begins, goes on at its rung, or is promoted."""
         if number in self.study.scheduler.waiting:
             self.propose(number)
-        found = self.attrs(number)
-        if found.get("until") != epoch or "state" in found:
+        attrs = self.attrs(number)
+        if attrs.get("until") != epoch or "state" in attrs:
             raise DifferenceError(
                 f"trial {number}: in the record it trains until epoch {epoch}, "
-                f"in the replay {found.get('state') or found.get('until')}"
+                f"in the replay {attrs.get('state') or attrs.get('until')}"
             )
         self.untils[number] = epoch
         self.counts["until"] += 1
@@ -138,40 +141,40 @@ class Replay:
             self.study.segment_ended(number, "failed", self.errors.get(number))
         elif state == "pruned" and number in self.study.scheduler.waiting:
             self.study.close()
-        found = self.attrs(number)
-        if found.get("state") != state:
-            goes_on = f"goes on until epoch {found.get('until')}"
+        attrs = self.attrs(number)
+        if attrs.get("state") != state:
+            goes_on = f"goes on until epoch {attrs.get('until')}"
             raise DifferenceError(
                 f"trial {number}: in the record it ends as {state}, "
-                f"in the replay it {found.get('state') or goes_on}"
+                f"in the replay it {attrs.get('state') or goes_on}"
             )
         self.counts[state] += 1
 
 
 def contents(trial: FrozenTrial) -> dict[str, Any]:
     """All that a record says of a trial but when it was; flat, so that one key can be named."""
-    told: dict[str, Any] = {"Optuna's state": trial.state.name, "value": trial.value}
-    told |= {f"param {name}": value for name, value in trial.params.items()}
-    told |= {f"range of {name}": value for name, value in trial.distributions.items()}
-    told |= {f"{METRIC} at {epoch},": value for epoch, value in trial.intermediate_values.items()}
-    told |= {f"attribute {name}": value for name, value in trial.system_attrs.items()}
+    facts: dict[str, Any] = {"Optuna's state": trial.state.name, "value": trial.value}
+    facts |= {f"param {name}": value for name, value in trial.params.items()}
+    facts |= {f"range of {name}": value for name, value in trial.distributions.items()}
+    facts |= {f"{METRIC} at {epoch},": value for epoch, value in trial.intermediate_values.items()}
+    facts |= {f"attribute {name}": value for name, value in trial.system_attrs.items()}
     for name, value in trial.user_attrs.items():
         timeless = name.startswith(EPOCH_KEY)
-        told[name] = {k: v for k, v in value.items() if k != "time"} if timeless else value
-    return json.loads(json.dumps(told, default=repr))
+        facts[name] = {k: v for k, v in value.items() if k != "time"} if timeless else value
+    return json.loads(json.dumps(facts, default=repr))
 
 
 def compare(old: FrozenTrial, new: FrozenTrial, kinds: str | tuple[str, ...] = "") -> None:
     """Raises DifferenceError where the two are not the same; a record that was cut says less."""
-    was, now = contents(old), contents(new)
+    before, after = contents(old), contents(new)
     if not old.state.is_finished():
-        now = {key: value for key, value in now.items() if key in was}
-        now["Optuna's state"] = was["Optuna's state"]
-    for key in was | now:
-        if key.startswith(kinds) and was.get(key) != now.get(key):
+        after = {key: value for key, value in after.items() if key in before}
+        after["Optuna's state"] = before["Optuna's state"]
+    for key in before | after:
+        if key.startswith(kinds) and before.get(key) != after.get(key):
             raise DifferenceError(
-                f"trial {old.number}: {key} is {was.get(key)!r} in the record, "
-                f"{now.get(key)!r} in the replay"
+                f"trial {old.number}: {key} is {before.get(key)!r} in the record, "
+                f"{after.get(key)!r} in the replay"
             )
 
 
@@ -207,7 +210,7 @@ def replay(folder: Path) -> Counter[str]:
 
 def main(argv: Sequence[str]) -> int:
     if len(argv) != 1:
-        print("usage: python experiments/replay.py runs/NAME", file=sys.stderr)
+        print("usage: python tests/proofs/replay.py runs/NAME", file=sys.stderr)
         return 2
     try:
         counts = replay(Path(argv[0]).resolve())

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import runpy
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ import pytest
 from drivers import FLAGS, live, wait_for
 from drivers import search as driven
 from fake_workers import Fault, Workers, experiment, opened, search
+from replay import main
 
 from vgg_search.config import Config
 from vgg_search.study.record import read_trials, rows_of
 
-main = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "replay.py"))["main"]
 
-
-def replay(folder: Path) -> tuple[int, str]:
+def run_replay(folder: Path) -> tuple[int, str]:
     """Exit code, and what was said."""
     said = io.StringIO()
     with redirect_stdout(said), redirect_stderr(said):
@@ -27,7 +25,7 @@ def replay(folder: Path) -> tuple[int, str]:
     return code, said.getvalue()
 
 
-def made(folder: Path, workers: Workers | None = None, **fields: Any) -> Path:
+def searched(folder: Path, workers: Workers | None = None, **fields: Any) -> Path:
     config = experiment(**fields)
     search(folder, config, workers or Workers(slots=3))
     (folder / "config.yaml").write_text(config.dump())
@@ -44,7 +42,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("scheduler", ["asha", "asha-promote", "none"])
 def test_a_study_is_derived_again_from_its_journal(tmp_path: Path, scheduler: str) -> None:
-    folder = made(
+    folder = searched(
         tmp_path / "a",
         Workers(slots=3, faults=dict(FAULTS)),
         num_trials=14,
@@ -54,7 +52,7 @@ def test_a_study_is_derived_again_from_its_journal(tmp_path: Path, scheduler: st
         enqueue=[{"arch": ((1, 8),), "lr": lr} for lr in (0.2, 0.4, 0.8, 0.1, 0.9, 0.6, 0.2, 0.5)],
         space=experiment().space | {"max_params": 60_000, "num_blocks": 1},
     )
-    code, said = replay(folder)
+    code, said = run_replay(folder)
     assert code == 0, said
     states = [trial.user_attrs["state"] for trial in read_trials(folder)]
     assert {"completed", "failed", "diverged", "duplicate"} <= set(states)
@@ -75,7 +73,7 @@ def test_a_study_of_many_sessions_is_too(tmp_path: Path, scheduler: str) -> None
                 if done:
                     study.close()
             (folder / "config.yaml").write_text(config.dump())
-            code, said = replay(folder) if turns == 1 or done else (0, "")
+            code, said = run_replay(folder) if turns == 1 or done else (0, "")
             assert code == 0, said
 
 
@@ -94,7 +92,7 @@ def test_a_real_search_that_was_killed_is_too(tmp_path: Path, scheduler: str, sa
     folder = tmp_path / "runs" / "study"
     states = {trial.user_attrs["state"] for trial in read_trials(folder)}
     assert {"completed", "pruned"} <= states
-    code, said = replay(folder)
+    code, said = run_replay(folder)
     assert code == 0, said
 
 
@@ -109,7 +107,7 @@ def _state(line: dict[str, Any]) -> None:
     ]
 
 
-def _told(line: dict[str, Any]) -> None:
+def _complete(line: dict[str, Any]) -> None:
     line["state"], line["values"] = 2, None
 
 
@@ -129,7 +127,7 @@ CHANGES = [
         6,
         None,
         -1,
-        _told,
+        _complete,
         r"trial \d: Optuna's state is 'PRUNED' in the record, 'COMPLETE' in the replay",
     ),
     (8, "epoch_1", 0, _accuracy, r"trial 0: val_accuracy at 1, is 0\.\d+ in the record, 0\.999 in"),
@@ -140,7 +138,7 @@ CHANGES = [
 def test_a_changed_journal_is_found_out(
     tmp_path: Path, op: int, key: str | None, which: int, change: Any, said: str
 ) -> None:
-    folder = made(tmp_path / "a", num_trials=8, scheduler="asha", enqueue=[{"lr": 0.2}])
+    folder = searched(tmp_path / "a", num_trials=8, scheduler="asha", enqueue=[{"lr": 0.2}])
     journal = folder / "study.journal"
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
 
@@ -153,22 +151,22 @@ def test_a_changed_journal_is_found_out(
 
     change([line for line in lines if matches(line)][which])
     journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    code, heard = replay(folder)
+    code, heard = run_replay(folder)
     assert code == 1
     assert len(heard.splitlines()) == 1
     assert re.match("replay: " + said, heard), heard
 
 
 def test_nothing_to_replay_is_bad_input(tmp_path: Path) -> None:
-    code, said = replay(tmp_path)
+    code, said = run_replay(tmp_path)
     assert code == 2
     assert "study.journal is missing" in said
 
 
 def test_a_configuration_that_decides_otherwise_is_found_out(tmp_path: Path) -> None:
-    folder = made(tmp_path / "a", num_trials=8, scheduler="asha")
+    folder = searched(tmp_path / "a", num_trials=8, scheduler="asha")
     other = Config(**experiment(num_trials=8, scheduler="none").model_dump())
     (folder / "config.yaml").write_text(other.dump())
-    code, said = replay(folder)
+    code, said = run_replay(folder)
     assert (code, said.count("\n")) == (1, 1)
     assert "in the record it trains until epoch 1" in said

@@ -1,7 +1,7 @@
 """Record learning curves of many networks once, so that searches can be simulated afterwards.
 
-    python experiments/record_curves.py --data-dir DATA_DIR                  # half an hour or so
-    python experiments/record_curves.py --data-dir DATA_DIR --configs 400    # go on to more
+    python experiments/search_efficiency/record_curves.py --data-dir DATA_DIR       # half an hour
+    ... --configs 400       # go on to more
 
 Random configurations of `SPACE` are trained for real, with the package's own training and its
 default recipe, at a small scale: few images, 14 px, one thread.
@@ -28,7 +28,7 @@ from vgg_search.config import Config
 from vgg_search.space.arch import as_arch, describe
 from vgg_search.space.candidate import Candidate
 
-TABLE = Path(__file__).parents[1] / "results/2026-11-24_search_efficiency/curves.csv.gz"
+TABLE = Path(__file__).parents[2] / "results/2026-11-24_search_efficiency/curves.csv.gz"
 WORK = Path("runs/search_efficiency/curves.jsonl")
 EPOCHS, SEEDS = 9, (0, 1)
 TRAIN_IMAGES, VAL_IMAGES, BATCH_SIZE, RESOLUTION = 2_000, 2_000, 64, 14
@@ -129,13 +129,13 @@ def pack(work: Path, table: Path) -> int:
 
 
 def main() -> None:
-    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    made.add_argument("--data-dir", type=Path, help="Fashion-MNIST in torchvision's layout")
-    made.add_argument("--configs", type=int, default=200, help="configurations (200)")
-    made.add_argument("--minutes", type=float, default=math.inf, help="stop after so many")
-    made.add_argument("--work", type=Path, default=WORK, help=f"finished trainings ({WORK})")
-    made.add_argument("--table", type=Path, default=TABLE)
-    options = made.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path, help="Fashion-MNIST in torchvision's layout")
+    parser.add_argument("--configs", type=int, default=200, help="configurations (200)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many")
+    parser.add_argument("--work", type=Path, default=WORK, help=f"finished trainings ({WORK})")
+    parser.add_argument("--table", type=Path, default=TABLE)
+    options = parser.parse_args()
     record(options.configs, options.data_dir, options.minutes, options.work)
     print(f"{pack(options.work, options.table)} configurations in {options.table}")
 
