@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from vgg_search.cli.arguments import load_config, read_yaml
+from vgg_search.cli.resume import resumed_config
 from vgg_search.config import RESUMABLE, Config, ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +28,11 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(*argv: str) -> Config:
-    return load_config(argv)[0]
+    """What the command `run` makes of its command line."""
+    config, options = load_config(argv)
+    if options.resume is None:
+        return config
+    return resumed_config(config, options.resume) or config
 
 
 def write(text: str, name: str = "mine.yaml") -> str:
@@ -202,12 +207,19 @@ def test_a_resumed_study_is_the_same_study(stored: Config, field: str) -> None:
 
 
 def test_the_same_command_starts_a_study_and_goes_on_with_it(stored: Config) -> None:
-    resumed, options = load_config(["--name", "old", "--resume", "old"])
-    assert (resumed, options.resume) == (stored, "old")
-    started, options = load_config(["--name", "new", "--resume", "new", "--seed", "7"])
-    assert (started.name, started.seed, options.resume) == ("new", 7, None)
+    config, options = load_config(["--name", "old", "--resume", "old"])
+    assert resumed_config(config, options.resume) == stored
+    config, options = load_config(["--name", "new", "--resume", "new", "--seed", "7"])
+    assert (config.name, config.seed, options.resume) == ("new", 7, "new")
+    assert resumed_config(config, options.resume) is None
     with pytest.raises(ConfigError, match=r"^no study named new in runs$"):
-        load_config(["--name", "other", "--resume", "new"])
+        load("--name", "other", "--resume", "new")
+
+
+def test_a_command_line_is_read_without_a_look_at_the_study(stored: Config) -> None:
+    config, options = load_config(["--resume", "old", "--seed", "1", "--storage-path", "s3://b/p"])
+    assert (config.name, config.seed, config.storage_path) == (None, 1, "s3://b/p")
+    assert options.resume == stored.name
 
 
 def test_a_changed_space_is_refused_with_the_dimensions_name(stored: Config) -> None:

@@ -15,8 +15,9 @@ from vgg_search.data.splits import load_splits
 from vgg_search.models.files import load_folder, save_model, servable
 from vgg_search.refine import KEPT, RUN, refine
 from vgg_search.space.candidate import Candidate
-from vgg_search.tracking.recorder import ANSWERS, champion_key
-from vgg_search.tracking.sender import Tracker
+from vgg_search.tracking.connect import connect
+from vgg_search.tracking.recorder import champion_key
+from vgg_search.tracking.tracker import ANSWERS
 from vgg_search.training.model import build
 from vgg_search.training.recipe import RECIPE_FIELDS
 
@@ -70,7 +71,7 @@ def test_it_is_a_run_and_a_version_that_name_their_parent(
 ) -> None:
     folder = offer()
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    parent = Tracker(folder.parent, uri, "vgg-search", "a", servable)
+    parent = connect(folder.parent, uri, "vgg-search", "a", servable)
     parent.run("champion", "champion", {"kind": "champion"}, {})
     parent.register("champion", "vgg-search", folder)
     parent.start()
@@ -119,7 +120,7 @@ def test_it_is_a_run_and_a_version_that_name_their_parent(
 @pytest.mark.parametrize(
     ("changes", "flags", "text"),
     [
-        ({}, "--champion-epochs 0", "must be an integer >= 1, got '0'"),
+        ({}, "--champion-epochs 0", "champion_epochs must be >= 1, got '0'"),
         ({}, "--tracking-uri ftp://x", "must be a path or an address"),
         ({}, "--model runs/b", "--model must be a run, a champion folder or"),
         ({"digest": "0123"}, "", "the data must be what the champion was trained on, 0123, got"),
@@ -186,7 +187,7 @@ def test_sync_completes_the_summaries(
 ) -> None:
     """Of a refinement and of a search, when the tracker was away at their ends."""
     folder, uri = offer(), f"sqlite:///{tmp_path / 'mlflow.db'}"
-    sent = Tracker(tmp_path / "runs" / "a", uri, "vgg-search", "a", servable)
+    sent = connect(tmp_path / "runs" / "a", uri, "vgg-search", "a", servable)
     key = champion_key(3, EPOCHS)
     sent.run(key, "champion", {"kind": "champion", "trial_number": 3}, {})
     sent.register(key, "vgg-search", folder)

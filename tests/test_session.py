@@ -13,26 +13,16 @@ import torch
 from fake_workers import Workers, experiment, opened
 from nodes import cluster_of
 
-from vgg_search import conclusion
-from vgg_search.conclusion import conclude, exit_code
+from vgg_search import session
 from vgg_search.config import ConfigError
 from vgg_search.data.fashion_mnist import find_split
 from vgg_search.data.splits import Splits
 from vgg_search.models.files import servable
-from vgg_search.session import (
-    PACKAGES,
-    crown_best,
-    provenance,
-    run_folder,
-    search_and_crown,
-    spent,
-    write_log,
-)
-from vgg_search.signals import Signals
+from vgg_search.provenance import PACKAGES, provenance
+from vgg_search.session import Session, claim, exit_code, log_file, run_folder
+from vgg_search.stop import StopSignals
 from vgg_search.study.study import Study
-from vgg_search.terminal.progress import Progress
-from vgg_search.tracking.recorder import Recorder
-from vgg_search.tracking.sender import Tracker
+from vgg_search.tracking.sender import MlflowTracker
 
 
 def test_a_new_study_does_not_take_an_old_ones_place(tmp_path: Path) -> None:
@@ -57,7 +47,7 @@ def test_the_test_split_is_looked_for_before_anything_is_trained(tmp_path: Path)
         (tmp_path / "data" / file.name).symlink_to(file.resolve())
     given = {"storage_path": str(tmp_path / "runs"), "data_dir": tmp_path / "data"}
     with pytest.raises(ValueError, match=r"^data_dir must hold t10k-images"):
-        search_and_crown(experiment(name="mine", **given), False, True, Signals())
+        session.run(experiment(name="mine", **given), quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
@@ -66,7 +56,7 @@ def test_a_refusal_comes_before_anything_is_written(tmp_path: Path) -> None:
         name="mine", storage_path=str(tmp_path / "runs"), dataset="fashion-mnist", data_dir=tmp_path
     )
     with pytest.raises(ValueError, match=r"^data_dir must hold train-images"):
-        search_and_crown(config, False, True, Signals())
+        session.run(config, quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -95,17 +85,23 @@ def test_provenance_names_versions_commit_and_host(monkeypatch: pytest.MonkeyPat
     assert provenance()["commit"] is None
 
 
-def test_the_log_takes_what_the_package_says(tmp_path: Path) -> None:
+def test_the_log_takes_what_the_package_says_while_it_is_open(tmp_path: Path) -> None:
     logger = logging.getLogger("vgg_search")
-    before = logger.level, logger.handlers
-    try:
-        write_log(tmp_path / "log.txt")
+    before = logger.level, list(logger.handlers)
+    with log_file(tmp_path / "log.txt"):
         logging.getLogger("vgg_search.progress").info("trial 0: %s", "started")
-        for handler in logger.handlers:
-            handler.close()
-    finally:
-        logger.level, logger.handlers = before
+    assert (logger.level, logger.handlers) == before
+    logging.getLogger("vgg_search.progress").info("trial 1: %s", "started")
     assert (tmp_path / "log.txt").read_text().endswith(" INFO trial 0: started\n")
+
+
+def test_a_folder_is_claimed_by_one_search(tmp_path: Path) -> None:
+    config = experiment(name="mine", storage_path=str(tmp_path))
+    claim(tmp_path / "mine", config, resume=False)
+    before = (tmp_path / "mine" / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match=r"^name must be a new study's, got 'mine': .* exists"):
+        claim(tmp_path / "mine", experiment(name="mine", seed=1), resume=False)
+    assert (tmp_path / "mine" / "config.yaml").read_text() == before
 
 
 # ---- the champion of a study that is gone on with ----------------------------------------------
@@ -116,23 +112,22 @@ class Part:
 
     def __init__(self, study: Study, splits: Splits) -> None:
         folder = study.folder
-        self.study, self.splits = study, splits
-        self.tracker = Tracker(folder, f"sqlite:///{folder / 'm.db'}", "e", "s", servable)
-        self.recorder = Recorder(self.tracker, study, splits, {"versions": {}, "commit": "abc"})
-        study.listeners.append(self.recorder)
+        self.tracker = MlflowTracker(folder, f"sqlite:///{folder / 'm.db'}", "e", "s", servable)
+        facts = {"versions": {}, "commit": "abc"}
+        self.session = Session(study, splits, self.tracker, facts)
+        self.study, self.recorder = study, self.session.recorder
         self.recorder.start()
 
     def crown(self) -> dict[str, Any] | None:
-        progress = Progress(self.study, quiet=True)
-        return crown_best(self.study, self.splits, cluster_of(self.study), self.recorder, progress)
+        return self.session.train_champion(cluster_of(self.study))
 
     def conclude(
-        self, champion: dict[str, Any] | None, signals: Signals | None = None
+        self, champion: dict[str, Any] | None, signals: StopSignals | None = None
     ) -> dict[str, Any]:
         """After 100 s. The config is there, as `run` leaves it, and nothing is sent."""
         (self.study.folder / "config.yaml").write_text(self.study.config.dump())
-        began, sent = time.monotonic() - 100, signals or Signals()
-        return conclude(self.study, self.splits, self.recorder, champion, 1, sent, began)
+        self.session.began = time.monotonic() - 100
+        return self.session.conclude(champion, 1, signals or StopSignals())
 
     def ended(self) -> list[str]:
         """How the parent's run ended."""
@@ -140,7 +135,7 @@ class Part:
 
     def put(self, key: str = "champion/0-1") -> list[tuple[str, str]]:
         """(kind, status) of what was put for a champion's run, batches apart."""
-        rows = self.tracker._oldest(1000)
+        rows = self.tracker.rows()
         return [
             (row.kind, row.body.get("status", ""))
             for row in rows
@@ -155,7 +150,7 @@ def part(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Part]:
-    monkeypatch.setattr(conclusion, "SEND_SECONDS", 0.0)
+    monkeypatch.setattr(session, "SEND_SECONDS", 0.0)
     given = {"num_trials": 1, "scheduler": "none", "champion_epochs": 1, "batch_size": 64}
     given |= {"enqueue": [{"arch": ((1, 8),), "lr": 0.05}], "precision": "fp32"}
     given |= {"dataset": "sample"} | getattr(request, "param", {})
@@ -174,10 +169,10 @@ def test_the_champion_is_recorded_once_and_kept(part: Part) -> None:
     assert len(part.put()) == 4  # the same best trial: not trained, tested or told again
     # Killed between writing the champion and putting it: it is still registered.
     part.recorder.champion_started(part.study.optuna.trials[0], 1)
-    assert "champion/0-1" in part.tracker.open
+    assert "champion/0-1" in part.tracker.open_runs
     part.recorder.catch_up()
     assert part.put()[-2:] == [("register", ""), ("end", "FINISHED")]
-    assert "champion/0-1" not in part.tracker.open
+    assert "champion/0-1" not in part.tracker.open_runs
 
 
 @pytest.mark.usefixtures("cluster")
@@ -225,7 +220,7 @@ def test_a_report_that_fails_leaves_no_run_open(
 
 @pytest.mark.parametrize("part", [{"champion_epochs": 0}], indirect=True)
 def test_a_stopped_study_is_closed_without_what_takes_seconds(part: Part) -> None:
-    signals = Signals()
+    signals = StopSignals()
     signals.received.append(15)
     assert part.conclude(None, signals)["state"] == "interrupted"
     assert part.ended() == ["KILLED"]
@@ -235,10 +230,10 @@ def test_a_stopped_study_is_closed_without_what_takes_seconds(part: Part) -> Non
 
 @pytest.mark.parametrize("part", [{"champion_epochs": 0}], indirect=True)
 def test_the_time_of_earlier_sessions_is_counted(part: Part) -> None:
-    assert spent(part.study) == part.study.budget.clock  # of one that was killed
+    assert part.session.seconds_before == part.study.budget.clock  # of one that was killed
     wall = part.conclude(None)["wall_seconds"]
     assert wall >= 100
-    assert spent(part.study) == wall
+    assert part.session.seconds_before == wall
 
 
 @pytest.mark.usefixtures("cluster")

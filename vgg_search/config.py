@@ -1,52 +1,35 @@
-"""The experiment: one flat schema, read from flags, environment, file and defaults, in that order.
+"""The experiment: one flat schema. Each field is said once: default, bound, unit and help.
 
-Only `space` is nested. The defaults below are the default experiment; `experiments/quick.yaml`
-spells them out. Nothing heavy is imported here, so that `--help` and errors answer at once.
+Only `space` is nested. The defaults are the default experiment; `experiments/quick.yaml` spells
+them out. Nothing heavy is imported here, so that `--help` and errors answer at once.
 """
 
+import json
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
     model_validator,
 )
-from pydantic_settings import (
-    BaseSettings,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from vgg_search.errors import InputError
+from vgg_search.errors import InputError, did_you_mean
 from vgg_search.records import AUTO, DATASETS
-from vgg_search.space.arch import Arch, as_arch, check_arch
+from vgg_search.space.arch import Arch, check_arch
 from vgg_search.space.search_space import Space
+from vgg_search.storage.folder import RUNS
 
 ENV_PREFIX = "VGG_SEARCH_"
 TRACKERS = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "file", "databricks")
-# What a resumed study may be given anew: budgets, cluster, tracking, and where the data lies.
-RESUMABLE = frozenset(
-    [
-        "num_trials",
-        "time_budget",
-        "gpu_hours",
-        "address",
-        "cpus_per_trial",
-        "gpus_per_trial",
-        "max_concurrent",
-        "workers_per_trial",
-        "skip_bad_nodes",
-        "storage_path",
-        "tracking_uri",
-        "experiment",
-        "data_dir",
-    ]
-)
 DEFAULT_SPACE: dict[str, Any] = {
     "num_blocks": [1, 3],
     "num_convs": [1, 2],
@@ -65,25 +48,28 @@ class ConfigError(InputError):
     """Bad input: one line, rule and received value."""
 
 
-def _duration(value: Any) -> Any:
+def _seconds(value: Any) -> Any:
     """Seconds of "90s", "6m", "1h30m" or a number."""
-    if isinstance(value, str) and not re.fullmatch(r"\d+(\.\d+)?", value):
-        number = r"(\d+(?:\.\d+)?)"
-        parts = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", value.strip())
-        if not value.strip() or not parts:
-            raise ValueError("be a time such as 90s, 6m or 1h30m")
-        units = zip(parts.groups(), (3600, 60, 1), strict=True)
-        return sum(float(n or 0) * unit for n, unit in units)
-    return value
+    if not isinstance(value, str) or re.fullmatch(r"\d+(\.\d+)?", value):
+        return value
+    number = r"(\d+(?:\.\d+)?)"
+    parts = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", value.strip())
+    if not value.strip() or not parts:
+        raise ValueError("be a time such as 90s, 6m or 1h30m")
+    hours, minutes, seconds = (float(part or 0) for part in parts.groups())
+    return 3600 * hours + 60 * minutes + seconds
 
 
-def _name(value: str | None) -> str | None:
-    if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
-        raise ValueError("be letters, digits, '.', '_' or '-', at most 100")
-    return value
+def _from_json(value: Any) -> Any:
+    """A flag's or a variable's text as what it says; what a file holds is not text."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError("be valid JSON") from None
 
 
 def check_tracker(value: str | None) -> str | None:
+    """The address of a tracker. Raises ValueError if MLflow has no such kind of address."""
     scheme, colon, rest = (value or "").partition(":")
     known = scheme.split("+")[0] in TRACKERS and (not scheme.startswith("http") or rest[2:])
     if colon and not known:
@@ -91,33 +77,32 @@ def check_tracker(value: str | None) -> str | None:
     return value
 
 
-def _by_hand(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`enqueue` with each arch as tuples."""
-    for row in rows:
-        try:
-            pairs = [(int(convs), int(channels)) for convs, channels in row.get("arch") or ()]
-            if [list(block) for block in row.get("arch") or ()] != [list(pair) for pair in pairs]:
-                raise ValueError
-        except (TypeError, ValueError):
-            raise ValueError(
-                "hold each arch as a list of [num_convs, out_channels] pairs"
-            ) from None
-    return [row | {"arch": as_arch(row["arch"])} if row.get("arch") else row for row in rows]
+def _queued_trial(trial: dict[str, Any]) -> dict[str, Any]:
+    """A trial of `enqueue` with its arch as tuples."""
+    try:
+        return trial | {"arch": _ARCH.validate_python(trial["arch"])} if "arch" in trial else trial
+    except ValidationError:
+        raise ValueError("hold each arch as a list of [num_convs, out_channels] pairs") from None
 
 
-Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
+def resumable(default: Any) -> Any:
+    """The default of a field that a resumed study may be given anew."""
+    return Field(default, json_schema_extra=_RESUMABLE)
+
+
+_ARCH = TypeAdapter(Arch)
+_RESUMABLE: dict[str, Any] = {"resumable": True}
+T = TypeVar("T")
+FromJson = Annotated[T, NoDecode, BeforeValidator(_from_json)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Baseline = Annotated[
-    Arch | None,
-    # A flag's null arrives as a list of one
-    BeforeValidator(lambda value: None if value in ("null", [None], ["null"]) else value),
-    PlainSerializer(lambda arch: arch and [list(block) for block in arch]),
-]
+Dataset = Literal[(AUTO, *DATASETS)]  # type: ignore[valid-type]  # known when run
+QueuedTrial = Annotated[dict[str, Any], AfterValidator(_queued_trial)]
 
 
-class Config(BaseSettings):
-    """One experiment. Frozen; every field has its unit in its name or its text."""
+class Fields(BaseSettings):
+    """What all sets of fields have in common: they are frozen, and named and read alike."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -129,14 +114,23 @@ class Config(BaseSettings):
         cli_hide_none_type=True,
     )
 
-    name: Annotated[str | None, AfterValidator(_name)] = None
+    @classmethod
+    def settings_customise_sources(cls, settings_cls, init_settings, **_):  # type: ignore[no-untyped-def]
+        # Flags and environment are read in `cli`, so that Python's Config(...) means what it says
+        return (init_settings,)
+
+
+class Config(Fields):
+    """One experiment. Every field has its unit in its name or its text."""
+
+    name: Name | None = None
     """Name of the study and its run folder; without it, the file's stem and the time."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of proposals, initial weights, shuffling and augmentation."""
 
-    dataset: Literal[(AUTO, *DATASETS)] = AUTO  # type: ignore[valid-type]  # known when run
+    dataset: Dataset = AUTO
     """auto: the real set where it can be had, else the bundled sample, loudly."""
-    data_dir: Path | None = None
+    data_dir: Path | None = resumable(None)
     """Folder with Fashion-MNIST in torchvision's layout, packed or unpacked."""
     resolution: Annotated[int, Field(ge=2, le=1024)] = 28
     """Side of the images, px; other than 28 they are resized on the device."""
@@ -145,7 +139,7 @@ class Config(BaseSettings):
     train_images: Positive | None = None
     """Training images of a trial; without it, all that are not held out."""
 
-    num_trials: Positive = 24
+    num_trials: Positive = resumable(24)
     """Trials to train; proposals that need no training are not counted."""
     max_epochs: Positive = 4
     """Epochs of a trial that is never stopped."""
@@ -157,15 +151,19 @@ class Config(BaseSettings):
     """At a rung a trial goes on or ends (asha), or waits to be promoted (asha-promote)."""
     sampler: Literal["tpe", "tpe-joint", "random", "gp", "cmaes"] = "tpe"
     """Who proposes: Optuna's TPE (one dimension at a time, or jointly), random, GP or CMA-ES."""
-    baseline: Baseline = ((1, 16), (1, 32), (2, 64))
+    baseline: FromJson[Arch | None] = (
+        (1, 16),
+        (1, 32),
+        (2, 64),
+    )
     """An arch trained to the end as trial 0, beside which the best is shown; null: none."""
-    enqueue: Annotated[list[dict[str, Any]], AfterValidator(_by_hand)] = []
+    enqueue: FromJson[list[QueuedTrial]] = []
     """Trials to start with: each a map of an `arch` and of sampled dimensions."""
     warm_start: str | None = None
     """A study (name or run folder) on the same data, whose trials the sampler is to know."""
-    time_budget: Seconds | None = 300.0
+    time_budget: Seconds | None = resumable(300.0)
     """Time of the search (90s, 6m, 1h30m); the champion may take 0.6 of it on top."""
-    gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    gpu_hours: Annotated[float, Field(gt=0)] | None = resumable(None)
     """Device hours that trials may use together; then nothing new starts."""
 
     batch_size: Positive = 128
@@ -189,24 +187,24 @@ class Config(BaseSettings):
     needs_gpu: bool = False
     """Refuse to train without a GPU."""
 
-    address: str | None = None
+    address: str | None = resumable(None)
     """Ray cluster to join (auto, host:port); without it RAY_ADDRESS, else a local one."""
-    cpus_per_trial: Annotated[float, Field(gt=0)] = 1
+    cpus_per_trial: Annotated[float, Field(gt=0)] = resumable(1)
     """CPU cores of a trial."""
-    gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """GPUs of a trial, a fraction packs several on one; auto: as many on each as it bears."""
-    max_concurrent: Positive | None = None
+    gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = resumable("auto")
+    """GPUs of a trial, a fraction packs several on one; auto: as many on each as fit."""
+    max_concurrent: Positive | None = resumable(None)
     """Trials at a time; without it, as many as the cluster has room for, as it changes."""
-    workers_per_trial: Positive = 1
+    workers_per_trial: Positive = resumable(1)
     """Processes that train one network together (DDP), each with a trial's CPUs and GPUs."""
-    skip_bad_nodes: bool = False
+    skip_bad_nodes: bool = resumable(False)
     """Start without the nodes whose versions or storage are not the driver's."""
 
-    storage_path: str = "runs"
+    storage_path: str = resumable(RUNS)
     """Where run folders go: a folder that all nodes see, or a bucket (s3://...)."""
-    tracking_uri: Annotated[str | None, AfterValidator(check_tracker)] = None
+    tracking_uri: Annotated[str | None, AfterValidator(check_tracker)] = resumable(None)
     """MLflow; without it MLFLOW_TRACKING_URI, else sqlite:///mlflow.db where the command runs."""
-    experiment: Annotated[str, Field(min_length=1)] = "vgg-search"
+    experiment: Annotated[str, Field(min_length=1)] = resumable("vgg-search")
     """MLflow experiment."""
     top_k: Annotated[int, Field(ge=0)] = 10
     """Trials that keep their best checkpoint."""
@@ -217,13 +215,8 @@ class Config(BaseSettings):
     champion_seeds: Positive = 1
     """Fresh seeds with which the champion is trained; the first is registered."""
 
-    space: dict[str, Any] = DEFAULT_SPACE
+    space: FromJson[dict[str, Any]] = DEFAULT_SPACE
     """The search space, as in the README."""
-
-    @classmethod
-    def settings_customise_sources(cls, settings_cls, init_settings, **_):  # type: ignore[no-untyped-def]
-        # Layers are laid by `load_config`, so that Python's Config(...) means what it says.
-        return (init_settings,)
 
     @cached_property
     def search_space(self) -> Space:
@@ -256,3 +249,44 @@ class Config(BaseSettings):
     def dump(self) -> str:
         """The resolved experiment as YAML, which reads back as an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+# What a resumed study may be given anew: budgets, cluster, tracking, and where the data lies
+RESUMABLE = frozenset(
+    n for n, f in Config.model_fields.items() if f.json_schema_extra == _RESUMABLE
+)
+# Pydantic's kinds of error as rules: "field must RULE, got VALUE"
+_RULES = {
+    "greater_than_equal": "be >= {ge:.15g}",
+    "greater_than": "be > {gt:.15g}",
+    "less_than_equal": "be <= {le:.15g}",
+    "less_than": "be < {lt:.15g}",
+    "literal_error": "be one of {expected}",
+    "string_too_short": "not be empty",
+    "string_pattern_mismatch": "be letters, digits, '.', '_' or '-', at most 100",
+    "value_error": "{error}",
+}
+_TYPES = {"int": "be an integer", "float": "be a number", "bool": "be true or false"}
+Schema = TypeVar("Schema", bound=Fields)
+
+
+def validated(schema: type[Schema], fields: Mapping[str, Any]) -> Schema:
+    """The schema with these fields. Raises ConfigError."""
+    try:
+        return schema(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+    kind, context = first["type"], first.get("ctx", {})
+    if not first["loc"]:  # a check across fields, worded where it is made
+        raise ConfigError(str(context["error"]))
+    field = str(first["loc"][0])
+    if kind == "extra_forbidden":
+        raise ConfigError(f"unknown field {field!r}{did_you_mean(field, schema.model_fields)}")
+    rule = first["msg"].replace("Input should be ", "be ")
+    if kind in _RULES:
+        rule = _RULES[kind].format(**context)
+    elif field == "baseline":
+        rule = "be a list of [num_convs, out_channels] pairs"
+    elif kind.partition("_")[0] in _TYPES:
+        rule = _TYPES[kind.partition("_")[0]]
+    raise ConfigError(f"{field} must {rule}, got {first['input']!r}")

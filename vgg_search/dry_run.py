@@ -1,14 +1,15 @@
 """What an experiment would do: its networks and its time, before anything is trained or written."""
 
 import os
+from statistics import fmean
 from typing import Any
 
-import numpy as np
 import optuna
 import torch
 
 from vgg_search.config import Config, ConfigError
 from vgg_search.data.source import UNKNOWN
+from vgg_search.models.images import SIDE
 from vgg_search.space.arch import depth, describe
 from vgg_search.space.candidate import Candidate
 from vgg_search.study.budget import Budget
@@ -27,45 +28,59 @@ SPLIT_IMAGES, SAMPLE_IMAGES = 60_000, 6_000  # of the training splits
 def forecast(config: Config) -> dict[str, Any]:
     """Print the resolved experiment, ten sampled networks, and the time it is likely to take.
 
-    The speed of each network is measured by a few steps on noise.
+    Raises ConfigError if the space has no feasible network.
     """
     print(config.dump())
     candidates = sample(config, SAMPLES)
     if not candidates:
         raise ConfigError("space must have networks within max_params and max_flops, found none")
-    images = config.train_images or SPLIT_IMAGES - config.val_images
-    if config.dataset == "sample":
-        images = min(images, SAMPLE_IMAGES - min(config.val_images, SAMPLE_IMAGES // 6))
     networks = []
     for candidate in candidates:
-        params, flops = config.search_space.costs(candidate)
-        seconds = images / images_per_second(config, candidate)
-        print(f"{describe(candidate.arch)}  depth {depth(candidate.arch)}, lr {candidate.lr:.4g}")
-        print(
-            f"  {params:,} parameters, {flops / 1e6:.1f} MFLOP an image, {seconds:.1f} s an epoch"
-        )
-        with torch.device("meta"):
-            summary = VGG(**candidate.network(config.resolution)).layer_summary(
-                (1, 1, config.resolution, config.resolution)
-            )
-        for name, shape in summary:
-            print(f"    {name:<10} {'x'.join(map(str, shape[1:]))}")
-        networks.append(
-            {"arch": candidate.arch, "num_params": params, "flops_per_image": flops}
-            | {"epoch_seconds": round(seconds, 2)}
-        )
-    epoch_seconds = float(np.mean([network["epoch_seconds"] for network in networks]))
+        network = network_forecast(config, candidate)
+        print(network_text(config, candidate, network))
+        networks.append(network)
+    epoch_seconds = fmean(network["epoch_seconds"] for network in networks)
     slots = config.max_concurrent or slots_here(config)
     epochs = make_scheduler(config).expected_epochs
     budget = Budget(config)
-    pace, device_pace = epoch_seconds / slots, epoch_seconds * budget.devices
-    found, seconds = budget.outlook(epochs, pace, device_pace)
-    trials = max(1, round(found))
+    device_seconds = epoch_seconds * budget.devices
+    expected_trials, seconds = budget.outlook(epochs, epoch_seconds / slots, device_seconds)
+    trials = max(1, round(expected_trials))
     print(
         f"about {trials} trials in {duration(round(seconds))} on {slots} workers of this machine, "
         f"{epochs:.1f} epochs a trial; then the champion"
     )
     return {"networks": networks, "trials": trials, "search_seconds": round(seconds, 1)}
+
+
+def network_forecast(config: Config, candidate: Candidate) -> dict[str, Any]:
+    """A candidate's costs; the speed is measured by a few steps on noise."""
+    params, flops = config.search_space.costs(candidate)
+    seconds = training_images(config) / images_per_second(config, candidate)
+    costs = {"num_params": params, "flops_per_image": flops, "epoch_seconds": round(seconds, 2)}
+    return {"arch": candidate.arch} | costs
+
+
+def network_text(config: Config, candidate: Candidate, network: dict[str, Any]) -> str:
+    """A network and its forecast in two lines, and a line for each of its layers."""
+    side, mflop = config.resolution, network["flops_per_image"] / 1e6
+    with torch.device("meta"):
+        layers = VGG(**candidate.network(side)).layer_summary((1, 1, side, side))
+    lines = [
+        f"{describe(candidate.arch)}  depth {depth(candidate.arch)}, lr {candidate.lr:.4g}",
+        f"  {network['num_params']:,} parameters, {mflop:.1f} MFLOP an image, "
+        f"{network['epoch_seconds']:.1f} s an epoch",
+    ]
+    lines += [f"    {name:<10} {'x'.join(map(str, shape[1:]))}" for name, shape in layers]
+    return "\n".join(lines)
+
+
+def training_images(config: Config) -> int:
+    """Images of an epoch, without a look at the data."""
+    images = config.train_images or SPLIT_IMAGES - config.val_images
+    if config.dataset == "sample":
+        images = min(images, SAMPLE_IMAGES - min(config.val_images, SAMPLE_IMAGES // 6))
+    return images
 
 
 def sample(config: Config, count: int) -> list[Candidate]:
@@ -87,7 +102,7 @@ def images_per_second(config: Config, candidate: Candidate) -> float:
     prepare_process(max(1, int(config.cpus_per_trial)))
     count = PROBE_BATCHES * candidate.batch_size
     device = pick_device()
-    noise = torch.randint(256, (count, 28, 28), dtype=torch.uint8).to(device)
+    noise = torch.randint(256, (count, SIDE, SIDE), dtype=torch.uint8).to(device)
     data = Resident(noise, torch.zeros(count, dtype=torch.long, device=device), UNKNOWN)
     network = build(candidate.network(config.resolution), config.seed)
     # Two epochs: in the first, libraries choose and compile their kernels.
@@ -96,6 +111,7 @@ def images_per_second(config: Config, candidate: Candidate) -> float:
 
 
 def slots_here(config: Config) -> int:
+    """Trials that this machine can train at a time."""
     gpus = torch.cuda.device_count()
     per_gpu = 1.0 if config.gpus_per_trial == "auto" else config.gpus_per_trial
     if gpus and per_gpu:

@@ -3,6 +3,9 @@
 Every other exception is a fault of this program or of its surroundings.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class InputError(ValueError):
     """Bad input: one line, the rule and the received value. A command exits with 2."""
@@ -10,3 +13,9 @@ class InputError(ValueError):
 
 class SearchError(RuntimeError):
     """The work failed: no trial was completed, or the champion failed. A command exits with 1."""
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """What an error says after an unknown word: the nearest of `words`, if one is near."""
+    nearest = get_close_matches(word, list(words), 1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""

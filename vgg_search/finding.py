@@ -46,7 +46,7 @@ def find_model(
 
 def _fetch(model_uri: str, tracking_uri: str | None) -> Path:
     """A champion folder out of the tracker; it is gone when this process ends."""
-    from vgg_search.tracking.sender import fetch_champion  # imports mlflow: seconds
+    from vgg_search.tracking.registry import fetch_champion  # imports mlflow: seconds
 
     target = Path(tempfile.mkdtemp(prefix="vgg-search-"))
     atexit.register(shutil.rmtree, target, ignore_errors=True)

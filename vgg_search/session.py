@@ -1,240 +1,362 @@
-"""The main job, in order: open the study, search, crown, conclude."""
+"""The main job, in order: open the study, search, train the champion, conclude.
 
-import importlib.metadata
+The only place that wires the rooms together. What imports Ray, torch or plotly is imported where
+it is needed: Ray reads its environment when it is imported, and while its processes import torch
+and Tune, so does this one.
+"""
+
 import json
 import logging
 import os
-import platform
-import shutil
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgg_search.cli.arguments import load_config
 from vgg_search.config import Config, ConfigError
+from vgg_search.engine.environment import RAY_ENVIRONMENT, environment
+from vgg_search.provenance import provenance
 from vgg_search.records import EpochRow
-from vgg_search.signals import Signals
-from vgg_search.storage.addresses import resume_command as to_resume
-from vgg_search.storage.folder import CHAMPION, CONFIG, LOG, SUMMARY, local_folder
+from vgg_search.stop import StopSignals
+from vgg_search.storage.addresses import command, resume_command
+from vgg_search.storage.folder import (
+    CHAMPION,
+    CONFIG,
+    LOG,
+    SUMMARY,
+    FolderInUseError,
+    in_use,
+    local_folder,
+    read_card,
+)
+from vgg_search.storage.mirror import Checkpoints, Mirror
 from vgg_search.storage.place import Place
+from vgg_search.study.study import Study
+from vgg_search.study.tables import summarise, write_summary, write_tables
+from vgg_search.study.warm_start import DIGEST, KNOWN, knowledge
+from vgg_search.terminal.progress import Progress, closing
+from vgg_search.tracking.connect import connect
+from vgg_search.tracking.mlflow_adapter import ENVIRONMENT as MLFLOW_ENVIRONMENT
+from vgg_search.tracking.mlflow_adapter import default_uri
+from vgg_search.tracking.recorder import PARENT, Recorder, champion_key
+from vgg_search.tracking.retention import Retention
+from vgg_search.tracking.tracker import ANSWERS, SEND_SECONDS, STOPPED_SECONDS, Tracker
 
 if TYPE_CHECKING:
     from vgg_search.data.splits import Splits
     from vgg_search.engine.nodes import Cluster
-    from vgg_search.study.study import Study
-    from vgg_search.terminal.progress import Progress
-    from vgg_search.tracking.recorder import Recorder
 
-# Set before Ray is imported. The record, the terminal and the signals are ours, so Ray keeps its
-# own out of the way; and under `uv run` it is not to build an environment for each worker.
-RAY_ENVIRONMENT = {
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
-    # Workers are started side by side: `StudySearcher` sees to it that there are not too many
-    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",
-    # Ray's processes import a trial's needs at once, and are not ended when a placement group takes
-    # their cores: together 3 s less until the first trial (with `search._PlainActors`)
-    "RAY_preload_python_modules": "torch,ray.tune,vgg_search.engine.worker",
-    "RAY_idle_worker_killing_time_threshold_ms": "30000",
-    # A waiting thread sleeps: two that spin train at a tenth of one's speed on a busy machine
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
+LOOK_SECONDS = 0.5  # between two looks for a signal
+TRACKER_SECONDS = 5.0  # before MLflow is imported, which would slow the start of the workers
 log = logging.getLogger("vgg_search")
 
 
-def run(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
-    """Read the experiment, search, crown, report. Returns (exit code, summary)."""
-    config, options = load_config(argv)
-    if options.dry_run:
-        from vgg_search.dry_run import forecast
-
-        return 0, forecast(config)
-    with Signals() as signals:
-        return search_and_crown(config, options.resume is not None, options.quiet, signals)
-
-
-def search_and_crown(
-    config: Config, resume: bool, quiet: bool, signals: Signals
+def run(
+    config: Config, resume: bool = False, quiet: bool = False, in_python: bool = False
 ) -> tuple[int, dict[str, Any]]:
-    """The main job, in order."""
-    began, folder = time.monotonic(), run_folder(config, resume)
-    # Late: these import Ray and Optuna, and a mistake in a flag is to be answered at once.
-    for name, value in RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from vgg_search.data.splits import USING_SAMPLE, check_test, load_splits
-    from vgg_search.engine.connection import ray_cluster
-    from vgg_search.engine.nodes import Cluster
-    from vgg_search.storage.folder import in_use
-    from vgg_search.storage.mirror import Mirror, Shelf
-    from vgg_search.study.study import Study
-    from vgg_search.study.warm_start import DIGEST, KNOWN, knowledge
-    from vgg_search.terminal.progress import Progress, closing
-    from vgg_search.tracking.recorder import Recorder
-    from vgg_search.tracking.sender import Tracker, default_uri
+    """Search, train the champion, report: (exit code, summary).
 
-    if in_use(folder):  # before anything is started; opening the study makes sure of it
-        raise ConfigError(f"study {folder.name} is in use by a running search")
-    splits = load_splits(config.dataset, config.data_dir, config.val_images, config.train_images)
-    if config.champion_epochs:
-        check_test(splits.name, config.data_dir)
-    known = knowledge(config, splits.digest, folder)
-    facts = {DIGEST: splits.digest} | ({} if known is None else {KNOWN: known})
+    0 done, 1 the work failed or MLflow was not reached, 128 + the signal that stopped it. With
+    `in_python` nothing is left behind in the process, which goes on. Raises InputError before
+    anything is written.
+    """
+    with environment(RAY_ENVIRONMENT | MLFLOW_ENVIRONMENT), StopSignals(in_python) as stop:
+        summary = _run(config, resume, quiet, stop)
+        return exit_code(summary, stop.received), summary
+
+
+def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[str, Any]:
+    began, folder = time.monotonic(), run_folder(config, resume)
+    splits = load_data(config)
+    facts = study_facts(config, splits, folder)
     if sys.stderr.isatty() and not quiet:  # somebody waits; a mistake found later is one line
         print(f"study {folder.name}: starting Ray and its workers", file=sys.stderr)
-    with ray_cluster(config):
-        signals.take()
-        cluster = Cluster(config, Place.of(config.storage_path, folder.name))
-        slots = cluster.places()
-        # While Ray's processes import torch and Tune, so do we.
-        from vgg_search.engine.search import run_search
+    from vgg_search.engine.connection import ray_cluster
+    from vgg_search.engine.nodes import Cluster
+
+    with ExitStack() as stack:
+        with ray_cluster(config):
+            stop.install()
+            cluster = Cluster(config, Place.of(config.storage_path, folder.name))
+            slots = cluster.places()
+            claim(folder, config, resume)
+            study = Study(folder, config, facts=facts)
+            stack.callback(study.release)
+            session = stack.enter_context(_session(study, splits, cluster.place, quiet))
+            stop.attach(study)
+            session.open()
+            session.began = began - session.seconds_before
+            with session.progress:
+                if not stop:
+                    session.search(cluster)
+                champion = session.train_champion(cluster)
+        summary = session.conclude(champion, slots, stop)
+        study.release()
+        session.last_copy(stop)
+    if not (quiet and stop.in_python):
+        print(closing(summary, folder, session.tracker.uri, config.storage_path))
+    return summary
+
+
+@contextmanager
+def _session(study: Study, splits: "Splits", place: Place, quiet: bool) -> Iterator["Session"]:
+    """A session with its log and its tracker, whose thread ends with it."""
+    folder, config = study.folder, study.config
+    checkpoints = Mirror(folder, place) if place.remote else Checkpoints(folder)
+    checkpoints.start()
+    (folder / CONFIG).write_text(config.dump())
+    with log_file(folder / LOG):
+        from vgg_search.data.splits import USING_SAMPLE
         from vgg_search.models.files import servable
 
-        folder.mkdir(parents=True, exist_ok=True)
-        if not resume:  # first of all: a folder without it could not be resumed
-            (folder / CONFIG).write_text(config.dump())
-        study = Study(folder, config, facts=facts)
-        shelf = Mirror(folder, cluster.place) if cluster.place.remote else Shelf(folder)
-        shelf.start()
-        (folder / CONFIG).write_text(config.dump())
-        write_log(folder / LOG)
         if splits.name == "sample":  # said before there was a log
             log.info(USING_SAMPLE)
         uri = config.tracking_uri or default_uri()
-        tracker = Tracker(folder, uri, config.experiment, folder.name, servable)
-        recorder = Recorder(tracker, study, splits, provenance(), shelf)
-        progress = Progress(study, quiet)
-        study.listeners += [recorder, progress]
-        signals.stop(study)
-        tracker.start(after=5.0)  # until the workers stand, its import would be in their way
-        recorder.start()
-        study.open()
-        recorder.catch_up()
-        began -= spent(study)
-        with progress:
-            if not signals:
-                run_search(study, splits, cluster, progress.draw)
-            recorder.interrupt()
-            champion = crown_best(study, splits, cluster, recorder, progress)
-    from vgg_search.conclusion import LOOK_SECONDS, STOPPED_SECONDS, conclude, exit_code
-
-    summary = conclude(study, splits, recorder, champion, slots, signals, began)
-    study.release()
-    last_copy = threading.Thread(target=shelf.stop, daemon=True)  # a bucket may be away
-    last_copy.start()
-    while last_copy.is_alive() and not signals:
-        last_copy.join(LOOK_SECONDS)
-    last_copy.join(STOPPED_SECONDS)
-    print(closing(summary, folder, uri, config.storage_path))
-    return exit_code(summary, signals.received), summary
-
-
-def spent(study: "Study") -> float:
-    """Seconds that a study had taken before it was gone on with; of a session that was killed it is
-    known how long it searched."""
-    file = study.folder / SUMMARY
-    told = json.loads(file.read_text()).get("wall_seconds") if file.exists() else 0.0
-    return max(told or 0.0, study.budget.clock)
+        tracker = connect(folder, uri, config.experiment, folder.name, servable)
+        try:
+            yield Session(study, splits, tracker, provenance(), checkpoints, Progress(study, quiet))
+        finally:
+            tracker.close(0.0)
 
 
 def run_folder(config: Config, resume: bool) -> Path:
     """The study's folder, on this machine. Raises ConfigError if a new study would take an old
-    one's place."""
+    one's place, FolderInUseError if a driver works there."""
     path, name = config.storage_path, str(config.name)
     folder, place = local_folder(path, name), Place.of(path, name)
     if not resume and (folder.exists() or (place.remote and place.files())):
-        raise ConfigError(
-            f"name must be a new study's, got {config.name!r}: "
-            f"{folder if folder.exists() else place.root} exists; "
-            f"go on with {to_resume(name, path)}"
-        )
+        raise _taken(config, folder if folder.exists() else place.root)
     there = next(parent for parent in folder.absolute().parents if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ConfigError(
             f"storage_path must be a folder that can be written to, got {folder.parent}"
         )
+    if in_use(folder):  # before anything is started; opening the study makes sure of it
+        raise FolderInUseError(folder)
     return folder
 
 
-def write_log(file: Path) -> None:
+def _taken(config: Config, there: str | Path) -> ConfigError:
+    again = resume_command(str(config.name), config.storage_path)
+    return ConfigError(
+        f"name must be a new study's, got {config.name!r}: {there} exists; go on with {again}"
+    )
+
+
+def claim(folder: Path, config: Config, resume: bool) -> None:
+    """Make a new study's folder, unless another search has just made it. Raises ConfigError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=resume)
+    except FileExistsError:
+        raise _taken(config, folder) from None
+    if not resume:  # first of all: a folder without it could not be resumed
+        (folder / CONFIG).write_text(config.dump())
+
+
+def load_data(config: Config) -> "Splits":
+    """Training and validation images; whether the test split can be read is known now too, and not
+    after hours of search. Raises DataError."""
+    from vgg_search.data.splits import check_test, load_splits
+
+    splits = load_splits(config.dataset, config.data_dir, config.val_images, config.train_images)
+    if config.champion_epochs:
+        check_test(splits.name, config.data_dir)
+    return splits
+
+
+def study_facts(config: Config, splits: "Splits", folder: Path) -> dict[str, Any]:
+    """Attributes of the study: the data's digest, and what `warm_start` names. Raises
+    ConfigError."""
+    trials = knowledge(config, splits.digest, folder)
+    return {DIGEST: splits.digest} | ({} if trials is None else {KNOWN: trials})
+
+
+@contextmanager
+def log_file(file: Path) -> Iterator[None]:
     """Everything that this package says goes to `file` too, with its time."""
     handler = logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("vgg_search")
-    logger.setLevel(logging.INFO)
-    logger.handlers = [handler]
-
-
-def provenance() -> dict[str, Any]:
-    """What made the numbers: versions, commit (of this code, where it is a checkout) and host."""
-    import torch
-
-    ask, here = "git describe --always --dirty --abbrev=12".split(), Path(__file__).parent
-    commit = ""
-    if (here.parent / ".git").exists() and shutil.which("git"):
-        asked = subprocess.run(ask, cwd=here, capture_output=True, text=True, check=False)
-        commit = asked.stdout.strip()
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {
-        "versions": {"python": platform.python_version(), **versions},
-        "commit": commit or None,
-        "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
-    }
-
-
-def crown_best(
-    study: "Study",
-    splits: "Splits",
-    cluster: "Cluster",
-    recorder: "Recorder",
-    progress: "Progress",
-) -> dict[str, Any] | None:
-    """The champion's card; None where none is asked for, nothing was completed, we are stopped, or
-    it failed, of which one line is said.
-
-    A resumed study whose best trial is still the same keeps the champion it has: the test split is
-    not read again.
-    """
-    from vgg_search.engine.champion import crown, planned_epochs
-    from vgg_search.tracking.recorder import read_card
-
-    config, folder = study.config, study.folder / CHAMPION
-    if study.stopping or study.ranking.incumbent is None or config.champion_epochs == 0:
-        return None
-    best = study.optuna.get_trials(deepcopy=False)[study.ranking.incumbent[1]]
-    card = read_card(study.folder)
-    if card and card["trial"] == best.number:
-        return card
-    recorder.champion_started(best, planned_epochs(best, config, splits))
-    progress.announce(f"champion: trial {best.number}'s network, anew on all training images")
-
-    def listen(seed: int, epochs: int, row: EpochRow) -> None:
-        progress.champion(seed, epochs, row)
-        if seed == 0:
-            recorder.champion_row(row)
-
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
     try:
-        card = crown(study, best, splits, cluster, recorder.facts, listen)
-    except Exception as error:  # whatever it is, what the search has found is to be told
-        reason = str(error).strip() or type(error).__name__
-        log.error("the champion failed: %s", reason.splitlines()[-1])
-        log.info("where it failed", exc_info=True)
-        recorder.champion_lost("failed")
-        return None
-    if card:
-        recorder.champion_ended(card, folder)
-    else:
-        recorder.champion_lost("interrupted")
-    return card
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
+        handler.close()
+
+
+class Session:
+    """One driver's work on a study: its record, its data, its tracker, and who watches."""
+
+    def __init__(
+        self,
+        study: Study,
+        splits: "Splits",
+        tracker: Tracker,
+        facts: dict[str, Any],
+        checkpoints: Checkpoints | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """`facts` are versions, commit and host."""
+        self.study, self.splits, self.tracker, self.facts = study, splits, tracker, facts
+        self.checkpoints = checkpoints or Checkpoints(study.folder)
+        self.retention = Retention(study, self.checkpoints, tracker)
+        self.recorder = Recorder(tracker, study, splits, facts)
+        self.progress = progress or Progress(study, quiet=True)
+        study.listeners += [self.retention, self.recorder, self.progress]
+        self.began = time.monotonic()
+
+    @property
+    def seconds_before(self) -> float:
+        """What earlier sessions took; of one that was killed it is known how long it searched."""
+        file = self.study.folder / SUMMARY
+        wall_seconds = json.loads(file.read_text()).get("wall_seconds") if file.exists() else 0.0
+        return max(wall_seconds or 0.0, self.study.budget.clock)
+
+    def open(self) -> None:
+        """Take the study up where its record ends, and tell the tracker what it lacks."""
+        self.tracker.start(after=TRACKER_SECONDS)
+        self.recorder.start()
+        self.study.open()
+        self.retention.catch_up()
+        self.recorder.catch_up()
+
+    def search(self, cluster: "Cluster") -> None:
+        """Train until the study has finished, is stopped, or is out of budget."""
+        from vgg_search.engine.search import run_search
+
+        run_search(self.study, self.splits, cluster, self.progress.draw)
+
+    def train_champion(self, cluster: "Cluster") -> dict[str, Any] | None:
+        """The champion's card; None where none is asked for, nothing was completed, the study is
+        stopped, or it failed, of which one line is said.
+
+        A resumed study whose best trial is still the same keeps the champion it has: the test split
+        is not read again.
+        """
+        study, recorder = self.study, self.recorder
+        recorder.interrupt()
+        if study.stopping or study.ranking.incumbent is None or not study.config.champion_epochs:
+            return None
+        from vgg_search.engine.champion import crown, planned_epochs
+
+        best = study.optuna.get_trials(deepcopy=False)[study.ranking.incumbent[1]]
+        card = read_card(study.folder)
+        if card and card["trial"] == best.number:
+            return card
+        recorder.champion_started(best, planned_epochs(best, study.config, self.splits))
+        self.progress.announce(
+            f"champion: trial {best.number}'s network, anew on all training images"
+        )
+        try:
+            card = crown(study, best, self.splits, cluster, self.facts, self._champion_epoch)
+        except Exception as error:  # whatever it is, what the search has found is to be told
+            log.error("the champion failed: %s", _last_line(error))
+            log.info("where it failed", exc_info=True)
+            recorder.champion_lost("failed")
+            return None
+        if card:
+            recorder.champion_ended(card, study.folder / CHAMPION)
+        else:
+            recorder.champion_lost("interrupted")
+        return card
+
+    def _champion_epoch(self, seed: int, epochs: int, row: EpochRow) -> None:
+        self.progress.champion(seed, epochs, row)
+        if seed == 0:
+            self.recorder.champion_row(row)
+
+    def conclude(
+        self, champion: dict[str, Any] | None, slots: int, stop: StopSignals
+    ) -> dict[str, Any]:
+        """Write summary, tables and report, send what is left, and return the summary."""
+        study, tracker, stopped = self.study, self.tracker, bool(stop)
+        trials = study.optuna.get_trials(deepcopy=False)
+        lacking = champion is None and study.config.champion_epochs > 0
+        failed = not stopped and (study.ranking.incumbent is None or lacking)
+        state = "interrupted" if stopped else "failed" if failed else "completed"
+        self._send(stop)
+        summary = {
+            "study": study.folder.name,
+            "state": state,
+            "dataset": self.splits.name,
+            "train_images": len(self.splits.train_images),
+            "val_images": len(self.splits.val_images),
+            **summarise(trials, slots, study.budget.clock),
+            "champion": self._champion_summary(champion) if champion else None,
+            "refused": tracker.refused,
+            "wall_seconds": round(time.monotonic() - self.began, 3),
+            **self.facts,
+            "seed": study.config.seed,
+        }
+        write_tables(study.folder, trials)
+        write_summary(study.folder, summary)
+        warnings = self._report(stopped)
+        self.recorder.finish(state)
+        self._send(stop)
+        unsent = tracker.close(STOPPED_SECONDS if stop else 0.0)
+        if unsent:
+            log.warning(
+                "%d rows have not reached MLflow (%s); they are kept: %s",
+                unsent,
+                tracker.error,
+                command(f"vgg-search sync {study.folder.name}", study.config.storage_path),
+            )
+        return summary | {"unsent": unsent, "refused": tracker.refused, "warnings": warnings}
+
+    def _report(self, stopped: bool) -> list[str]:
+        """What the report warns of; after a signal, without the figures that take seconds."""
+        from vgg_search.report.page import make_report, warnings_of
+
+        try:
+            make_report(self.study.folder, pages=not stopped, hurry=stopped)
+            return warnings_of(self.study.folder)
+        except Exception as error:  # whatever it is, the study is whole, and its runs are closed
+            log.error("no report: %s", " ".join(str(error).split()) or type(error).__name__)
+            log.info("where it failed", exc_info=True)
+            return []
+
+    def _send(self, stop: StopSignals) -> None:
+        """Wait until MLflow has all, no longer than it can be waited for, or until a signal."""
+        answers = bool(self.tracker.results(PARENT))
+        until = time.monotonic() + (SEND_SECONDS if answers else SEND_SECONDS / 4)
+        while not stop and time.monotonic() < until and self.tracker.flush(LOOK_SECONDS):
+            pass
+
+    def last_copy(self, stop: StopSignals) -> None:
+        """Let a bucket have the end of the run folder; it may be away, so a signal ends the
+        wait."""
+        last_copy = threading.Thread(target=self.checkpoints.stop, daemon=True)
+        last_copy.start()
+        while last_copy.is_alive() and not stop:
+            last_copy.join(LOOK_SECONDS)
+        last_copy.join(STOPPED_SECONDS)
+
+    def _champion_summary(self, card: dict[str, Any]) -> dict[str, Any]:
+        """The champion in the summary: its card's main numbers, and what MLflow says of it."""
+        metrics = card["metrics"]
+        answer = self.tracker.results(champion_key(card["trial"], card["epochs"]))
+        return {
+            "val_accuracy": metrics["val_accuracy"],
+            "test_accuracy": metrics["test_accuracy"],
+            "test_accuracy_mean": metrics.get("test_accuracy_mean"),
+            "test_accuracy_std": metrics.get("test_accuracy_std"),
+            "num_params": card["num_params"],
+            **{name: answer.get(name) for name in ANSWERS},
+        }
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
+def exit_code(summary: dict[str, Any], signals: list[int]) -> int:
+    """0 done, 1 the work failed or MLflow was not reached, 128 + the signal that stopped it."""
+    if signals:
+        return 128 + signals[0]
+    return int(summary["state"] != "completed" or summary["unsent"] > 0)

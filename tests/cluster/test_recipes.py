@@ -34,7 +34,6 @@ def searches(text: str) -> list[list[str]]:
 def dry(flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Config:
     """What our command line makes of them, where there is neither a study nor a bucket."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vgg_search.cli.arguments.bring", lambda *_: None)
     return load_config(flags)[0]
 
 

@@ -15,13 +15,13 @@ from optuna.trial import FrozenTrial
 
 from vgg_search.config import Config
 from vgg_search.data.splits import Splits
-from vgg_search.engine.search import run_search
 from vgg_search.models.files import servable
+from vgg_search.session import Session
 from vgg_search.study.record import read_trials, rows_of
 from vgg_search.study.segment import Event
 from vgg_search.study.study import RETRIES, Study
-from vgg_search.tracking.recorder import PARENT, Recorder, run_key
-from vgg_search.tracking.sender import Tracker
+from vgg_search.tracking.recorder import PARENT, run_key
+from vgg_search.tracking.sender import MlflowTracker
 
 pytestmark = [
     pytest.mark.slow,
@@ -41,19 +41,15 @@ class Driver:
         (folder / "config.yaml").write_text(config.dump())
         self.study = Study(folder, config)
         uri = f"sqlite:///{folder.parent / 'mlflow.db'}"
-        self.tracker = Tracker(folder, uri, "e", folder.name, servable)
-        self.recorder = Recorder(self.tracker, self.study, splits, FACTS)
-        self.study.listeners.append(self.recorder)
+        self.tracker = MlflowTracker(folder, uri, "e", folder.name, servable)
+        self.session = Session(self.study, splits, self.tracker, FACTS)
 
     def search(self, watch: Callable[[Event], None] | None = None) -> None:
         """As `run` does it; `watch` hears each event when MLflow has been told."""
         self.study.listeners += [watch] if watch else []
-        self.tracker.start()
-        self.recorder.start()
-        self.study.open()
-        self.recorder.catch_up()
-        run_search(self.study, self.splits, cluster_of(self.study), lambda: None)
-        self.recorder.interrupt()
+        self.session.open()
+        self.session.search(cluster_of(self.study))
+        self.session.recorder.interrupt()
 
     def trials(self) -> list[FrozenTrial]:
         """The record as it is on the disk."""

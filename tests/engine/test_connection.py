@@ -52,7 +52,7 @@ def test_what_no_node_has_is_refused_before_anything_starts() -> None:
 
 NODES = """
 import json, sys
-from vgg_search.session import RAY_ENVIRONMENT
+from vgg_search.engine.environment import RAY_ENVIRONMENT
 import os
 os.environ.update(RAY_ENVIRONMENT)
 import ray

@@ -1,7 +1,8 @@
 """The command line: `vgg-search COMMAND ...`, also `python -m vgg_search COMMAND ...`.
 
-Exit codes: 0 done, 1 the work failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM. A mistake is one line
-on stderr; `--debug` shows where it came from.
+A command takes its command line and returns a Result; `main` prints it. Exit codes: 0 done, 1 the
+work failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM. A mistake is one line on stderr; `--debug` shows
+where it came from.
 """
 
 import json
@@ -9,187 +10,159 @@ import logging
 import os
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from vgg_search.cli.options import count, parse, parser_of, study_of
-from vgg_search.config import ConfigError
-from vgg_search.errors import InputError
+from pydantic import Field
+
+from vgg_search.cli.arguments import flag, load_config, parse_options
+from vgg_search.cli.resume import resumed_config
+from vgg_search.config import ConfigError, Dataset, Positive
+from vgg_search.errors import InputError, did_you_mean
 from vgg_search.storage.addresses import command
-from vgg_search.storage.folder import local_folder
+from vgg_search.storage.folder import JOURNAL, OUTBOX, local_folder
 
-Result = tuple[int, dict[str, Any]]
 VERIFIED_IMAGES = 1000  # on which an exported file has to agree
+MODEL_HELP = "a run or champion folder, or models:/NAME@ALIAS; without it, the latest champion"
+MODEL = flag("--model", help=MODEL_HELP)
+STUDY = flag("name", nargs="?", metavar="NAME", help="of the study; without it, the latest")
+DATASET = (Dataset | None, Field(None, description="Data set; without it, the model's own."))
+EPOCHS = (Positive | None, Field(None, description="Epochs; without it, as many as it had."))
+
+
+class Result(NamedTuple):
+    """What a command has to say, and its exit code."""
+
+    data: dict[str, Any]  # what --json prints
+    text: str = ""  # what is printed without it
+    problems: Sequence[str] = ()  # lines on stderr
+    code: int = 0
 
 
 def run(argv: Sequence[str]) -> Result:
     """the search, the champion, the report"""
-    from vgg_search.session import run
+    config, options = load_config(argv)
+    stored = None if options.resume is None else resumed_config(config, options.resume)
+    if options.dry_run:
+        from vgg_search.dry_run import forecast
 
-    return run(argv)
+        return Result(forecast(stored or config))
+    from vgg_search import session
+
+    code, summary = session.run(stored or config, stored is not None, options.quiet)
+    return Result(summary, code=code)
 
 
 def predict(argv: Sequence[str]) -> Result:
     """class and probability of image files"""
-    made = parser_of(COMMANDS["predict"])
-    made.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG file")
-    options = parse(made, argv)
+    images = flag("images", nargs="+", metavar="IMAGE", help="PNG or JPEG file")
+    options = parse_options(predict, argv, [images, MODEL], ["tracking_uri"])
     from vgg_search.finding import load
-    from vgg_search.models.evaluation import predict
+    from vgg_search.models import evaluation
 
     model = load(options.model, options.storage_path, options.tracking_uri)
-    rows = predict(model, options.images)
-    for row in rows:
-        if "error" in row:
-            print(f"vgg-search: {row['file']} {row['error']}", file=sys.stderr)
-        elif not options.json:
-            print(f"{row['file']}: {row['class']} {row['probability']:.3f} ({row['assumed']})")
-    return int(any("error" in row for row in rows)), {"predictions": rows}
+    rows = evaluation.predict(model, options.images)
+    problems = [f"{row['file']} {row['error']}" for row in rows if "error" in row]
+    lines = [
+        f"{row['file']}: {row['class']} {row['probability']:.3f} ({row['assumed']})"
+        for row in rows
+        if "error" not in row
+    ]
+    return Result({"predictions": rows}, "\n".join(lines), problems, int(bool(problems)))
 
 
 def evaluate(argv: Sequence[str]) -> Result:
     """test accuracy, loss, table a class, confusion matrix"""
-    options = parse(parser_of(COMMANDS["evaluate"], data=True), argv)
+    options = parse_options(evaluate, argv, [MODEL], ["tracking_uri", "data_dir"], dataset=DATASET)
     from vgg_search.data.splits import load_test
     from vgg_search.finding import find_model
-    from vgg_search.models.evaluation import evaluate
+    from vgg_search.models import evaluation
 
     folder = find_model(options.model, options.storage_path, options.tracking_uri)
     images, labels = load_test(options.dataset or _dataset(folder), options.data_dir)
-    scores = evaluate(folder, images, labels)
-    if not options.json:
-        print(f"test accuracy {scores['test_accuracy']:.4f}, loss {scores['test_loss']:.4f}")
-        for row in scores["per_class"]:
-            shares = " ".join(
-                f"{name} {'-' if row[name] is None else format(row[name], '.3f')}"
-                for name in ("accuracy", "precision")
-            )
-            print(f"  {row['class']:<12} {row['images']:>5} images  {shares}")
-        print("confusion (rows: true class, columns: predicted)")
-        for name, counts in zip(
-            (row["class"] for row in scores["per_class"]), scores["confusion"], strict=True
-        ):
-            print(f"  {name:<12} " + " ".join(f"{count:>5}" for count in counts))
-    return 0, scores
+    scores = evaluation.evaluate(folder, images, labels)
+    return Result(scores, _scores_text(scores))
+
+
+def _scores_text(scores: dict[str, Any]) -> str:
+    lines = [f"test accuracy {scores['test_accuracy']:.4f}, loss {scores['test_loss']:.4f}"]
+    for row in scores["per_class"]:
+        accuracy, precision = (
+            "-" if row[name] is None else f"{row[name]:.3f}" for name in ("accuracy", "precision")
+        )
+        shares = f"accuracy {accuracy} precision {precision}"
+        lines.append(f"  {row['class']:<12} {row['images']:>5} images  {shares}")
+    lines.append("confusion (rows: true class, columns: predicted)")
+    for row, counts in zip(scores["per_class"], scores["confusion"], strict=True):
+        lines.append(f"  {row['class']:<12} " + " ".join(f"{count:>5}" for count in counts))
+    return "\n".join(lines)
 
 
 def refine(argv: Sequence[str]) -> Result:
     """the champion trained on: a new version that names its parent"""
-    made = parser_of(COMMANDS["refine"])
-    made.add_argument(
-        "--champion-epochs", type=count, metavar="N", help="epochs; without it, as many as it had"
-    )
-    made.add_argument("--seed", type=int, default=0, help="of shuffling and augmentation (0)")
-    made.add_argument("--data-dir", type=Path, help="folder with Fashion-MNIST")
-    made.add_argument("--experiment", default="vgg-search", help="MLflow experiment (vgg-search)")
-    options = parse(made, argv)
-    from vgg_search.session import RAY_ENVIRONMENT, provenance
+    fields = ["tracking_uri", "experiment", "data_dir", "seed"]
+    options = parse_options(refine, argv, [MODEL], fields, champion_epochs=EPOCHS)
+    from vgg_search.engine.environment import RAY_ENVIRONMENT
+    from vgg_search.provenance import provenance
 
     os.environ.update(RAY_ENVIRONMENT | os.environ)  # before torch, as in a search
+    from vgg_search import refine as refinement
     from vgg_search.finding import find_model
-    from vgg_search.refine import lineage, refine
-    from vgg_search.tracking.sender import default_uri
-
-    def listen(epochs: int, row: dict[str, Any]) -> None:
-        accuracy = f"train_accuracy {row['train_accuracy']:.4f}"
-        print(f"epoch {row['epoch']}/{epochs} {accuracy}", file=sys.stderr)
+    from vgg_search.tracking.mlflow_adapter import default_uri
 
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     uri = options.tracking_uri or default_uri()
     folder = find_model(options.model, options.storage_path, uri)
-    result = refine(
-        folder,
-        lineage(options.model, folder, uri),
-        local_folder(options.storage_path, datetime.now().strftime("refined-%Y%m%d-%H%M%S.%f")),
-        {"tracking_uri": uri, "experiment": options.experiment},
-        provenance(),
-        listen,
-        options.champion_epochs,
-        options.seed,
-        options.data_dir,
+    parent = refinement.lineage(options.model, folder, uri)
+    out = local_folder(options.storage_path, datetime.now().strftime("refined-%Y%m%d-%H%M%S.%f"))
+    tracker = {"tracking_uri": uri, "experiment": options.experiment}
+    how = options.champion_epochs, options.seed, options.data_dir
+    result = refinement.refine(folder, parent, out, tracker, provenance(), _print_epoch, *how)
+    if result["champion"] is None:
+        problem = "the loss is not finite any more; the model is as it was"
+        return Result(result, problems=[problem], code=1)
+    text = _refinement_text(result, options.storage_path)
+    return Result(result, text, code=int(result["unsent"] > 0))
+
+
+def _print_epoch(epochs: int, row: dict[str, Any]) -> None:
+    accuracy = f"train_accuracy {row['train_accuracy']:.4f}"
+    print(f"epoch {row['epoch']}/{epochs} {accuracy}", file=sys.stderr)
+
+
+def _refinement_text(result: dict[str, Any], storage_path: str) -> str:
+    champion, parent = result["champion"], result["parent"]["model_uri"]
+    later = command(f"vgg-search sync {result['study']}", storage_path)
+    return (
+        f"{result['study']}: test accuracy {champion['test_accuracy']:.4f} after "
+        f"{result['epochs']} epochs, {champion['parent_test_accuracy']:.4f} before ({parent})\n"
+        + (champion["alias_text"] or f"not registered yet: {later}")
     )
-    made_of, told = result["parent"]["model_uri"], result["champion"]
-    if told is None:
-        print(
-            "vgg-search: the loss is not finite any more; the model is as it was", file=sys.stderr
-        )
-        return 1, result
-    if not options.json:
-        print(
-            f"{result['study']}: test accuracy {told['test_accuracy']:.4f} after "
-            f"{result['epochs']} epochs, {told['parent_test_accuracy']:.4f} before ({made_of})"
-        )
-        later = command(f"vgg-search sync {result['study']}", options.storage_path)
-        print(told["alias_text"] or f"not registered yet: {later}")
-    return int(result["unsent"] > 0), result
 
 
 def export(argv: Sequence[str]) -> Result:
     """the model as a file, verified: safetensors, pt2 or onnx"""
-    made = parser_of(COMMANDS["export"], data=True)
-    made.add_argument("--format", required=True, choices=("safetensors", "pt2", "onnx"))
-    made.add_argument("--out", required=True, type=Path, metavar="PATH")
-    options = parse(made, argv)
+    flags = [
+        MODEL,
+        flag("--format", required=True, choices=("safetensors", "pt2", "onnx")),
+        flag("--out", required=True, type=Path, metavar="PATH"),
+    ]
+    options = parse_options(export, argv, flags, ["tracking_uri", "data_dir"], dataset=DATASET)
     from vgg_search.data.splits import load_splits
     from vgg_search.finding import find_model
-    from vgg_search.models.export import export
+    from vgg_search.models import export as exporting
 
     folder = find_model(options.model, options.storage_path, options.tracking_uri)
     # Validation images: to compare two files is no reason to read the test split
     splits = load_splits(options.dataset or _dataset(folder), options.data_dir)
     images = splits.val_images[:VERIFIED_IMAGES]
-    result = export(folder, options.format, options.out, images)
-    if not options.json:
-        print(
-            f"{options.out}: {result['bytes']:,} bytes, largest difference in a probability "
-            f"{result['max_difference']:.1e} on {result['images']} images"
-        )
-    return 0, result
-
-
-def report(argv: Sequence[str]) -> Result:
-    """a study's report.html, made again"""
-    folder, options = study_of(COMMANDS["report"], argv)
-    from vgg_search.report.page import make_report
-
-    page = make_report(folder)
-    if not options.json:
-        print(page)
-    return 0, {"report": str(page)}
-
-
-def status(argv: Sequence[str]) -> Result:
-    """a study on one screen, running or not"""
-    folder, options = study_of(COMMANDS["status"], argv)
-    from vgg_search.terminal.status import show, status
-
-    state = status(folder)
-    if not options.json:
-        print(show(state))
-    return 0, state
-
-
-def sync(argv: Sequence[str]) -> Result:
-    """send what MLflow has not yet got"""
-    folder, options = study_of(COMMANDS["sync"], argv)
-    from vgg_search.models.files import servable
-    from vgg_search.refine import complete_summary
-    from vgg_search.tracking.sender import sync
-
-    result = sync(folder, servable, timeout=options.timeout)
-    complete_summary(folder)
-    if not options.json:
-        print(f"{result['unsent']} rows unsent, {result['refused']} refused")
-    if result["unsent"]:
-        print(f"vgg-search: MLflow was not reached: {result['error']}", file=sys.stderr)
-    return int(result["unsent"] > 0), result
-
-
-ALL = (run, predict, evaluate, refine, export, report, status, sync)
-COMMANDS: dict[str, Callable[[Sequence[str]], Result]] = {made.__name__: made for made in ALL}
+    result = exporting.export(folder, options.format, options.out, images)
+    difference = f"largest difference in a probability {result['max_difference']:.1e}"
+    text = f"{options.out}: {result['bytes']:,} bytes, {difference} on {result['images']} images"
+    return Result(result, text)
 
 
 def _dataset(folder: Path) -> str:
@@ -197,6 +170,61 @@ def _dataset(folder: Path) -> str:
     from vgg_search.models.files import load_folder
 
     return str(load_folder(folder)[1].get("dataset", "auto"))
+
+
+def report(argv: Sequence[str]) -> Result:
+    """a study's report.html, made again"""
+    options = parse_options(report, argv, [STUDY])
+    folder = _study_folder(options, JOURNAL)
+    from vgg_search.report.page import make_report
+
+    page = str(make_report(folder))
+    return Result({"report": page}, page)
+
+
+def status(argv: Sequence[str]) -> Result:
+    """a study on one screen, running or not"""
+    options = parse_options(status, argv, [STUDY])
+    folder = _study_folder(options, JOURNAL)
+    from vgg_search.terminal import status as screen
+    from vgg_search.tracking.outbox import sending
+
+    state = screen.status(folder, sending(folder))
+    return Result(state, screen.show(state))
+
+
+def sync(argv: Sequence[str]) -> Result:
+    """send what MLflow has not yet got"""
+    timeout = flag("--timeout", type=float, default=600.0, help="seconds to try (600)")
+    options = parse_options(sync, argv, [STUDY, timeout])
+    folder = _study_folder(options, OUTBOX)
+    from vgg_search.models.files import servable
+    from vgg_search.tracking.connect import sync as send
+
+    result = send(folder, servable, timeout=options.timeout)
+    text = f"{result['unsent']} rows unsent, {result['refused']} refused"
+    problems = [f"MLflow was not reached: {result['error']}"] if result["unsent"] else []
+    return Result(result, text, problems, int(result["unsent"] > 0))
+
+
+def _study_folder(options: Namespace, file: str) -> Path:
+    """The run folder that a command names, by default the latest that has `file`. Raises
+    ConfigError."""
+    runs = local_folder(options.storage_path, "")
+    if options.name:
+        folder = runs / options.name
+        if not (folder / file).is_file():
+            raise ConfigError(f"no study named {options.name} in {runs}")
+        return folder
+    files = sorted(runs.glob(f"*/{file}"), key=lambda found: found.stat().st_mtime)
+    if not files:
+        raise ConfigError(f"no study found under {runs}")
+    return files[-1].parent
+
+
+Command = Callable[[Sequence[str]], Result]
+ALL: tuple[Command, ...] = (run, predict, evaluate, refine, export, report, status, sync)
+COMMANDS = {function.__name__: function for function in ALL}
 
 
 class _Warnings(logging.Handler):
@@ -207,45 +235,42 @@ class _Warnings(logging.Handler):
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10} {made.__doc__}" for name, made in COMMANDS.items()]
+    lines = [f"  {name:<10} {function.__doc__}" for name, function in COMMANDS.items()]
     return "\n".join(["usage: vgg-search COMMAND ...; COMMAND --help tells more", "", *lines])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command and print its result; returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
-    warnings = _Warnings(logging.WARNING)
-    logging.basicConfig(handlers=[warnings], format="vgg-search: %(message)s")
+    logging.basicConfig(handlers=[_Warnings(logging.WARNING)], format="vgg-search: %(message)s")
     try:
         if argv[0] not in COMMANDS:
-            near = get_close_matches(argv[0], COMMANDS, 1)
-            hint = f"; did you mean {near[0]}?" if near else f" of {', '.join(COMMANDS)}"
+            hint = did_you_mean(argv[0], COMMANDS) or f" of {', '.join(COMMANDS)}"
             raise ConfigError(f"unknown command {argv[0]}{hint}")
-        code, result = COMMANDS[argv[0]](argv[1:])
-        if "--json" in argv:
-            print(json.dumps(result))
-        return code
+        result = COMMANDS[argv[0]](argv[1:])
     except KeyboardInterrupt:
         return 130
     except Exception as error:
         if "--debug" in argv:
             raise
         print(f"vgg-search: {_line(error)}", file=sys.stderr)
-        return 2 if _bad_input(error) else 1
-
-
-def _bad_input(error: Exception) -> bool:
-    """Whether it is one of this package's own, which are all about what was given."""
-    return isinstance(error, InputError)
+        return 2 if isinstance(error, InputError) else 1
+    for problem in result.problems:
+        print(f"vgg-search: {problem}", file=sys.stderr)
+    if "--json" in argv:
+        print(json.dumps(result.data))
+    elif result.text:
+        print(result.text)
+    return result.code
 
 
 def _line(error: Exception) -> str:
     """The error in one line; of one that brings a traceback along, as a worker's, its last."""
     text = str(error).strip()
     text = text.splitlines()[-1] if "Traceback (" in text else " ".join(text.split())
-    if not _bad_input(error) and not isinstance(error, ConnectionError):
+    if not isinstance(error, InputError | ConnectionError):
         text = f"{type(error).__name__}: {text} (--debug tells more)"
     return text

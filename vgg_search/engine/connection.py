@@ -46,6 +46,9 @@ def ray_cluster(config: Config) -> Iterator[None]:
 
     A cluster's workers get this package from here; they need its dependencies installed only.
     """
+    if ray.is_initialized():  # by the user, who also ends it
+        yield
+        return
     address = address_of(config)
     _check_address(address)
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):

@@ -1,0 +1,40 @@
+"""The environment in which Ray and torch are to be imported. Nothing is imported here."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+# Set before Ray is imported. The record, the terminal and the signals are ours, so Ray keeps its
+# own out of the way; and under `uv run` it is not to build an environment for each worker.
+RAY_ENVIRONMENT = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    # Workers are started side by side: `StudySearcher` sees to it that there are not too many
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",
+    # Ray's processes import a trial's needs at once, and are not ended when a placement group takes
+    # their cores: together 3 s less until the first trial (with `search._PlainActors`)
+    "RAY_preload_python_modules": "torch,ray.tune,vgg_search.engine.worker",
+    "RAY_idle_worker_killing_time_threshold_ms": "30000",
+    # A waiting thread sleeps: two that spin train at a tenth of one's speed on a busy machine
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
+@contextmanager
+def environment(variables: Mapping[str, str] = RAY_ENVIRONMENT) -> Iterator[None]:
+    """The variables where they are not set; afterwards without any that came meanwhile, for Ray and
+    torch set some of their own."""
+    before = set(os.environ)
+    os.environ.update({name: text for name, text in variables.items() if name not in before})
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - before:
+            del os.environ[name]

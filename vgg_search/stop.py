@@ -1,0 +1,69 @@
+"""How a search is stopped: in order by the first Ctrl-C or SIGTERM, at once by a second."""
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vgg_search.study.study import Study
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignals:
+    """Handles SIGINT and SIGTERM while it is entered; true once one came.
+
+    The first stops the attached study in order. While there is no study there is nothing to be
+    left in order: the process ends, with exit code 128 + the signal's number. So does it with the
+    second signal. In Python (`in_python`) the process is not ours to end: KeyboardInterrupt is
+    raised instead, and SIGTERM is left to whoever has it. Outside of the main thread, where Python
+    allows no handlers, nothing is handled.
+    """
+
+    def __init__(self, in_python: bool = False) -> None:
+        self.in_python = in_python
+        self.numbers = SIGNALS[:1] if in_python else SIGNALS
+        self.received: list[int] = []
+        self.study: Study | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            # Ray sets handlers of its own, for SIGTERM too
+            self._before = {number: signal.getsignal(number) for number in SIGNALS}
+            self.install()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def __bool__(self) -> bool:
+        return bool(self.received)
+
+    def install(self) -> None:
+        """To be called again after `ray.init`, which sets handlers of its own."""
+        if self._before:
+            for number in self.numbers:
+                signal.signal(number, self._handle)
+
+    def attach(self, study: "Study") -> None:
+        """From now on a signal stops the study; so does one whose exception went no further, as
+        one that is raised in a destructor."""
+        self.study = study
+        study.stopping = bool(self)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        again = bool(self)
+        self.received.append(number)
+        if self.study is not None and not again:
+            self.study.stopping = True
+        elif self.in_python:
+            raise KeyboardInterrupt
+        elif again:
+            os._exit(128 + number)
+        else:
+            sys.exit(128 + number)
