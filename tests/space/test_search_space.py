@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from vgg_search.config import DEFAULT_SPACE
 from vgg_search.space.arch import NOTEBOOK_ARCH, check_arch, describe
-from vgg_search.space.candidate import Candidate
-from vgg_search.space.dimension import Dim
+from vgg_search.space.candidate import Candidate, Dimension
+from vgg_search.space.dimension import Dim, parse_dim
 from vgg_search.space.search_space import Space
 from vgg_search.training.model import VGG
 
@@ -324,3 +324,15 @@ def test_the_centre_lies_in_the_space() -> None:
     assert made.dims["out_channels"].centre() == 26  # sqrt(700) = 26.5
     for dim in Space(DEFAULT_SPACE, 28, 128).dims.values():
         assert dim.match(dim.centre()) is not None
+
+
+def test_a_dimension_may_be_text() -> None:
+    """No dimension is today; an option of a layer may be."""
+    row = Dimension(str, "relu", "relu or gelu", lambda v: v in ("relu", "gelu"))
+    assert parse_dim("activation", row, ["relu", "gelu"]) == Dim(str, ("relu", "gelu"))
+    assert parse_dim("activation", row, "gelu").match("gelu") == "gelu"
+    for wrong in ("tanh", 3, True):
+        with pytest.raises(
+            ValueError, match=f"^space.activation must be relu or gelu, got {wrong!r}$"
+        ):
+            parse_dim("activation", row, ["relu", wrong])

@@ -116,10 +116,10 @@ def parse_dim(name: str, row: Dimension, spec: Any) -> Dim:
 def _value(name: str, row: Dimension, raw: Any) -> Any:
     kind = row.kind
     try:
-        number = raw if kind is bool else float(raw)
-        typed = kind(number)
-        ok = (type(raw) is bool) == (kind is bool) and typed == number and row.holds(typed)
-        ok = ok and math.isfinite(number)
+        value = float(raw) if kind in (int, float) else raw
+        typed = kind(value)
+        ok = (type(raw) is bool) == (kind is bool) and typed == value and row.holds(typed)
+        ok = ok and (kind is str or math.isfinite(value))
     except (TypeError, ValueError, OverflowError):
         ok = False
     if not ok:
