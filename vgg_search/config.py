@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -247,6 +246,8 @@ class Config(Fields):
 
     def dump(self) -> str:
         """The resolved experiment as YAML, which reads back as an equal one."""
+        import yaml  # 40 ms, of which `--help` has no need
+
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
 
 
