@@ -79,7 +79,7 @@ def ranks() -> None:
     from vgg_search.engine.connection import ray_cluster
     from vgg_search.engine.ddp import train_together
     from vgg_search.storage.place import Place
-    from vgg_search.training.train import Recipe
+    from vgg_search.training.recipe import Recipe
 
     network = {"arch": ARCH, "resolution": 28, "hidden_features": 64, "num_hidden": 1}
     network |= {"dropout": 0.2, "batch_norm": False}
@@ -109,9 +109,9 @@ def ranks() -> None:
 
 
 def alone(task: Any, splits: Any) -> Any:
-    from vgg_search.training.device import settle
+    from vgg_search.training.device import prepare_process
 
-    settle(1)
+    prepare_process(1)
     training = task.training(splits, "cpu")
     for row in training.run(task.keeper.until):
         task.keeper.after(row, training)

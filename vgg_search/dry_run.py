@@ -8,15 +8,16 @@ import optuna
 import torch
 
 from vgg_search.config import Config, ConfigError
-from vgg_search.engine.worker import pick_device, recipe_of
+from vgg_search.data.source import UNKNOWN
 from vgg_search.models.images import SIDE
 from vgg_search.space.arch import depth, describe
 from vgg_search.space.candidate import Candidate
 from vgg_search.study.budget import Budget
 from vgg_search.study.schedulers import make_scheduler
 from vgg_search.terminal.progress import duration
-from vgg_search.training.device import settle
+from vgg_search.training.device import pick_device, prepare_process
 from vgg_search.training.model import VGG, build
+from vgg_search.training.recipe import recipe_of
 from vgg_search.training.train import Resident, Training
 
 SAMPLES = 10
@@ -98,10 +99,11 @@ def sample(config: Config, count: int) -> list[Candidate]:
 
 def images_per_second(config: Config, candidate: Candidate) -> float:
     """Training speed of a candidate's network on one worker of this machine."""
-    settle(max(1, int(config.cpus_per_trial)))
+    prepare_process(max(1, int(config.cpus_per_trial)))
     count = PROBE_BATCHES * candidate.batch_size
-    noise = torch.randint(256, (count, SIDE, SIDE), dtype=torch.uint8)
-    data = Resident(noise.to(pick_device()), torch.zeros(count, dtype=torch.long).to(pick_device()))
+    device = pick_device()
+    noise = torch.randint(256, (count, SIDE, SIDE), dtype=torch.uint8).to(device)
+    data = Resident(noise, torch.zeros(count, dtype=torch.long, device=device), UNKNOWN)
     network = build(candidate.network(config.resolution), config.seed)
     # Two epochs: in the first, libraries choose and compile their kernels.
     rows = list(Training(network, data, recipe_of(config, candidate, 2), config.seed).run(2))

@@ -110,7 +110,7 @@ def _session(study: Study, splits: "Splits", place: Place, quiet: bool) -> Itera
     (folder / CONFIG).write_text(config.dump())
     with log_file(folder / LOG):
         from vgg_search.data.splits import USING_SAMPLE
-        from vgg_search.models.reuse import servable
+        from vgg_search.models.files import servable
 
         if splits.name == "sample":  # said before there was a log
             log.info(USING_SAMPLE)

@@ -63,12 +63,12 @@ def candidates(count: int) -> list[Candidate]:
 def record(count: int, data_dir: Path | None, work: Path) -> None:
     """Train what `work` lacks, until `count` configurations are there."""
     from vgg_search.data.splits import load_splits
-    from vgg_search.engine.worker import recipe_of
-    from vgg_search.training.device import settle
+    from vgg_search.training.device import prepare_process
     from vgg_search.training.model import build
+    from vgg_search.training.recipe import recipe_of
     from vgg_search.training.train import Resident, Training
 
-    settle(1)
+    prepare_process(1)
     config = experiment()
     splits = load_splits("fashion-mnist", data_dir, VAL_IMAGES, TRAIN_IMAGES)
     data = Resident.load(splits, "cpu")

@@ -12,15 +12,16 @@ from optuna.trial import FrozenTrial
 from ray.exceptions import RayError
 
 from vgg_search.config import Config
-from vgg_search.data.splits import CLASSES, Splits, load_test
+from vgg_search.data.splits import Splits, load_test
 from vgg_search.engine.champion import FRESH, TIME_SHARE, _train_alone, crown, planned_epochs
 from vgg_search.engine.checkpoints import Keeper, Task
 from vgg_search.engine.nodes import NodeError
-from vgg_search.models.reuse import Servable, evaluate, load
+from vgg_search.models.evaluation import evaluate
+from vgg_search.models.files import load_classifier
 from vgg_search.storage.place import Place
 from vgg_search.study.sampling import trial_seed
 from vgg_search.study.study import Study
-from vgg_search.training.train import Recipe
+from vgg_search.training.recipe import Recipe
 
 FACTS = {"commit": "abc", "versions": {"torch": torch.__version__}}
 
@@ -64,7 +65,7 @@ def test_each_seed_is_trained_whole_and_tested(tmp_path: Path, splits: Splits) -
         "study": "s",
         "trial": 0,
         "epochs": 2,
-        "classes": list(CLASSES),
+        "classes": list(splits.info.classes),
         "resolution": 28,
         "arch": [[1, 8]],
         "num_params": best.user_attrs["num_params"],
@@ -79,8 +80,7 @@ def test_each_seed_is_trained_whole_and_tested(tmp_path: Path, splits: Splits) -
     accuracies = metrics["test_accuracies"]
     assert metrics["test_accuracy"] == accuracies[0]
     assert metrics["test_accuracy_mean"] == pytest.approx(sum(accuracies) / 2)
-    champion = load(folder)
-    assert isinstance(champion, Servable)
+    champion = load_classifier(folder)
     assert champion.network.num_params == stored["num_params"]
     again = evaluate(champion, *load_test("sample"))
     assert again["test_accuracy"] == metrics["test_accuracy"]
@@ -166,6 +166,6 @@ def test_epochs_are_what_is_asked_for_or_what_the_time_bears(
 
 def test_the_test_split_is_read_where_a_model_is_finished() -> None:
     package = Path(__file__).parents[2] / "vgg_search"
-    readers = {file.name: file.read_text().count("load_test(") for file in package.glob("*.py")}
-    once = dict.fromkeys(["__main__.py", "champion.py", "data.py", "refine.py"], 1)
+    readers = {file.name: file.read_text().count("load_test(") for file in package.rglob("*.py")}
+    once = dict.fromkeys(["commands.py", "champion.py", "splits.py", "refine.py"], 1)
     assert {name: count for name, count in readers.items() if count} == once

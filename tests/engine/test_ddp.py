@@ -16,7 +16,8 @@ from vgg_search.engine.checkpoints import Keeper
 from vgg_search.engine.ddp import Rank
 from vgg_search.storage.place import Place, StorageError
 from vgg_search.training.model import build
-from vgg_search.training.train import Recipe, Resident, Training
+from vgg_search.training.recipe import Recipe
+from vgg_search.training.train import Resident, Training
 
 NETWORK: dict[str, Any] = {
     "arch": ((1, 8), (1, 16)),

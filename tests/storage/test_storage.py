@@ -22,7 +22,8 @@ from vgg_search.storage.place import Place, StorageError
 from vgg_search.study.segment import Segment
 from vgg_search.tracking.outbox import Outbox
 from vgg_search.training.model import build
-from vgg_search.training.train import Recipe, Resident, Training
+from vgg_search.training.recipe import Recipe
+from vgg_search.training.train import Resident, Training
 
 
 @pytest.fixture(scope="module")

@@ -16,22 +16,21 @@ import torch
 from optuna.trial import FrozenTrial
 
 from vgg_search.config import Config
-from vgg_search.data.splits import CLASSES, MEAN, STD, Splits, load_test
+from vgg_search.data.splits import Splits, load_test
 from vgg_search.engine.checkpoints import Keeper, Task, Together
 from vgg_search.engine.nodes import Cluster, NodeError
-from vgg_search.engine.worker import RECIPE_FIELDS, pick_device, recipe_of
+from vgg_search.models.evaluation import evaluate
+from vgg_search.models.files import Classifier, save_model
 from vgg_search.models.images import contact_sheet
-from vgg_search.models.reuse import Servable, evaluate, load, save_model
 from vgg_search.records import METRIC
 from vgg_search.storage.folder import TRIALS
 from vgg_search.storage.place import StorageError
 from vgg_search.study.record import candidate_of, rows_of
 from vgg_search.study.sampling import trial_seed
 from vgg_search.study.study import Study
-from vgg_search.training.device import settle
+from vgg_search.training.device import pick_device, prepare_process
 from vgg_search.training.model import VGG, build
-
-__all__ = ["crown", "load", "planned_epochs"]
+from vgg_search.training.recipe import RECIPE_FIELDS, recipe_of
 
 FRESH = 1_000_000  # numbers of the champion's seeds start here, beyond any trial's
 TIME_SHARE = 0.6  # of the search's time budget, at most, goes to the champion
@@ -103,10 +102,7 @@ def crown(
         "recipe": {name: getattr(config, name) for name in RECIPE_FIELDS},
     }
     images, labels = load_test(splits.name, config.data_dir)
-    reading = {"classes": CLASSES, "normalisation": {"mean": MEAN, "std": STD}}
-    scores = [
-        evaluate(Servable(networks[i], reading).eval(), images, labels) for i in range(number)
-    ]
+    scores = [evaluate(Classifier(networks[i], splits.info), images, labels) for i in range(number)]
     accuracies = [score["test_accuracy"] for score in scores]
     card["metrics"] = scores[0] | {
         METRIC: best.value,
@@ -117,7 +113,7 @@ def crown(
     }
     worst = contact_sheet(images[[row["image"] for row in scores[0]["worst"]]])
     worst.save(study.folder / "worst.png")
-    save_model(study.folder / "champion", networks[0], card)
+    save_model(study.folder / "champion", networks[0], splits.info, card)
     with suppress(StorageError):  # what is left there costs room and nothing else
         for folder in folders:
             cluster.place.remove(folder)
@@ -148,5 +144,5 @@ def _train(task: Task, data: list[Any], together: Together | None) -> Iterator[R
 
 
 def _train_alone(task: Task, splits: Splits) -> Iterator[Row]:
-    settle(task.threads)
+    prepare_process(task.threads)
     yield from task.keeper.rows(task.training(splits, pick_device()))

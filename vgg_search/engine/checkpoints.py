@@ -12,13 +12,14 @@ import torch
 from safetensors import SafetensorError
 
 from vgg_search.data.splits import Splits
-from vgg_search.models.reuse import save_model
+from vgg_search.models.files import save_model
 from vgg_search.records import METRIC
 from vgg_search.storage.folder import BEST, LAST, trial_folder
 from vgg_search.storage.place import Place, StorageError
 from vgg_search.study.segment import Segment
 from vgg_search.training.model import build
-from vgg_search.training.train import Recipe, Resident, Training
+from vgg_search.training.recipe import Recipe
+from vgg_search.training.train import Resident, Training
 
 Row = dict[str, Any]
 OUTAGE_SECONDS = 300.0  # of the storage, which a training that has to go on waits out
@@ -89,7 +90,7 @@ class Keeper:
             if segment and epoch == training.best_epoch and row[METRIC] >= segment.keep_above:
                 card = {"trial": segment.number, "epoch": epoch, METRIC: row[METRIC]}
                 with self.place.writing(f"{self.folder}/{BEST}") as folder, _as_os_errors():
-                    save_model(folder, training.measured, card)
+                    save_model(folder, training.measured, training.data.info, card)
             if epoch == self.until or epoch % self.every == 0:
                 state = training.state_dict() | {"of": identity(training)}
                 with self.place.writing(self.folder) as folder, _as_os_errors():

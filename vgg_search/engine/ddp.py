@@ -22,9 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vgg_search.engine.checkpoints import Task
 from vgg_search.storage.place import StorageError
-from vgg_search.training.device import settle
+from vgg_search.training.device import prepare_process
 from vgg_search.training.model import VGG, build
-from vgg_search.training.train import Recipe, Resident, Training
+from vgg_search.training.recipe import Recipe
+from vgg_search.training.train import Resident, Training
 
 Row = dict[str, Any]
 RESTARTS = 2  # of all ranks, because one of them died
@@ -102,11 +103,11 @@ def train_rank(config: dict[str, Any]) -> None:
     """What each rank does; the first one tells the rows and keeps the checkpoints."""
     task: Task = config["task"]
     rank, ranks = get_context().get_world_rank(), get_context().get_world_size()
-    settle(task.threads)
+    prepare_process(task.threads)
     device = get_device()
     data = Resident.load(ray.get(config["data"][0]), device, task.whole)
     if rank:  # the first alone looks at validation
-        data = Resident(data.train_images, data.train_labels)
+        data = Resident(data.train_images, data.train_labels, data.info)
     training = Rank(build(task.network, task.seed), data, task.recipe, task.seed, rank, ranks)
     task.keeper.resume(training)
     training.check_start()

@@ -17,13 +17,14 @@ import pynvml
 import torch
 
 from vgg_search.config import Config
+from vgg_search.data.source import UNKNOWN
 from vgg_search.dry_run import SPLIT_IMAGES, sample
-from vgg_search.engine.worker import pick_device, recipe_of
 from vgg_search.space.arch import Arch
 from vgg_search.space.candidate import Candidate
 from vgg_search.space.search_space import Space
-from vgg_search.training.device import settle
+from vgg_search.training.device import pick_device, prepare_process
 from vgg_search.training.model import build
+from vgg_search.training.recipe import recipe_of
 from vgg_search.training.train import Resident, Training
 
 MOST = 8  # trials a GPU: beyond, each new process costs its CUDA context for little
@@ -106,7 +107,7 @@ def measure(config: Config) -> Load | None:
     device = pick_device()
     if device.type != "cuda":
         return None
-    settle(max(1, int(config.cpus_per_trial)))
+    prepare_process(max(1, int(config.cpus_per_trial)))
     free, total = torch.cuda.mem_get_info(device)
     try:
         busy = _train(rehearsal(config, device))
@@ -122,7 +123,7 @@ def rehearsal(config: Config, device: torch.device) -> Training:
     noise = torch.randint(256, (images, 28, 28), dtype=torch.uint8, device=device)
     labels = torch.zeros(images, dtype=torch.long, device=device)
     held_out = max(1, images * config.val_images // (config.train_images or SPLIT_IMAGES))
-    data = Resident(noise, labels, noise[:held_out].clone(), labels[:held_out])
+    data = Resident(noise, labels, UNKNOWN, noise[:held_out].clone(), labels[:held_out])
     network = build(candidate.network(config.resolution), config.seed)
     # At a rate at which noise does no harm
     recipe = recipe_of(config, replace(candidate, lr=1e-6), max_epochs=10_000)

@@ -7,7 +7,6 @@ result, not an exception: Ray then retries nothing, and only a dead worker looks
 
 import os
 import platform
-import resource
 import time
 import traceback
 from collections.abc import Iterator
@@ -21,39 +20,17 @@ from vgg_search.config import Config
 from vgg_search.data.splits import Splits
 from vgg_search.engine.checkpoints import Keeper, Task, Together
 from vgg_search.records import METRIC, diverged
-from vgg_search.space.candidate import Candidate
 from vgg_search.storage.place import Place, StorageError
 from vgg_search.study.segment import Segment
-from vgg_search.training.device import settle
+from vgg_search.training.device import (
+    out_of_memory,
+    peak_memory_mib,
+    pick_device,
+    prepare_process,
+)
 from vgg_search.training.model import build
-from vgg_search.training.train import Recipe, Resident, Training
-
-# Fields of the experiment that are the recipe's too
-RECIPE_FIELDS = ("momentum schedule label_smoothing flip crop erase ema precision").split()
-
-
-def recipe_of(config: Config, candidate: Candidate, max_epochs: int) -> Recipe:
-    """The experiment's recipe with what was sampled."""
-    fields = {name: getattr(config, name) for name in RECIPE_FIELDS}
-    return Recipe(max_epochs=max_epochs, **fields, **candidate.recipe())
-
-
-def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """The most memory this process has held: of the GPU where it trains there, else resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether it is for lack of memory, for which torch has a class on a GPU, on a CPU a text."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+from vgg_search.training.recipe import Recipe, recipe_of
+from vgg_search.training.train import Resident, Training
 
 
 class TrialWorker(tune.Trainable):
@@ -71,7 +48,7 @@ class TrialWorker(tune.Trainable):
         self.experiment, self.place, self.together = experiment, place, together
         self.device = pick_device()
         self.threads = max(1, int(experiment.cpus_per_trial))
-        settle(self.threads)
+        prepare_process(self.threads)
         if together:
             self.shared = ray.put(splits)
         else:
