@@ -69,7 +69,7 @@ def data() -> None:
 def ranks() -> None:
     """The same network by the plain loop and by Ray Train, a few seeds each."""
     sys.path.insert(0, str(HERE.parent))
-    from vgg_search.session import RAY_ENVIRONMENT
+    from vgg_search.engine.connection import RAY_ENVIRONMENT
 
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -77,9 +77,9 @@ def ranks() -> None:
 
     from vgg_search.config import Config
     from vgg_search.data.splits import load_splits
-    from vgg_search.engine.checkpoints import Keeper, Task
+    from vgg_search.engine.checkpoints import Checkpoints, TrainingTask
     from vgg_search.engine.connection import ray_cluster
-    from vgg_search.engine.ddp import train_together
+    from vgg_search.engine.ddp import train_distributed
     from vgg_search.storage.place import Place
     from vgg_search.training.train import Recipe
 
@@ -91,11 +91,11 @@ def ranks() -> None:
         held = ray.put(splits)
         for seed in SEEDS:
             for count in (0, 1, 2):  # 0: the plain loop
-                keeper = Keeper(Place(folder), f"{seed}-{count}", EPOCHS)
-                task = Task(network, recipe, seed, 1, keeper)
+                checkpoints = Checkpoints(Place(folder), f"{seed}-{count}", EPOCHS)
+                task = TrainingTask(network, recipe, seed, 1, checkpoints)
                 began, wanted = time.monotonic(), {"cpu": 1.0, "gpu": 0.0}
                 if count:
-                    rows = list(train_together(task, held, count, wanted, {}))
+                    rows = list(train_distributed(task, held, count, wanted, {}))
                 else:
                     plain = ray.remote(num_cpus=1)(lambda task, data: list(alone(task, data)))
                     rows = ray.get(plain.remote(task, held))
@@ -115,8 +115,8 @@ def alone(task: Any, splits: Any) -> Any:
 
     settle(1)
     training = task.training(splits, "cpu")
-    for row in training.run(task.keeper.until):
-        task.keeper.after(row, training)
+    for row in training.run(task.checkpoints.until):
+        task.checkpoints.save(row, training)
         yield row
 
 

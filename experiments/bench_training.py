@@ -27,7 +27,7 @@ import torch
 from torch.nn import functional as F
 
 from vgg_search.data.splits import MEAN, STD, Splits, load_splits
-from vgg_search.session import RAY_ENVIRONMENT
+from vgg_search.engine.connection import RAY_ENVIRONMENT
 from vgg_search.space.arch import NOTEBOOK_ARCH
 from vgg_search.training.device import plan, settle
 from vgg_search.training.model import VGG, build

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vgg_search.session import RAY_ENVIRONMENT
+from vgg_search.engine.connection import RAY_ENVIRONMENT
 
 if TYPE_CHECKING:
     from vgg_search.data.splits import Splits

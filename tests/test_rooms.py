@@ -29,7 +29,7 @@ LOADS: dict[str, set[str]] = {
     "training": {"torch"},
     "study": {"optuna"},
     "models": {"torch"},
-    "engine": {"torch", "ray", "optuna", "pandas"},
+    "engine": {"torch", "ray", "optuna", "pandas", "rich"},  # Ray Tune loads the last two
     "tracking": {"optuna"},  # MLflow takes seconds, and is imported by the sender's thread
     "report": {"optuna", "plotly", "pandas"},
     "terminal": {"optuna", "rich"},

@@ -4,14 +4,15 @@ import os
 from typing import Any
 
 import numpy as np
-import optuna
 import torch
 
 from vgg_search.config import Config, ConfigError
+from vgg_search.data.splits import SAMPLE_IMAGES, SPLIT_IMAGES
 from vgg_search.engine.worker import pick_device, recipe_of
 from vgg_search.space.arch import depth, describe
 from vgg_search.space.search_space import Candidate
 from vgg_search.study.rungs import make_scheduler
+from vgg_search.study.sampling import random_candidates
 from vgg_search.study.standing import Budget
 from vgg_search.terminal.progress import duration
 from vgg_search.training.device import settle
@@ -20,7 +21,6 @@ from vgg_search.training.train import Resident, Training
 
 SAMPLES = 10
 PROBE_BATCHES = 3
-SPLIT_IMAGES, SAMPLE_IMAGES = 60_000, 6_000  # of the training splits
 
 
 def forecast(config: Config) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def forecast(config: Config) -> dict[str, Any]:
     The speed of each network is measured by a few steps on noise.
     """
     print(config.dump())
-    candidates = sample(config, SAMPLES)
+    candidates = random_candidates(config, SAMPLES)
     if not candidates:
         raise ConfigError("space must have networks within max_params and max_flops, found none")
     images = config.train_images or SPLIT_IMAGES - config.val_images
@@ -65,20 +65,6 @@ def forecast(config: Config) -> dict[str, Any]:
         f"{epochs:.1f} epochs a trial; then the champion"
     )
     return {"networks": networks, "trials": trials, "search_seconds": round(seconds, 1)}
-
-
-def sample(config: Config, count: int) -> list[Candidate]:
-    """Feasible candidates as random search would propose them."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=config.seed))
-    space, found = config.search_space, []
-    for _ in range(100 * count):
-        candidate = space.sample(study.ask())
-        if all(value <= 0 for value in space.excess(candidate).values()):
-            found.append(candidate)
-        if len(found) == count:
-            break
-    return found
 
 
 def images_per_second(config: Config, candidate: Candidate) -> float:

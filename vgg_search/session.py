@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vgg_search.cli.arguments import load_config
 from vgg_search.config import Config, ConfigError
+from vgg_search.engine.connection import RAY_ENVIRONMENT, ray_cluster
 from vgg_search.signals import Signals
 from vgg_search.storage.hints import resume as to_resume
 from vgg_search.storage.place import Place, local_folder
@@ -27,27 +28,6 @@ if TYPE_CHECKING:
     from vgg_search.terminal.progress import Progress
     from vgg_search.tracking.recorder import Recorder
 
-# Set before Ray is imported. The record, the terminal and the signals are ours, so Ray keeps its
-# own out of the way; and under `uv run` it is not to build an environment for each worker.
-RAY_ENVIRONMENT = {
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
-    # Workers are started side by side: `StudySearcher` sees to it that there are not too many
-    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",
-    # Ray's processes import a trial's needs at once, and are not ended when a placement group takes
-    # their cores: together 3 s less until the first trial (with `search._PlainActors`)
-    "RAY_preload_python_modules": "torch,ray.tune,vgg_search.engine.worker",
-    "RAY_idle_worker_killing_time_threshold_ms": "30000",
-    # A waiting thread sleeps: two that spin train at a tenth of one's speed on a busy machine
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
 log = logging.getLogger("vgg_search")
 
@@ -72,7 +52,6 @@ def search_and_crown(
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from vgg_search.data.splits import USING_SAMPLE, check_test, load_splits
-    from vgg_search.engine.connection import ray_cluster
     from vgg_search.engine.nodes import Cluster
     from vgg_search.storage.mirror import Mirror, Shelf
     from vgg_search.study.study import Study
@@ -94,7 +73,7 @@ def search_and_crown(
     with ray_cluster(config):
         signals.take()
         cluster = Cluster(config, Place.of(config.storage_path, folder.name))
-        slots = cluster.places()
+        slots = cluster.slots()
         # While Ray's processes import torch and Tune, so do we.
         from vgg_search.engine.search import run_search
         from vgg_search.models.reuse import servable
@@ -205,7 +184,7 @@ def crown_best(
     A resumed study whose best trial is still the same keeps the champion it has: the test split is
     not read again.
     """
-    from vgg_search.engine.champion import crown, planned_epochs
+    from vgg_search.engine.champion import planned_epochs, train_champion
     from vgg_search.tracking.recorder import read_card
 
     config, folder = study.config, study.folder / "champion"
@@ -224,7 +203,7 @@ def crown_best(
             recorder.champion_row(row)
 
     try:
-        card = crown(study, best, splits, cluster, recorder.facts, listen)
+        card = train_champion(study, best, splits, cluster, recorder.facts, listen)
     except Exception as error:  # whatever it is, what the search has found is to be told
         reason = str(error).strip() or type(error).__name__
         log.error("the champion failed: %s", reason.splitlines()[-1])

@@ -84,7 +84,8 @@ def refine(argv: Sequence[str]) -> Result:
     made.add_argument("--data-dir", type=Path, help="folder with Fashion-MNIST")
     made.add_argument("--experiment", default="vgg-search", help="MLflow experiment (vgg-search)")
     options = parse(made, argv)
-    from vgg_search.session import RAY_ENVIRONMENT, provenance
+    from vgg_search.engine.connection import RAY_ENVIRONMENT
+    from vgg_search.session import provenance
 
     os.environ.update(RAY_ENVIRONMENT | os.environ)  # before torch, as in a search
     from vgg_search.models import reuse

@@ -29,6 +29,7 @@ CLASSES = (
 )
 # Of the 60,000 training images' pixels, scaled to [0, 1].
 MEAN, STD = 0.2860, 0.3530
+SPLIT_IMAGES, SAMPLE_IMAGES = 60_000, 6_000  # of the training split, and of the sample's
 
 SAMPLE = Path(__file__).with_name("sample") / "fashion-mnist-sample.npz"
 SPLIT_SEED = 2017
