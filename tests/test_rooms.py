@@ -33,7 +33,7 @@ LOADS: dict[str, set[str]] = {
     "study": {"optuna"},
     "models": {"torch"},
     "finding": {"torch"},
-    "engine": {"torch", "ray", "optuna", "pandas"},
+    "engine": {"torch", "ray", "optuna", "pandas", "rich"},  # Ray Tune loads the last two
     "tracking": {"optuna"},  # MLflow takes seconds, and is imported by the sender's thread
     "report": {"optuna", "plotly"},
     "terminal": {"optuna", "rich"},
