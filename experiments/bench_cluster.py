@@ -1,16 +1,16 @@
 """What a cluster costs and saves, on nodes of this machine (experiments/cluster/local_nodes.py).
 
-python experiments/bench_cluster.py data     # 64 trials on two nodes: who trained, what was held
-python experiments/bench_cluster.py ranks    # one process against Ray Train's one and two
+    python experiments/bench_cluster.py data     # 64 trials on two nodes: who trains, what is held
+    python experiments/bench_cluster.py ranks    # one process against Ray Train's one and two
+
+Cost on two cores: one and a half minutes (data), three (ranks).
 
 Prints JSON lines. Times are wall seconds of a machine that is to be otherwise idle.
 """
 
 import json
 import os
-import platform
 import re
-import runpy
 import subprocess
 import sys
 import tempfile
@@ -20,7 +20,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+from cluster.local_nodes import LocalNodes
+from environment import environment
+
+from vgg_search.config import Config
+from vgg_search.data.splits import load_splits
+from vgg_search.engine.environment import RAY_ENVIRONMENT
+from vgg_search.study.record import read_trials, rows_of
+
 SPACE: dict[str, Any] = {"num_blocks": 2, "num_convs": [1, 2], "out_channels": [8, 16]}
 SPACE |= {"hidden_features": 32, "num_hidden": 1, "dropout": 0.0, "lr": [0.02, 0.2]}
 ARCH = ((1, 16), (1, 32))
@@ -31,35 +38,31 @@ def say(**fields: Any) -> None:
     print(json.dumps(fields), flush=True)
 
 
-def held(on: Any) -> dict[str, float]:
+def object_stores(nodes: LocalNodes) -> dict[str, float]:
     """MiB in each node's object store, as Ray's metrics have it."""
-    found = {}
-    for ip, port in on.metrics.items():
+    sizes = {}
+    for ip, port in nodes.metrics.items():
         with urllib.request.urlopen(f"http://{ip}:{port}/metrics", timeout=10) as page:
             text = page.read().decode()
-        sizes = re.findall(r'^ray_object_store_memory\{.*Location="MMAP.*\} (\S+)', text, re.M)
-        found[ip] = round(sum(map(float, sizes)) / 2**20, 1)
-    return found
+        parts = re.findall(r'^ray_object_store_memory\{.*Location="MMAP.*\} (\S+)', text, re.M)
+        sizes[ip] = round(sum(map(float, parts)) / 2**20, 1)
+    return sizes
 
 
 def data() -> None:
     """64 trials of one epoch on the whole data set."""
-    sys.path.insert(0, str(HERE.parent))
-    from vgg_search.study.record import read_trials, rows_of
-
-    nodes = runpy.run_path(str(HERE / "cluster" / "local_nodes.py"))["LocalNodes"]
-    with tempfile.TemporaryDirectory() as folder, nodes(Path(folder)) as on:
+    with tempfile.TemporaryDirectory() as folder, LocalNodes(Path(folder)) as nodes:
         for number in range(3):
-            on.start(num_cpus=min(number, 1))
+            nodes.start(num_cpus=min(number, 1))
         command = [sys.executable, "-m", "vgg_search.run", "--quiet", "--name", "data"]
         command += ["--num-trials", "64", "--max-epochs", "1", "--train-images", "2000"]
         command += ["--val-images", "10000", "--champion-epochs", "0", "--baseline", "null"]
         command += ["--time-budget", "null", "--space", json.dumps(SPACE), "--sampler", "random"]
         began, most = time.monotonic(), Counter[str]()
-        driver = subprocess.Popen(command, cwd=folder, env=os.environ | on.environment)
+        driver = subprocess.Popen(command, cwd=folder, env=os.environ | nodes.environment)
         while driver.poll() is None:
             time.sleep(2)
-            for ip, mib in held(on).items():
+            for ip, mib in object_stores(nodes).items():
                 most[ip] = max(most[ip], mib)
         say(what="data", code=driver.returncode, seconds=round(time.monotonic() - began, 1))
         rows = [row for t in read_trials(Path(folder, "runs/data")) for row in rows_of(t)]
@@ -68,37 +71,32 @@ def data() -> None:
 
 def ranks() -> None:
     """The same network by the plain loop and by Ray Train, a few seeds each."""
-    sys.path.insert(0, str(HERE.parent))
-    from vgg_search.engine.environment import RAY_ENVIRONMENT
-
-    for name, value in RAY_ENVIRONMENT.items():
+    for name, value in RAY_ENVIRONMENT.items():  # before Ray is imported
         os.environ.setdefault(name, value)
     import ray
 
-    from vgg_search.config import Config
-    from vgg_search.data.splits import load_splits
-    from vgg_search.engine.checkpoints import Keeper, Task
+    from vgg_search.engine.checkpoints import TrainingCheckpoints, TrainingTask
     from vgg_search.engine.connection import ray_cluster
-    from vgg_search.engine.ddp import train_together
+    from vgg_search.engine.ddp import train_distributed
     from vgg_search.storage.place import Place
-    from vgg_search.training.train import Recipe
+    from vgg_search.training.recipe import Recipe
 
     network = {"arch": ARCH, "resolution": 28, "hidden_features": 64, "num_hidden": 1}
     network |= {"dropout": 0.2, "batch_norm": False}
     recipe = Recipe(EPOCHS, 128, 0.1, flip=True, ema=True, precision="fp32")
     splits = load_splits("auto", os.environ.get("VGG_SEARCH_DATA_DIR"), 10_000, 10_000)
     with tempfile.TemporaryDirectory() as folder, ray_cluster(Config(address="local")):
-        held = ray.put(splits)
+        stored = ray.put(splits)
         for seed in SEEDS:
             for count in (0, 1, 2):  # 0: the plain loop
-                keeper = Keeper(Place(folder), f"{seed}-{count}", EPOCHS)
-                task = Task(network, recipe, seed, 1, keeper)
-                began, wanted = time.monotonic(), {"cpu": 1.0, "gpu": 0.0}
+                checkpoints = TrainingCheckpoints(Place(folder), f"{seed}-{count}", EPOCHS)
+                task = TrainingTask(network, recipe, seed, 1, checkpoints)
+                began, share = time.monotonic(), {"cpu": 1.0, "gpu": 0.0}
                 if count:
-                    rows = list(train_together(task, held, count, wanted, {}))
+                    rows = list(train_distributed(task, stored, count, share, {}))
                 else:
                     plain = ray.remote(num_cpus=1)(lambda task, data: list(alone(task, data)))
-                    rows = ray.get(plain.remote(task, held))
+                    rows = ray.get(plain.remote(task, stored))
                 say(
                     ranks=count,
                     seed=seed,
@@ -111,17 +109,15 @@ def ranks() -> None:
 
 
 def alone(task: Any, splits: Any) -> Any:
-    from vgg_search.training.device import settle
+    from vgg_search.training.device import prepare_process
 
-    settle(1)
+    prepare_process(1)
     training = task.training(splits, "cpu")
-    for row in training.run(task.keeper.until):
-        task.keeper.after(row, training)
+    for row in training.run(task.checkpoints.until):
+        task.checkpoints.after(row, training)
         yield row
 
 
 if __name__ == "__main__":
-    ask = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(ask, cwd=HERE, capture_output=True, text=True, check=False).stdout
-    say(commit=commit.strip(), machine=platform.machine(), cores=os.cpu_count(), date=time.ctime())
+    say(**environment(), date=time.ctime())
     {"data": data, "ranks": ranks}[sys.argv[1]]()

@@ -2,7 +2,9 @@
 
     VGG_SEARCH_DATA_DIR=... python experiments/bench_gpu.py notebook     # ours whole, theirs a part
     ... packing     # 64 trials at 28 px, with 1, 2, 4 and 8 of them on each GPU at a time
-    add --out results/2026-11-24_gpu to keep the figures
+    add --out FOLDER to keep the figures
+
+Cost: not measured, for nobody has run it on a GPU yet; --device cpu with a small size tries it.
 
 `notebook` trains what experiments/notebook.yaml says, on all 60,000 images, in this process; its
 seconds go from images in memory to the last epoch, with the copy to the device, the initial
@@ -26,18 +28,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_training import NETS
-from bench_trials import ROOT, SEED, environment, experiment, run_ours
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from bench_training import NETS, Images
+from bench_trials import ROOT, SEED, experiment, run_ours
+from environment import environment
+from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from vgg_search.cli.arguments import load_config
 from vgg_search.data.splits import Splits, load_splits
-from vgg_search.engine.worker import recipe_of
-from vgg_search.training.device import plan, settle
+from vgg_search.training.device import plan, prepare_process
 from vgg_search.training.model import build
-from vgg_search.training.train import Recipe, Resident, Training
+from vgg_search.training.recipe import Recipe, recipe_of
+from vgg_search.training.train import Resident, Training
 
 VAL_IMAGES = 10_000
 
@@ -56,7 +58,7 @@ def notebook(options: argparse.Namespace) -> dict[str, Any]:
     splits = load_splits(config.dataset, config.data_dir, held_out, options.images - held_out)
     recipe = recipe_of(config, candidate, options.epochs)
     shape = candidate.network(options.resolution)
-    settle(torch.get_num_threads())
+    prepare_process(torch.get_num_threads())
 
     began = time.perf_counter()
     resident = Resident.load(splits, options.device, whole=True)
@@ -77,27 +79,13 @@ def notebook(options: argparse.Namespace) -> dict[str, Any]:
     return {"ours": ours, "loader": theirs, "ratio": theirs["seconds"] / ours["seconds"]}
 
 
-class Images(Dataset):
-    """As torchvision's FashionMNIST gives them: a PIL image, transformed, and its label."""
-
-    def __init__(self, images: Any, labels: Any, resolution: int) -> None:
-        self.images, self.labels = images, labels
-        self.transform = transforms.Compose(
-            [transforms.Resize((resolution, resolution)), transforms.ToTensor()]
-        )
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.fromarray(self.images[i])), int(self.labels[i])
-
-
 def loader_loop(
     shape: dict[str, Any], splits: Splits, recipe: Recipe, options: argparse.Namespace
 ) -> dict[str, Any]:
     """The notebook's loop: its warm-up and then a share of an epoch, both within one epoch."""
-    images = Images(*splits.whole(), options.resolution)
+    side = (options.resolution, options.resolution)
+    transform = transforms.Compose([transforms.Resize(side), transforms.ToTensor()])
+    images = Images(*splits.whole(), transform)
     workers = options.loader_workers
     batches = DataLoader(images, recipe.batch_size, shuffle=True, num_workers=workers)
     warm_up = min(options.warm_up, len(batches) - 1)

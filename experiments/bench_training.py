@@ -4,6 +4,8 @@
     ... peak        # the step's floating-point operations against the machine's matrix products
     add --only NAME for one comparison, --out results/2026-11-24_training to keep the raw logs
 
+Cost on an idle machine: three minutes (loader, 3 rounds), five (peak, 2 rounds at 224 px).
+
 Each variant is a process of its own (a lane), with its threads and its allocator; the lanes of a
 comparison take turns, an epoch each, A B A B, one at a time, and the first round is not counted.
 Operations: 2 a multiply-add, convolutions and matrices (`VGG.flops_per_image`), and a training step
@@ -24,14 +26,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from environment import environment
+from PIL import Image
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 
 from vgg_search.data.splits import MEAN, STD, Splits, load_splits
 from vgg_search.engine.environment import RAY_ENVIRONMENT
 from vgg_search.space.arch import NOTEBOOK_ARCH
-from vgg_search.training.device import plan, settle
+from vgg_search.training.device import plan, prepare_process
 from vgg_search.training.model import VGG, build
-from vgg_search.training.train import Recipe, Resident, Training, lr_at
+from vgg_search.training.recipe import Recipe, lr_at
+from vgg_search.training.train import Resident, Training
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = {"hidden_features": 256, "num_hidden": 1, "dropout": 0.0}
@@ -57,9 +63,28 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def recipe_of(spec: dict[str, Any]) -> Recipe:
     return Recipe(
-        max_epochs=EPOCHS, batch_size=BATCH, lr=0.01, weight_decay=5e-4, momentum=0.9, flip=True,
-        precision=spec["precision"], ema=spec.get("ema", False),
-    )  # fmt: skip
+        max_epochs=EPOCHS,
+        batch_size=BATCH,
+        lr=0.01,
+        weight_decay=5e-4,
+        momentum=0.9,
+        flip=True,
+        ema=False,
+        precision=spec["precision"],
+    )
+
+
+class Images(Dataset):
+    """As torchvision's FashionMNIST gives them: a PIL image, transformed, and its label."""
+
+    def __init__(self, images: Any, labels: Any, transform: Callable[[Any], torch.Tensor]) -> None:
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.images[i])), int(self.labels[i])
 
 
 def splits_of(val_images: int, train_images: int) -> Splits:
@@ -67,42 +92,30 @@ def splits_of(val_images: int, train_images: int) -> Splits:
 
 
 def ours(spec: dict[str, Any]) -> Callable[[], float]:
-    """An epoch of `vgg_search.train`; returns images a second. A change is named in `CHANGES`."""
-    (settle if spec["settled"] else torch.set_num_threads)(spec["threads"])
+    """An epoch of the package's own training; returns images a second."""
+    prepare_process(1)
     splits = splits_of(1000, IMAGES[spec["net"]])
     labels = torch.from_numpy(splits.train_labels).long()
     data = Resident(torch.from_numpy(splits.train_images), labels)
     training = Training(build(NETS[spec["net"]], 0), data, recipe_of(spec), 0)
-    if "change" in spec:
-        CHANGES[spec["change"]](training)
     rows = training.run(EPOCHS)
     return lambda: next(rows)["images_per_second"]
 
 
 def loader(spec: dict[str, Any]) -> Callable[[], float]:
     """An epoch of the loop that PyTorch's tutorials teach, on the same network and recipe."""
-    from PIL import Image
-    from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
 
-    torch.set_num_threads(spec["threads"])
+    torch.set_num_threads(1)
     splits = splits_of(1000, IMAGES[spec["net"]])
     side = NETS[spec["net"]]["resolution"]
     steps = [transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     steps += [transforms.Normalize(MEAN, STD)]
     transform = transforms.Compose(([transforms.Resize(side)] if side != 28 else []) + steps)
 
-    class Images(Dataset):
-        """As torchvision's FashionMNIST gives them: a PIL image, transformed, and its label."""
-
-        def __len__(self) -> int:
-            return len(splits.train_images)
-
-        def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-            return transform(Image.fromarray(splits.train_images[i])), int(splits.train_labels[i])
-
     network, recipe = build(NETS[spec["net"]], 0).train(), recipe_of(spec)
-    batches = DataLoader(Images(), batch_size=BATCH, shuffle=True)
+    images = Images(splits.train_images, splits.train_labels, transform)
+    batches = DataLoader(images, batch_size=BATCH, shuffle=True)
     optimizer = torch.optim.SGD(
         network.parameters(), recipe.lr, recipe.momentum, nesterov=True, weight_decay=5e-4
     )
@@ -128,7 +141,7 @@ def loader(spec: dict[str, Any]) -> Callable[[], float]:
 
 def peak(spec: dict[str, Any]) -> Callable[[], float]:
     """Floating-point operations a second, in 10^9, of the fastest matrix product."""
-    settle(spec["threads"])
+    prepare_process(1)
     dtype, last = DTYPES[spec["precision"]], torch.channels_last
 
     def seconds(product: Callable[[], torch.Tensor]) -> float:
@@ -155,91 +168,86 @@ def peak(spec: dict[str, Any]) -> Callable[[], float]:
     return torch.no_grad()(once)
 
 
-CHANGES: dict[str, Callable[[Training], None]] = {}
 LOOPS = {"ours": ours, "loader": loader, "peak": peak}
 
 
 # ---- comparisons: lanes that take turns ---------------------------------------------------------
 
 
-def lane(name: str, net: str, **spec: Any) -> dict[str, Any]:
-    """By default our step, one thread, in the environment of a worker."""
-    env = {"OMP_WAIT_POLICY": RAY_ENVIRONMENT["OMP_WAIT_POLICY"]}
-    base = {"loop": "ours", "precision": "auto", "threads": 1, "settled": True, "times": 1}
-    return {"name": name, "net": net, "env": env, **base, **spec}
+def lane(name: str, net: str, loop: str, precision: str) -> dict[str, Any]:
+    """Ours and the peak run in the environment of a worker."""
+    env = {} if loop == "loader" else {"OMP_WAIT_POLICY": RAY_ENVIRONMENT["OMP_WAIT_POLICY"]}
+    return {"name": name, "net": net, "loop": loop, "precision": precision, "env": env}
 
 
 def loader_lanes(net: str, precision: str) -> list[dict[str, Any]]:
     return [
-        lane("DataLoader loop, fp32", net, loop="loader", precision="fp32", env={}),
-        lane(f"ours, {precision}", net, precision=precision),
+        lane("DataLoader loop, fp32", net, "loader", "fp32"),
+        lane(f"ours, {precision}", net, "ours", precision),
     ]
 
 
 def peak_lanes(net: str) -> list[dict[str, Any]]:
-    kinds = [("peak", p) for p in DTYPES] + [("ours", p) for p in DTYPES]
-    return [lane(f"{loop}, {p}", net, loop=loop, precision=p) for loop, p in kinds]
+    return [lane(f"{loop}, {p}", net, loop, p) for loop in ("peak", "ours") for p in DTYPES]
 
 
-MODES: dict[str, dict[str, list[dict[str, Any]]]] = {}
-MODES["loader"] = {
-    f"{net} {precision}": loader_lanes(net, precision)
-    for net in ("small", "three-bn", "narrow")
-    for precision in ("bf16", "fp32")
+MODES: dict[str, dict[str, list[dict[str, Any]]]] = {
+    "loader": {
+        f"{net} {precision}": loader_lanes(net, precision)
+        for net in ("small", "three-bn", "narrow")
+        for precision in ("bf16", "fp32")
+    },
+    "peak": {net: peak_lanes(net) for net in ("three", "three-bn", "narrow", "notebook")},
 }
-MODES["peak"] = {net: peak_lanes(net) for net in ("three", "three-bn", "narrow", "notebook")}
 
 
 class Lane:
-    """The process or processes of one lane, which wait for their turn."""
+    """The process of one lane, which waits for its turn."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         drop = ("GLIBC_TUNABLES", "OMP_WAIT_POLICY", "LD_PRELOAD", "MALLOC_CONF")
         env = {key: value for key, value in os.environ.items() if key not in drop}
-        command = [sys.executable, sys.argv[0], "--lane", json.dumps(spec)]
+        command = [sys.executable, __file__, "--lane", json.dumps(spec)]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        env |= {"PYTHONPATH": str(ROOT), **spec["env"]}
-        self.processes = [subprocess.Popen(command, env=env, **pipes) for _ in range(spec["times"])]
-        for process in self.processes:
-            self._answer(process)
+        self.process = subprocess.Popen(
+            command, env=env | {"PYTHONPATH": str(ROOT), **spec["env"]}, **pipes
+        )
+        self._answer()
 
     def epoch(self) -> float:
-        """Images a second (or 10^9 operations) of one epoch, of all its processes together."""
-        for process in self.processes:
-            process.stdin.write("\n")
-            process.stdin.flush()
-        return sum(float(self._answer(process)) for process in self.processes)
+        """Images a second (or 10^9 operations) of one epoch."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self._answer())
 
     def close(self) -> None:
-        for process in self.processes:
-            process.communicate()
+        self.process.communicate()
 
-    @staticmethod
-    def _answer(process: subprocess.Popen) -> str:
-        line = process.stdout.readline()
+    def _answer(self) -> str:
+        line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"a lane ended with {process.wait()}: {process.args}")
+            raise SystemExit(f"a lane ended with {self.process.wait()}: {self.process.args}")
         return line
 
 
 def serve(spec: dict[str, Any]) -> None:
     epoch = LOOPS[spec["loop"]](spec)
-    print("stands", flush=True)
+    print("ready", flush=True)
     for _ in sys.stdin:
         print(epoch(), flush=True)
 
 
-def compare(lanes: list[dict[str, Any]], rounds: int) -> list[dict[str, Any]]:
+def compare(specs: list[dict[str, Any]], rounds: int) -> list[dict[str, Any]]:
     """Each lane with its values: of the uncounted first round, and of `rounds` more."""
-    standing = [Lane(spec) for spec in lanes]
+    lanes = [Lane(spec) for spec in specs]
     try:
-        values = [[one.epoch() for one in standing] for _ in range(rounds + 1)]
+        values = [[lane.epoch() for lane in lanes] for _ in range(rounds + 1)]
     finally:
-        for one in standing:
-            one.close()
+        for lane in lanes:
+            lane.close()
     return [
         {**spec, "first": first, "values": list(rest)}
-        for spec, (first, *rest) in zip(lanes, zip(*values, strict=True), strict=True)
+        for spec, (first, *rest) in zip(specs, zip(*values, strict=True), strict=True)
     ]
 
 
@@ -275,20 +283,22 @@ def main() -> None:
     if options.lane:
         serve(options.lane)
         return
-    from bench_trials import environment
-
-    wanted = tuple(options.only or [""])
+    names = tuple(options.only or [""])
     for name, lanes in MODES[options.mode].items():
-        if not name.startswith(wanted):
+        if not name.startswith(names):
             continue
         load = os.getloadavg()[0]
         kept = {
-            "mode": options.mode, "name": name, "date": time.strftime("%Y-%m-%d %H:%M"),
+            "mode": options.mode,
+            "name": name,
+            "date": time.strftime("%Y-%m-%d %H:%M"),
             "command": " ".join(["python", *sys.argv]),
-            "environment": environment(), "auto": str(plan("auto", "cpu")),
-            "load_before": load, "lanes": compare(lanes, options.rounds),
+            "environment": environment(),
+            "auto": str(plan("auto", "cpu")),
+            "load_before": load,
+            "lanes": compare(lanes, options.rounds),
             "load_after": os.getloadavg()[0],
-        }  # fmt: skip
+        }
         print(report(f"{options.mode}, {name}", kept["lanes"]), flush=True)
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,9 @@
     ... middle      # 16 trials, 3 epochs of 10,000 images
     ... startup     # 300 trials of vgg_search alone: start-up of each
     ... busy        # 64 trials with ASHA: how much of the slots' time is training
-    add --out results/2026-11-24_trials to keep logs, a CSV a trial and a README
+    add --out results/2026-11-24_trials to keep figures, logs and a CSV a trial
+
+Cost on two cores: 7 minutes (short), 3 a round (middle), half a minute (startup), one (busy).
 
 `short` and `middle` run both stacks in turn (A B A B with --rounds 2), each as its own process,
 on the same configurations, images, recipe and number of epochs, with no early stopping, both with
@@ -18,7 +20,6 @@ import csv
 import json
 import math
 import os
-import platform
 import random
 import shutil
 import sqlite3
@@ -27,16 +28,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from environment import environment
+from trials_page import OURS, TUTORIAL, compare, figures, section
+
+from vgg_search.space.arch import describe
+from vgg_search.study.record import read_trials, rows_of
+from vgg_search.study.tables import startup_seconds, trained
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 2026
-OURS, TUTORIAL = "vgg_search", "tutorial"
 SMALL = [[[1, 8]], [[1, 16]], [[1, 8], [1, 16]], [[1, 16], [1, 16]], [[1, 16], [1, 32]]]
 LARGER = [
     [[1, 16], [1, 32]],
@@ -51,15 +56,13 @@ RECIPE: dict[str, Any] = {
     "hidden_features": 64,
     "warmup": 0.25,  # share of the steps, as in vgg_search's one-cycle
 }
-MODES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "short": {"trials": 100, "epochs": 1, "train_images": 2_000, "val_images": 1_000},
     "middle": {"trials": 16, "epochs": 3, "train_images": 10_000, "val_images": 2_000},
     "startup": {"trials": 300, "epochs": 1, "train_images": 500, "val_images": 500},
     "busy": {"trials": 64, "epochs": 9, "train_images": 5_000, "val_images": 1_000},
 }
-COLUMNS = (
-    "mode round stack trial arch lr epochs val_accuracy seconds startup started ended"
-).split()
+COLUMNS = "mode round stack trial arch lr epochs val_accuracy seconds startup started ended".split()
 
 
 def configurations(mode: str, count: int) -> list[dict[str, Any]]:
@@ -118,9 +121,23 @@ def run_ours(work: Path, config: dict[str, Any]) -> dict[str, Any]:
     began, ended = run_process(command, work)
     folder = work / "runs" / "bench"
     summary = json.loads((folder / "summary.json").read_text())
-    from vgg_search.study.record import read_trials, rows_of
-    from vgg_search.study.tables import startup_seconds, trained
+    trials, first_starts, search_began = our_trials(folder)
+    return {
+        "stack": OURS,
+        "wall_seconds": ended - began,
+        "after_start_seconds": ended - search_began,
+        "search_seconds": summary["search_seconds"],
+        "first_starts": first_starts,
+        "startup_median": summary["startup_seconds_per_trial"],
+        "summary": summary,
+        "trials": trials,
+    }
 
+
+def our_trials(folder: Path) -> tuple[list[dict[str, Any]], list[float], float]:
+    """From a study's record: its trials, seconds until each worker's first one, the search's start.
+
+    The first trial of a worker has no start-up: what it costs is in the second."""
     journal = trained(read_trials(folder))
     rows = {trial.number: rows_of(trial) for trial in journal}
     # A row holds when its epoch ended, and how long after the search's start it was heard of.
@@ -128,8 +145,8 @@ def run_ours(work: Path, config: dict[str, Any]) -> dict[str, Any]:
     first: dict[str, int] = {}
     for number, part in sorted(rows.items(), key=lambda item: item[1][0]["ended"]):
         first.setdefault(part[0]["worker"], number)
-    later = [trial for trial in journal if trial.number not in first.values()]
-    gaps = dict(zip((t.number for t in later), startup_seconds(journal), strict=True))
+    later = [trial.number for trial in journal if trial.number not in first.values()]
+    startups = dict(zip(later, startup_seconds(journal), strict=True))
     trials = [
         {
             "trial": trial.number,
@@ -138,26 +155,14 @@ def run_ours(work: Path, config: dict[str, Any]) -> dict[str, Any]:
             "epochs": len(rows[trial.number]),
             "val_accuracy": rows[trial.number][-1]["val_accuracy"],
             "seconds": sum(row["epoch_seconds"] for row in rows[trial.number]),
-            "startup": gaps.get(trial.number),
+            "startup": startups.get(trial.number),
             "started": rows[trial.number][0]["ended"] - rows[trial.number][0]["epoch_seconds"],
             "ended": rows[trial.number][-1]["ended"],
         }
         for trial in journal
     ]
-    return {
-        "stack": OURS,
-        "wall_seconds": ended - began,
-        "after_start_seconds": ended - search_began,
-        "search_seconds": summary["search_seconds"],
-        "first_starts": sorted(
-            round(trial["started"] - search_began, 3)
-            for trial in trials
-            if trial["trial"] in first.values()
-        ),
-        "startup_median": summary["startup_seconds_per_trial"],
-        "summary": summary,
-        "trials": trials,
-    }
+    starts = [trial["started"] for trial in trials if trial["trial"] in first.values()]
+    return trials, sorted(round(start - search_began, 3) for start in starts), search_began
 
 
 def run_tutorial(work: Path, mode: str, size: dict[str, Any]) -> dict[str, Any]:
@@ -230,9 +235,8 @@ def run_process(command: list[str], work: Path) -> tuple[float, float]:
         code = subprocess.run(command, cwd=work, env=env, stdout=log, stderr=log).returncode
         ended = time.time()
     if code:
-        raise SystemExit(
-            f"{' '.join(command)} ended with {code}:\n{(work / 'log.txt').read_text()}"
-        )
+        log_text = (work / "log.txt").read_text()
+        raise SystemExit(f"{' '.join(command)} ended with {code}:\n{log_text}")
     return began, ended
 
 
@@ -266,9 +270,6 @@ def prepare_data(work: Path, size: dict[str, Any]) -> None:
         raise SystemExit("both stacks must train on the same images, and would not")
 
 
-# ---- figures ----------------------------------------------------------------------------------
-
-
 def logged(work: Path) -> dict[str, int]:
     """What MLflow's database holds: finished runs, other runs, metric points."""
     with sqlite3.connect(work / "mlflow.db") as db:
@@ -278,170 +279,7 @@ def logged(work: Path) -> dict[str, int]:
     return {"finished": finished, "unfinished": sum(runs.values()), "points": points}
 
 
-def figures(run: dict[str, Any], slots: int) -> dict[str, Any]:
-    """The numbers of one run that are compared."""
-    count, trials = len(run["trials"]), run["trials"]
-    training = sum(trial["seconds"] for trial in trials)
-    values = [trial["val_accuracy"] for trial in trials]
-    startups = sorted(trial["startup"] for trial in trials if trial["startup"] is not None)
-    return {
-        "stack": run["stack"],
-        "trials": count,
-        "epochs": sum(trial["epochs"] for trial in trials),
-        "wall_seconds": run["wall_seconds"],
-        "after_start_seconds": run["after_start_seconds"],
-        "search_seconds": run["search_seconds"],
-        "trials_per_minute": 60 * count / run["wall_seconds"],
-        "trials_per_minute_after_start": 60 * count / run["after_start_seconds"],
-        "trials_per_minute_search": 60 * count / run["search_seconds"],
-        "training_seconds_per_trial": training / count,
-        "startup_median": run["startup_median"],
-        "startup_mean": statistics.mean(startups),
-        "startup_p90": startups[int(0.9 * len(startups))],
-        "first_starts": run.get("first_starts"),
-        "slot_busy_fraction": training / (slots * run["search_seconds"]),
-        "accuracy_mean": statistics.mean(values),
-        "accuracy_sd": statistics.stdev(values),
-        "logged": run["logged"],
-        "load_before": run["load_before"],
-        "load_after": run["load_after"],
-    }
-
-
-def environment() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    info = dict(line.split(":", 1) for line in lines if ":" in line)
-    info = {key.strip(): value.strip() for key, value in info.items()}
-    flags = info.get("flags", "").split()
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-    )
-    return {
-        "cpu": info.get("model name", platform.processor()),
-        "cores": os.cpu_count(),
-        "avx512_bf16": "avx512_bf16" in flags,
-        "amx_bf16": "amx_bf16" in flags,
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "torchvision", "ray", "optuna", "mlflow")},
-        "commit": commit.stdout.strip() or "unknown",
-    }
-
-
-def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Ours against the tutorial's, round by round, and whether both trained the same."""
-    ours, theirs = ([r for r in runs if r["stack"] == stack] for stack in (OURS, TUTORIAL))
-    ratios: dict[str, list[float]] = {}
-    for name in ("wall_seconds", "after_start_seconds", "search_seconds"):
-        ratios[name] = [b[name] / a[name] for a, b in zip(ours, theirs, strict=True)]
-    key = "{arch}/{lr}".format_map
-    differences = []
-    for a, b in zip(ours, theirs, strict=True):
-        values = {key(trial): trial["val_accuracy"] for trial in b["trials"]}
-        differences += [trial["val_accuracy"] - values[key(trial)] for trial in a["trials"]]
-    mean, sd = statistics.mean(differences), statistics.stdev(differences)
-    return {
-        "ratios": ratios,
-        "accuracy_difference": mean,
-        "accuracy_difference_sd": sd,
-        "accuracy_difference_se": sd / math.sqrt(len(differences)),
-    }
-
-
-# ---- what is printed and kept -----------------------------------------------------------------
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| run | stack | trials | wall s | after start s | search s | trials/min "
-        "| training s a trial | start-up s a trial: median (p90) | slots busy "
-        "| val_accuracy mean (sd) | MLflow: finished, other runs, points | load before, after |",
-        "| --- " * 13 + "|",
-    ]
-    for row in rows:
-        kept = row["logged"]
-        lines.append(
-            f"| {row['round']} | {row['stack']} | {row['trials']} | {row['wall_seconds']:.1f} "
-            f"| {row['after_start_seconds']:.1f} | {row['search_seconds']:.1f} "
-            f"| {row['trials_per_minute']:.1f} | {row['training_seconds_per_trial']:.3f} "
-            f"| {row['startup_median']:.3f} ({row['startup_p90']:.3f}) "
-            f"| {row['slot_busy_fraction']:.1%} "
-            f"| {row['accuracy_mean']:.4f} ({row['accuracy_sd']:.4f}) "
-            f"| {kept['finished']}, {kept['unfinished']}, {kept['points']} "
-            f"| {row['load_before']:.1f}, {row['load_after']:.1f} |"
-        )
-    return "\n".join(lines)
-
-
-def section(mode: str, result: dict[str, Any]) -> str:
-    """One mode's part of the README, from its numbers alone."""
-    size, runs, machine = result["size"], result["runs"], result["environment"]
-    lines = [
-        f"## {mode}: {size['trials']} trials, {size['epochs']} epoch(s), "
-        f"{size['train_images']:,} training and {size['val_images']:,} validation images",
-        "",
-        f"Command: `{result['command']}`, {result['date']}. Commit {machine['commit']}. "
-        f"{machine['cpu']}, {machine['cores']} cores, avx512_bf16 {machine['avx512_bf16']}, "
-        f"amx_bf16 {machine['amx_bf16']}; Python {machine['python']}, torch {machine['torch']}, "
-        f"Ray {machine['ray']}, Optuna {machine['optuna']}, MLflow {machine['mlflow']}. "
-        f"precision of vgg_search: {result['precision']}.",
-        "",
-        table(runs),
-        "",
-    ]
-    if result["comparison"]:
-        ratios = result["comparison"]["ratios"]
-        named = (
-            ("wall_seconds", "from process start to process end (this counts)"),
-            ("after_start_seconds", "without interpreter, imports and the start of Ray"),
-            ("search_seconds", "the search alone"),
-        )
-        for name, what in named:
-            values = ", ".join(f"{value:.2f}" for value in ratios[name])
-            lines.append(f"- ratio of trials a minute, {what}: {values}")
-        c = result["comparison"]
-        lines += [
-            f"- val_accuracy, ours less the tutorial's on the same configuration: mean "
-            f"{c['accuracy_difference']:+.4f}, standard error {c['accuracy_difference_se']:.4f}, "
-            f"sd {c['accuracy_difference_sd']:.4f}",
-        ]
-    for row in runs:
-        if row["first_starts"]:
-            lines.append(
-                f"- {row['stack']}, run {row['round']}: each worker's first trial began "
-                f"{', '.join(f'{s:.1f}' for s in row['first_starts'])} s after the search; "
-                f"start-up of the others: median {row['startup_median']:.3f} s, mean "
-                f"{row['startup_mean']:.3f} s, p90 {row['startup_p90']:.3f} s"
-            )
-    return "\n".join(lines) + "\n"
-
-
-HEAD = """# Trials a minute, start-up and busy slots
-
-Made by `experiments/bench_trials.py`, which writes this page from what is beside it: `<mode>.json`
-(figures), `<mode>.csv` (a row a trial), `<mode>/` (each run's raw log, its input, and of ours
-summary.json). Wall time counts from the start of the process to its end, with all of it in MLflow
-(SQLite, both); "after start" leaves out interpreter, imports and the start of Ray; "search" is
-`Tuner.fit()`. Start-up is what a trial costs its slot besides its epochs; the first trial of each
-worker (ours) or slot (tutorial) is apart. Both stacks run once with 4 trials before, uncounted, so
-that bytecode and files are cached. Slots busy: training and validation as a share of slots x
-search. The tutorial stack is `experiments/tutorial_stack.py`: it says which page each part is from.
-Both train the same networks on the same images with the same recipe in as many epochs: SGD,
-Nesterov momentum 0.9, weight decay 5e-4, one-cycle learning rate, batch 128, no augmentation, no
-averaging, no early stopping (scheduler none; ASHA with grace_period = max_t), except in `busy`.
-"""
-
-
-def keep(out: Path, mode: str, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    (out / f"{mode}.json").write_text(json.dumps(result, indent=1) + "\n")
-    with (out / f"{mode}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    done = [name for name in MODES if (out / f"{name}.json").exists()]
-    parts = [section(name, json.loads((out / f"{name}.json").read_text())) for name in done]
-    (out / "README.md").write_text("\n".join([HEAD, *parts]))
+# ---- the bench --------------------------------------------------------------------------------
 
 
 def keep_raw(work: Path, folder: Path) -> None:
@@ -451,21 +289,10 @@ def keep_raw(work: Path, folder: Path) -> None:
             shutil.copy(work / name, folder)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("mode", choices=MODES)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
-    parser.add_argument("--only", choices=(OURS, TUTORIAL))
-    for name in ("trials", "epochs", "train-images", "val-images"):
-        parser.add_argument(f"--{name}", type=int)
-    options = parser.parse_args()
-    mode, size = options.mode, dict(MODES[options.mode])
-    size |= {name: getattr(options, name) for name in size if getattr(options, name)}
+def measure(mode: str, size: dict[str, Any], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Each stack's runs, in turn; the first turn is a warm-up and not among them."""
     stacks = [OURS, TUTORIAL] if mode in ("short", "middle") else [OURS]
     stacks = [options.only] if options.only else stacks
-    slots = os.cpu_count() or 1
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="bench_trials-") as top:
         prepare_data(Path(top), size)
@@ -479,15 +306,41 @@ def main() -> None:
                     run = run_ours(work, experiment(mode, now, options.precision))
                 else:
                     run = run_tutorial(work, mode, now)
-                if not turn:  # a warm-up: bytecode and the system's file cache
+                if not turn:  # for bytecode and the system's file cache
                     continue
                 run |= {"round": turn, "load_before": load, "load_after": os.getloadavg()[0]}
-                run["logged"] = logged(work)
-                runs.append(run)
-                row = {"round": turn, **figures(run, slots)}
-                print(json.dumps({k: v for k, v in row.items() if k != "logged"}), flush=True)
+                runs.append(run | {"logged": logged(work)})
                 if options.out:
                     keep_raw(work, options.out / mode / f"{turn}-{stack}")
+    return runs
+
+
+def keep(out: Path, mode: str, result: dict[str, Any], runs: list[dict[str, Any]]) -> None:
+    """Figures as JSON, and a row a trial as CSV."""
+    (out / f"{mode}.json").write_text(json.dumps(result, indent=1) + "\n")
+    with (out / f"{mode}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for run in runs:
+            for trial in run["trials"]:
+                which = {"mode": mode, "round": run["round"], "stack": run["stack"]}
+                writer.writerow(which | trial | {"arch": describe(trial["arch"])})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("mode", choices=SIZES)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--only", choices=(OURS, TUTORIAL))
+    for name in ("trials", "epochs", "train-images", "val-images"):
+        parser.add_argument(f"--{name}", type=int)
+    options = parser.parse_args()
+    mode, size = options.mode, dict(SIZES[options.mode])
+    size |= {name: getattr(options, name) for name in size if getattr(options, name)}
+    runs = measure(mode, size, options)
+    slots = os.cpu_count() or 1
     result = {
         "size": size,
         "command": " ".join(["python", "experiments/bench_trials.py", *sys.argv[1:]]),
@@ -496,26 +349,10 @@ def main() -> None:
         "environment": environment(),
         "runs": [{"round": run["round"], **figures(run, slots)} for run in runs],
         "comparison": compare(runs) if len({run["stack"] for run in runs}) == 2 else None,
-        "values": [
-            {
-                "round": run["round"],
-                "stack": run["stack"],
-                "val_accuracy": [round(trial["val_accuracy"], 4) for trial in run["trials"]],
-            }
-            for run in runs
-        ],
     }
-    rows = [
-        {"mode": mode, "round": run["round"], "stack": run["stack"], **trial, "arch": arch}
-        for run in runs
-        for trial in run["trials"]
-        for arch in ["-".join(f"{n}x{c}" for n, c in trial["arch"])]
-    ]
     print(section(mode, result))
-    for part in result["values"]:
-        print(part["stack"], part["round"], *part["val_accuracy"])
     if options.out:
-        keep(options.out, mode, result, rows)
+        keep(options.out, mode, result, runs)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Clusters for tests: the session's own Ray as `vgg_search` sees it, and real nodes."""
 
-import runpy
 import subprocess
 import sys
 import time
@@ -9,13 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from local_nodes import LocalNodes, free_port
+
 from vgg_search.engine.nodes import Cluster
 from vgg_search.storage.place import Place
 from vgg_search.study.study import Study
 
+__all__ = ["EXPERIMENTS", "LocalNodes", "cluster_of", "free_port", "s3_server"]
+
 EXPERIMENTS = Path(__file__).parents[1] / "experiments" / "cluster"
-_script = runpy.run_path(str(EXPERIMENTS / "local_nodes.py"))
-LocalNodes, free_port = _script["LocalNodes"], _script["free_port"]
 
 
 def cluster_of(study: Study) -> Cluster:

@@ -15,13 +15,14 @@ from nodes import cluster_of
 
 from vgg_search import session
 from vgg_search.config import ConfigError
-from vgg_search.data.splits import Splits, find_split
-from vgg_search.models.reuse import servable
+from vgg_search.data.fashion_mnist import find_split
+from vgg_search.data.splits import Splits
+from vgg_search.models.files import servable
 from vgg_search.provenance import PACKAGES, provenance
 from vgg_search.session import Session, claim, exit_code, log_file, run_folder
 from vgg_search.stop import StopSignals
 from vgg_search.study.study import Study
-from vgg_search.tracking.sender import Tracker
+from vgg_search.tracking.sender import MlflowTracker
 
 
 def test_a_new_study_does_not_take_an_old_ones_place(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ class Part:
 
     def __init__(self, study: Study, splits: Splits) -> None:
         folder = study.folder
-        self.tracker = Tracker(folder, f"sqlite:///{folder / 'm.db'}", "e", "s", servable)
+        self.tracker = MlflowTracker(folder, f"sqlite:///{folder / 'm.db'}", "e", "s", servable)
         facts = {"versions": {}, "commit": "abc"}
         self.session = Session(study, splits, self.tracker, facts)
         self.study, self.recorder = study, self.session.recorder
@@ -134,7 +135,7 @@ class Part:
 
     def put(self, key: str = "champion/0-1") -> list[tuple[str, str]]:
         """(kind, status) of what was put for a champion's run, batches apart."""
-        rows = self.tracker._oldest(1000)
+        rows = self.tracker.rows()
         return [
             (row.kind, row.body.get("status", ""))
             for row in rows
@@ -168,10 +169,10 @@ def test_the_champion_is_recorded_once_and_kept(part: Part) -> None:
     assert len(part.put()) == 4  # the same best trial: not trained, tested or told again
     # Killed between writing the champion and putting it: it is still registered.
     part.recorder.champion_started(part.study.optuna.trials[0], 1)
-    assert "champion/0-1" in part.tracker.open
+    assert "champion/0-1" in part.tracker.open_runs
     part.recorder.catch_up()
     assert part.put()[-2:] == [("register", ""), ("end", "FINISHED")]
-    assert "champion/0-1" not in part.tracker.open
+    assert "champion/0-1" not in part.tracker.open_runs
 
 
 @pytest.mark.usefixtures("cluster")

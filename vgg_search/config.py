@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from vgg_search.errors import InputError, did_you_mean
+from vgg_search.records import AUTO, DATASETS
 from vgg_search.space.arch import Arch, check_arch
 from vgg_search.space.search_space import Space
 from vgg_search.storage.folder import RUNS
@@ -95,7 +96,7 @@ FromJson = Annotated[T, NoDecode, BeforeValidator(_from_json)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 Positive = Annotated[int, Field(ge=1)]
-Dataset = Literal["auto", "fashion-mnist", "sample"]
+Dataset = Literal[(AUTO, *DATASETS)]  # type: ignore[valid-type]  # known when run
 QueuedTrial = Annotated[dict[str, Any], AfterValidator(_queued_trial)]
 
 
@@ -126,7 +127,7 @@ class Config(Fields):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of proposals, initial weights, shuffling and augmentation."""
 
-    dataset: Dataset = "auto"
+    dataset: Dataset = AUTO
     """auto: the real set where it can be had, else the bundled sample, loudly."""
     data_dir: Path | None = resumable(None)
     """Folder with Fashion-MNIST in torchvision's layout, packed or unpacked."""

@@ -14,38 +14,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vgg_search.data.splits import load_splits, load_test
-from vgg_search.engine.worker import pick_device
-from vgg_search.models.reuse import (
-    CHAMPION,
+from vgg_search.data.splits import Splits, load_splits, load_test
+from vgg_search.models.evaluation import evaluate
+from vgg_search.models.files import (
+    Classifier,
     ModelError,
-    Servable,
-    evaluate,
+    info_of,
     load_folder,
     save_model,
     servable,
 )
-from vgg_search.records import metrics_of
-from vgg_search.space.arch import depth, describe, width
+from vgg_search.records import State
 from vgg_search.space.candidate import Candidate
-from vgg_search.storage.folder import SUMMARY
+from vgg_search.storage.folder import CHAMPION, SUMMARY
 from vgg_search.study.tables import write_summary
-from vgg_search.tracking.outbox import Outbox
-from vgg_search.tracking.recorder import (
-    ANSWERS,
-    REGISTERED,
-    STATUS,
-    champion_key,
-    read_card,
-)
-from vgg_search.tracking.sender import Tracker, version_of
-from vgg_search.training.device import settle
-from vgg_search.training.train import Recipe, Resident, Training
+from vgg_search.tracking.connect import connect
+from vgg_search.tracking.recorder import REFINEMENT as RUN
+from vgg_search.tracking.recorder import end_run, log_row, register_champion, start_run
+from vgg_search.tracking.registry import version_of
+from vgg_search.tracking.tracker import ANSWERS, SEND_SECONDS, STOPPED_SECONDS, Tracker
+from vgg_search.training.device import pick_device, prepare_process
+from vgg_search.training.model import VGG
+from vgg_search.training.recipe import Recipe
+from vgg_search.training.train import Resident, Training
 
-RUN = "refinement"
 # What a champion's card must tell, and a refinement's tells too
 KEPT = ("dataset", "digest", "study", "trial", "num_params", "params", "recipe")
-SEND_SECONDS, STOPPED_SECONDS = 60.0, 3.0  # to wait for the tracker at the end, or after a stop
+SCORES = ("test_accuracy", "test_loss", "parent_test_accuracy")
+Card = dict[str, Any]
 
 
 def refine(
@@ -61,84 +57,103 @@ def refine(
 ) -> dict[str, Any]:
     """Train the champion in `folder` on, into the run folder `out`, as a run of its own in MLflow.
 
-    `parent` is its lineage, `tracker` the address and experiment of the run, `facts` are for the
-    card; `listen(epochs, row)` hears of each epoch; `epochs` defaults to the champion's. Returns
-    what `out`/summary.json says, and `unsent`; `champion` is None if the training diverged. Raises
+    `parent` is what `lineage` says, `tracker` the address and experiment, `facts` are for the card;
+    `listen(epochs, row)` hears of each epoch; `epochs` defaults to the champion's. Returns what
+    `out`/summary.json says, and `unsent`; `champion` is None if the training diverged. Raises
     ModelError or DataError before anything is written.
     """
-    network, card = load_folder(folder)
+    network, old = load_folder(folder)
+    splits = _images_of(old, data_dir)
+    test = load_test(old["dataset"], data_dir)
+    before = evaluate(Classifier(network, info_of(old)), *test)["test_accuracy"]
+    epochs = epochs or int(old["epochs"])
+    card = {name: old[name] for name in KEPT} | facts
+    card |= {"seed": seed, "epochs": epochs, "parent_model": parent["model_uri"]}
+    training = _training(network, splits, card)
+
+    sent = _start(out, tracker, card, splits, parent.get("run_id"))
+    state, unsent = _train(training, epochs, sent, listen)
+    summary = {"study": out.name, "state": state, "parent": parent, "epochs": epochs}
+    if state == "failed":
+        return summary | {"champion": None, "unsent": unsent}
+
+    refined = training.measured.cpu().eval()
+    metrics = evaluate(Classifier(refined, info_of(old)), *test) | {"parent_test_accuracy": before}
+    save_model(out / CHAMPION, refined, info_of(old), card | {"metrics": metrics})
+    return _conclude(out, sent, {name: metrics[name] for name in SCORES}, summary)
+
+
+def _images_of(card: Card, data_dir: Path | None) -> Splits:
+    """The images that a champion was trained on. Raises ModelError if they are not there, or if it
+    is not a champion's card."""
     if lacking := [name for name in (*KEPT, "epochs") if name not in card]:
         raise ModelError(f"--model must be a champion, got one whose card lacks {lacking[0]}")
-    epochs = epochs or int(card["epochs"])
     splits = load_splits(card["dataset"], data_dir)
     if splits.digest != card["digest"]:
         rule = f"the data must be what the champion was trained on, {card['digest']}"
         raise ModelError(f"{rule}, got {splits.digest}")
-    images, labels = load_test(card["dataset"], data_dir)
-    before = evaluate(Servable(network, card), images, labels)["test_accuracy"]
-    candidate = Candidate.from_dict(card["params"])
-    recipe = Recipe(max_epochs=epochs, **card["recipe"], **candidate.recipe())
-    settle(os.cpu_count() or 1)
-    training = Training(network, Resident.load(splits, pick_device(), whole=True), recipe, seed)
+    return splits
 
+
+def _training(network: VGG, splits: Splits, card: Card) -> Training:
+    """The network's next cycle, on all images of the training split."""
+    sampled = Candidate.from_dict(card["params"]).recipe()
+    recipe = Recipe(max_epochs=card["epochs"], **card["recipe"], **sampled)
+    prepare_process(os.cpu_count() or 1)
+    data = Resident.load(splits, pick_device(), whole=True)
+    return Training(network, data, recipe, card["seed"])
+
+
+def _start(
+    out: Path, address: dict[str, str], card: Card, splits: Splits, parent_id: str | None
+) -> Tracker:
+    """Makes the run folder and opens the run, which MLflow shows under the champion's if that is
+    known."""
     out.mkdir(parents=True)
-    sent = Tracker(out, **tracker, study=out.name, servable=servable)
-    arch = describe(candidate.arch)
-    tags = {"kind": RUN, "state": "running", "dataset": card["dataset"], "seed": seed}
-    tags |= {"study": card["study"], "trial_number": card["trial"], "commit": facts["commit"]}
-    tags |= {"parent_model": parent["model_uri"]}
-    if "run_id" in parent:  # MLflow then shows it under the champion's run
-        tags |= {"mlflow.parentRunId": parent["run_id"]}
-    params = {"arch": arch, "depth": depth(candidate.arch), "width": width(candidate.arch)}
-    params |= {"epochs": epochs} | candidate.recipe() | card["recipe"]
-    sent.run(RUN, f"refined {arch}", tags, params)
-    sent.dataset(
-        RUN, splits.name, splits.digest, {"dataset": splits.name}, "training", {"whole": True}
-    )
-    sent.start()
-    summary: dict[str, Any] = {"study": out.name, "state": "interrupted", "parent": parent}
+    tracker = connect(out, **address, study=out.name, servable=servable)
+    tags = {name: card[name] for name in ("dataset", "seed", "study", "commit", "parent_model")}
+    tags |= {"trial_number": card["trial"]} | ({"parent_id": parent_id} if parent_id else {})
+    params = {"epochs": card["epochs"]} | card["recipe"]
+    start_run(tracker, RUN, "refined", Candidate.from_dict(card["params"]), tags, params)
+    tracker.dataset(RUN, splits.name, splits.digest, {"whole": True})
+    tracker.start()
+    return tracker
+
+
+def _train(
+    training: Training,
+    epochs: int,
+    tracker: Tracker,
+    listen: Callable[[int, dict[str, Any]], None],
+) -> tuple[State, int]:
+    """Train to the end; returns the state, and the rows unsent. A run that is not completed is
+    closed, also by what stops the process."""
+    state: State = "interrupted"
+    unsent = 0
     try:
         for row in training.run(epochs):
-            sent.log(RUN, metrics_of(row), row["epoch"])
+            log_row(tracker, RUN, row)
             listen(epochs, row)
-        summary["state"] = "failed" if training.diverged else "completed"
+        state = "failed" if training.diverged else "completed"
     except Exception:
-        summary["state"] = "failed"
+        state = "failed"
         raise
     finally:
-        sent.tag(RUN, state=summary["state"])
-        if summary["state"] != "completed":
-            sent.end(RUN, STATUS[summary["state"]])
-            unsent = sent.close(STOPPED_SECONDS)
-    if training.diverged:
-        return summary | {"epochs": epochs, "champion": None, "unsent": unsent}
+        if state != "completed":
+            end_run(tracker, RUN, state)
+            unsent = tracker.close(STOPPED_SECONDS)
+    return state, unsent
 
-    refined = training.measured.cpu().eval()
-    scores = evaluate(Servable(refined, card), images, labels) | {"parent_test_accuracy": before}
-    made = {name: card[name] for name in (*KEPT, "classes", "normalisation")} | facts
-    made |= {"seed": seed, "epochs": epochs, "parent_model": parent["model_uri"], "metrics": scores}
-    save_model(out / CHAMPION, refined, made)
-    told = {name: scores[name] for name in ("test_accuracy", "test_loss", "parent_test_accuracy")}
-    sent.log(RUN, told, epochs)
-    sent.register(RUN, REGISTERED, out / CHAMPION)
-    sent.end(RUN, "FINISHED")
-    unsent, answer = sent.close(SEND_SECONDS), sent.results(RUN)
-    champion = told | {name: answer.get(name) for name in ANSWERS}
-    summary |= {"epochs": epochs, "champion": champion}
+
+def _conclude(
+    out: Path, tracker: Tracker, scores: dict[str, float], summary: dict[str, Any]
+) -> dict[str, Any]:
+    """Register the refined champion, wait for the answer, and write summary.json."""
+    register_champion(tracker, RUN, scores, summary["epochs"], out / CHAMPION)
+    unsent, answers = tracker.close(SEND_SECONDS), tracker.results(RUN)
+    summary |= {"champion": scores | {name: answers.get(name) for name in ANSWERS}}
     write_summary(out, summary)
     return summary | {"unsent": unsent}
-
-
-def complete_summary(folder: Path) -> None:
-    """Put what MLflow has said of a run folder's champion since into its summary.json."""
-    file, card = folder / SUMMARY, read_card(folder)
-    summary = json.loads(file.read_text()) if file.is_file() else {}
-    if not card or not summary.get("champion"):
-        return
-    key = RUN if "parent_model" in card else champion_key(card["trial"], card["epochs"])
-    answer = Outbox(folder, **Outbox.stored(folder)).results(key)
-    summary["champion"] |= {name: answer[name] for name in ANSWERS if name in answer}
-    write_summary(folder, summary)
 
 
 def lineage(model: str | None, folder: Path, tracking_uri: str) -> dict[str, str]:
@@ -149,5 +164,5 @@ def lineage(model: str | None, folder: Path, tracking_uri: str) -> dict[str, str
         return {"model_uri": uri, "run_id": str(version.run_id)}
     summary = folder.parent / SUMMARY
     champion = json.loads(summary.read_text())["champion"] if summary.is_file() else {}
-    found = {key: champion[key] for key in ("model_uri", "run_id") if champion.get(key)}
-    return {"model_uri": str(folder.absolute())} | found
+    answers = {key: champion[key] for key in ("model_uri", "run_id") if champion.get(key)}
+    return {"model_uri": str(folder.absolute())} | answers

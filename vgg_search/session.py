@@ -30,23 +30,25 @@ from vgg_search.storage.folder import (
     FolderInUseError,
     in_use,
     local_folder,
+    read_card,
 )
-from vgg_search.storage.mirror import Mirror, Shelf
+from vgg_search.storage.mirror import Checkpoints, Mirror
 from vgg_search.storage.place import Place
 from vgg_search.study.study import Study
 from vgg_search.study.tables import summarise, write_summary, write_tables
 from vgg_search.study.warm_start import DIGEST, KNOWN, knowledge
 from vgg_search.terminal.progress import Progress, closing
-from vgg_search.tracking.recorder import ANSWERS, Recorder, champion_key, read_card
-from vgg_search.tracking.sender import ENVIRONMENT as MLFLOW_ENVIRONMENT
-from vgg_search.tracking.sender import Tracker, default_uri
+from vgg_search.tracking.connect import connect
+from vgg_search.tracking.mlflow_adapter import ENVIRONMENT as MLFLOW_ENVIRONMENT
+from vgg_search.tracking.mlflow_adapter import default_uri
+from vgg_search.tracking.recorder import PARENT, Recorder, champion_key
+from vgg_search.tracking.retention import Retention
+from vgg_search.tracking.tracker import ANSWERS, SEND_SECONDS, STOPPED_SECONDS, Tracker
 
 if TYPE_CHECKING:
     from vgg_search.data.splits import Splits
     from vgg_search.engine.nodes import Cluster
 
-SEND_SECONDS = 60.0  # to wait at the end for a tracker that answers
-STOPPED_SECONDS = 3.0  # the same after a signal, which is to end all within 10 s
 LOOK_SECONDS = 0.5  # between two looks for a signal
 TRACKER_SECONDS = 5.0  # before MLflow is imported, which would slow the start of the workers
 log = logging.getLogger("vgg_search")
@@ -79,7 +81,7 @@ def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[s
         with ray_cluster(config):
             stop.install()
             cluster = Cluster(config, Place.of(config.storage_path, folder.name))
-            slots = cluster.places()
+            slots = cluster.slots()
             claim(folder, config, resume)
             study = Study(folder, config, facts=facts)
             stack.callback(study.release)
@@ -103,19 +105,19 @@ def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[s
 def _session(study: Study, splits: "Splits", place: Place, quiet: bool) -> Iterator["Session"]:
     """A session with its log and its tracker, whose thread ends with it."""
     folder, config = study.folder, study.config
-    shelf = Mirror(folder, place) if place.remote else Shelf(folder)
-    shelf.start()
+    checkpoints = Mirror(folder, place) if place.remote else Checkpoints(folder)
+    checkpoints.start()
     (folder / CONFIG).write_text(config.dump())
     with log_file(folder / LOG):
         from vgg_search.data.splits import USING_SAMPLE
-        from vgg_search.models.reuse import servable
+        from vgg_search.models.files import servable
 
         if splits.name == "sample":  # said before there was a log
             log.info(USING_SAMPLE)
         uri = config.tracking_uri or default_uri()
-        tracker = Tracker(folder, uri, config.experiment, folder.name, servable)
+        tracker = connect(folder, uri, config.experiment, folder.name, servable)
         try:
-            yield Session(study, splits, tracker, provenance(), shelf, Progress(study, quiet))
+            yield Session(study, splits, tracker, provenance(), checkpoints, Progress(study, quiet))
         finally:
             tracker.close(0.0)
 
@@ -197,15 +199,16 @@ class Session:
         splits: "Splits",
         tracker: Tracker,
         facts: dict[str, Any],
-        shelf: Shelf | None = None,
+        checkpoints: Checkpoints | None = None,
         progress: Progress | None = None,
     ) -> None:
         """`facts` are versions, commit and host."""
         self.study, self.splits, self.tracker, self.facts = study, splits, tracker, facts
-        self.shelf = shelf or Shelf(study.folder)
-        self.recorder = Recorder(tracker, study, splits, facts, self.shelf)
+        self.checkpoints = checkpoints or Checkpoints(study.folder)
+        self.retention = Retention(study, self.checkpoints, tracker)
+        self.recorder = Recorder(tracker, study, splits, facts)
         self.progress = progress or Progress(study, quiet=True)
-        study.listeners += [self.recorder, self.progress]
+        study.listeners += [self.retention, self.recorder, self.progress]
         self.began = time.monotonic()
 
     @property
@@ -220,6 +223,7 @@ class Session:
         self.tracker.start(after=TRACKER_SECONDS)
         self.recorder.start()
         self.study.open()
+        self.retention.catch_up()
         self.recorder.catch_up()
 
     def search(self, cluster: "Cluster") -> None:
@@ -239,7 +243,7 @@ class Session:
         recorder.interrupt()
         if study.stopping or study.ranking.incumbent is None or not study.config.champion_epochs:
             return None
-        from vgg_search.engine.champion import crown, planned_epochs
+        from vgg_search.engine.champion import planned_epochs, train_champion
 
         best = study.optuna.get_trials(deepcopy=False)[study.ranking.incumbent[1]]
         card = read_card(study.folder)
@@ -250,7 +254,9 @@ class Session:
             f"champion: trial {best.number}'s network, anew on all training images"
         )
         try:
-            card = crown(study, best, self.splits, cluster, self.facts, self._champion_epoch)
+            card = train_champion(
+                study, best, self.splits, cluster, self.facts, self._champion_epoch
+            )
         except Exception as error:  # whatever it is, what the search has found is to be told
             log.error("the champion failed: %s", _last_line(error))
             log.info("where it failed", exc_info=True)
@@ -281,6 +287,8 @@ class Session:
             "study": study.folder.name,
             "state": state,
             "dataset": self.splits.name,
+            "train_images": len(self.splits.train_images),
+            "val_images": len(self.splits.val_images),
             **summarise(trials, slots, study.budget.clock),
             "champion": self._champion_summary(champion) if champion else None,
             "refused": tracker.refused,
@@ -305,11 +313,11 @@ class Session:
 
     def _report(self, stopped: bool) -> list[str]:
         """What the report warns of; after a signal, without the figures that take seconds."""
-        from vgg_search.report.page import health, make_report
+        from vgg_search.report.page import make_report, warnings_of
 
         try:
             make_report(self.study.folder, pages=not stopped, hurry=stopped)
-            return health(self.study.folder)
+            return warnings_of(self.study.folder)
         except Exception as error:  # whatever it is, the study is whole, and its runs are closed
             log.error("no report: %s", " ".join(str(error).split()) or type(error).__name__)
             log.info("where it failed", exc_info=True)
@@ -317,7 +325,7 @@ class Session:
 
     def _send(self, stop: StopSignals) -> None:
         """Wait until MLflow has all, no longer than it can be waited for, or until a signal."""
-        answers = bool(self.tracker.results("study"))
+        answers = bool(self.tracker.results(PARENT))
         until = time.monotonic() + (SEND_SECONDS if answers else SEND_SECONDS / 4)
         while not stop and time.monotonic() < until and self.tracker.flush(LOOK_SECONDS):
             pass
@@ -325,7 +333,7 @@ class Session:
     def last_copy(self, stop: StopSignals) -> None:
         """Let a bucket have the end of the run folder; it may be away, so a signal ends the
         wait."""
-        last_copy = threading.Thread(target=self.shelf.stop, daemon=True)
+        last_copy = threading.Thread(target=self.checkpoints.stop, daemon=True)
         last_copy.start()
         while last_copy.is_alive() and not stop:
             last_copy.join(LOOK_SECONDS)

@@ -15,13 +15,13 @@ from optuna.trial import FrozenTrial
 
 from vgg_search.config import Config
 from vgg_search.data.splits import Splits
-from vgg_search.models.reuse import servable
+from vgg_search.models.files import servable
 from vgg_search.session import Session
 from vgg_search.study.record import read_trials, rows_of
 from vgg_search.study.segment import Event
 from vgg_search.study.study import RETRIES, Study
 from vgg_search.tracking.recorder import PARENT, run_key
-from vgg_search.tracking.sender import Tracker
+from vgg_search.tracking.sender import MlflowTracker
 
 pytestmark = [
     pytest.mark.slow,
@@ -41,7 +41,7 @@ class Driver:
         (folder / "config.yaml").write_text(config.dump())
         self.study = Study(folder, config)
         uri = f"sqlite:///{folder.parent / 'mlflow.db'}"
-        self.tracker = Tracker(folder, uri, "e", folder.name, servable)
+        self.tracker = MlflowTracker(folder, uri, "e", folder.name, servable)
         self.session = Session(self.study, splits, self.tracker, FACTS)
 
     def search(self, watch: Callable[[Event], None] | None = None) -> None:

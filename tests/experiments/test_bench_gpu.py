@@ -2,23 +2,15 @@
 
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import bench_gpu
 import pytest
 import torch
 
 from vgg_search.cli.arguments import load_config
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "experiments")
-    import bench_gpu
-
-    return bench_gpu
 
 
 def test_the_notebooks_experiment_is_its_run() -> None:
@@ -34,10 +26,10 @@ def test_the_notebooks_experiment_is_its_run() -> None:
 
 
 def test_without_a_gpu_it_refuses_in_one_line(
-    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert bench.main(["notebook"]) == 2
+    assert bench_gpu.main(["notebook"]) == 2
     said = capsys.readouterr()
     assert said.err == ("this benchmark needs a GPU, none found; try it with --device cpu\n")
     assert said.out == ""
@@ -46,9 +38,9 @@ def test_without_a_gpu_it_refuses_in_one_line(
 TINY = ["--device", "cpu", "--dataset", "sample", "--images", "256", "--epochs", "1"]
 
 
-def test_notebook_times_both_loops(bench: ModuleType, tmp_path: Path) -> None:
+def test_notebook_times_both_loops(tmp_path: Path) -> None:
     flags = ["--resolution", "32", "--loader-workers", "0", "--share", "0.5"]
-    assert bench.main(["notebook", *TINY, *flags, "--out", str(tmp_path)]) == 0
+    assert bench_gpu.main(["notebook", *TINY, *flags, "--out", str(tmp_path)]) == 0
     kept = json.loads((tmp_path / "notebook.json").read_text())
     ours, theirs = kept["ours"], kept["loader"]
     assert (kept["device"], ours["cuda_graphs"]) == ("cpu", 0)
@@ -67,7 +59,6 @@ def test_notebook_times_both_loops(bench: ModuleType, tmp_path: Path) -> None:
     ],
 )
 def test_packing_gives_each_number_the_same_trials(
-    bench: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     device: str,
     expected: list[dict[str, Any]],
@@ -79,22 +70,20 @@ def test_packing_gives_each_number_the_same_trials(
         summary = {"slot_busy_fraction": 0.9, "trials": {"completed": 64}}
         return {"search_seconds": 30.0, "wall_seconds": 40.0, "summary": summary}
 
-    monkeypatch.setattr(bench, "run_ours", run_ours)
+    monkeypatch.setattr(bench_gpu, "run_ours", run_ours)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
-    assert bench.main(["packing", "--device", device, "--packed", "1", "4"]) == 0
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _=None: "a GPU")
+    assert bench_gpu.main(["packing", "--device", device, "--packed", "1", "4"]) == 0
     for config, fields in zip(asked, expected, strict=True):
         assert config == asked[0] | fields
         assert len(config["enqueue"]) == config["num_trials"] == 64
 
 
 @pytest.mark.slow
-def test_packing_is_a_search(
-    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_packing_is_a_search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VGG_SEARCH_DATA_DIR", str(tmp_path))  # the sample is asked for
     flags = ["--trials", "2", "--packed", "2", "--out", str(tmp_path)]
-    assert bench.main(["packing", *TINY, *flags]) == 0
+    assert bench_gpu.main(["packing", *TINY, *flags]) == 0
     (found,) = json.loads((tmp_path / "packing.json").read_text())["packing"]
     assert found["states"]["completed"] == 2
     assert found["trials_per_minute"] > found["trials_per_minute_of_the_command"] > 0

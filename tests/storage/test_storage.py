@@ -13,16 +13,17 @@ from fake_workers import Workers, experiment, opened, record, search
 from nodes import free_port, s3_server
 
 from vgg_search.data.splits import Splits
-from vgg_search.engine.checkpoints import Keeper
+from vgg_search.engine.checkpoints import TrainingCheckpoints
 from vgg_search.space.candidate import Candidate
 from vgg_search.storage import mirror
 from vgg_search.storage.folder import FolderInUseError, local_folder
-from vgg_search.storage.mirror import Mirror, Shelf, bring
+from vgg_search.storage.mirror import Checkpoints, Mirror, bring
 from vgg_search.storage.place import Place, StorageError
 from vgg_search.study.segment import Segment
 from vgg_search.tracking.outbox import Outbox
 from vgg_search.training.model import build
-from vgg_search.training.train import Recipe, Resident, Training
+from vgg_search.training.recipe import Recipe
+from vgg_search.training.train import Resident, Training
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_a_study_goes_on_from_its_copy(bucket: str, tmp_path: Path) -> None:
     config, workers = experiment(num_trials=8), Workers()
     here, place = tmp_path / "here" / "whole", Place.of(bucket, "goes-on")
     here.parent.mkdir()
-    shelf = Mirror(here, place)
+    checkpoints = Mirror(here, place)
     with opened(here, config) as study:
         (here / "config.yaml").write_text(config.dump())
         (here / "champion").mkdir()
@@ -114,7 +115,7 @@ def test_a_study_goes_on_from_its_copy(bucket: str, tmp_path: Path) -> None:
             outbox.execute("INSERT INTO rows VALUES (1)")
             outbox.commit()
             workers.run(study, turns=9)
-            shelf.copy()
+            checkpoints.copy()
     there = tmp_path / "there" / "whole"
     bring(place, there)
     with closing(sqlite3.connect(there / "outbox.db")) as outbox:
@@ -149,8 +150,8 @@ def test_what_a_killed_driver_left_of_its_outbox_gives_way(bucket: str, tmp_path
     place = Place.of(bucket, "gives-way")
     Mirror(here, place).copy()
     bring(place, there)
-    assert outbox(there, 0).open == ours.open == ["trial/0", "trial/1", "trial/2"]
-    assert len(left.open) == 200
+    assert outbox(there, 0).open_runs == ours.open_runs == ["trial/0", "trial/1", "trial/2"]
+    assert len(left.open_runs) == 200
 
 
 def test_checkpoints_are_kept_dropped_and_brought(bucket: str, tmp_path: Path) -> None:
@@ -159,13 +160,14 @@ def test_checkpoints_are_kept_dropped_and_brought(bucket: str, tmp_path: Path) -
     kept(place, 0, "last.pt", "best/model.json")
     kept(place, 1, "last.pt", "best/model.json")
     kept(place, 2, "last.pt", "best/model.json")  # still being trained
-    shelf = Mirror(here, place)
-    assert not shelf.is_kept(0)
-    assert (shelf.keep(0) / "model.json").read_text() == "0 best/model.json"
-    assert shelf.is_kept(0)
-    shelf.drop(1)
+    checkpoints = Mirror(here, place)
+    assert checkpoints.numbers() == {0, 1, 2}
+    assert not checkpoints.is_kept(0)
+    assert (checkpoints.keep(0) / "model.json").read_text() == "0 best/model.json"
+    assert checkpoints.is_kept(0)
+    checkpoints.drop(1)
     assert "trials/1/last.pt" in place.files()  # the record that gives it up is not there yet
-    shelf.copy()
+    checkpoints.copy()
     trials = {name for name in place.files() if name.startswith("trials")}
     assert trials == {"trials/0/best/model.json", "trials/2/last.pt", "trials/2/best/model.json"}
     bring(place, there)
@@ -173,15 +175,17 @@ def test_checkpoints_are_kept_dropped_and_brought(bucket: str, tmp_path: Path) -
     assert not Mirror(there, place).is_kept(2)
 
 
-def test_a_shelf_in_the_folder_itself(tmp_path: Path) -> None:
-    place, shelf = Place(str(tmp_path)), Shelf(tmp_path)
+def test_checkpoints_in_the_folder_itself(tmp_path: Path) -> None:
+    place, checkpoints = Place(str(tmp_path)), Checkpoints(tmp_path)
     kept(place, 3, "last.pt", "last.77.tmp", "best/model.json")
-    assert not shelf.is_kept(3)
-    assert shelf.keep(3) == tmp_path / "trials" / "3" / "best"
-    assert shelf.is_kept(3)
+    assert not checkpoints.is_kept(3)
+    assert checkpoints.numbers() == {3}
+    assert checkpoints.keep(3) == tmp_path / "trials" / "3" / "best"
+    assert checkpoints.is_kept(3)
     assert [path.name for path in (tmp_path / "trials" / "3").iterdir()] == ["best"]
-    shelf.drop(3)
-    assert not shelf.is_kept(3)
+    checkpoints.drop(3)
+    assert not checkpoints.is_kept(3)
+    assert checkpoints.numbers() == set()
 
 
 def test_one_driver_at_a_time(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,10 +216,10 @@ def test_an_outage_is_said_once_and_outlived(
     with s3_server() as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        shelf = Mirror(tmp_path / "s", Place.of("s3://bucket", "outage"))
-        shelf.start()
-    shelf.drop(0)
-    shelf.stop()
+        checkpoints = Mirror(tmp_path / "s", Place.of("s3://bucket", "outage"))
+        checkpoints.start()
+    checkpoints.drop(0)
+    checkpoints.stop()
     assert "outage cannot be reached" in caplog.text
     assert os.path.exists(tmp_path / "s" / "study.journal")
 
@@ -236,6 +240,6 @@ def test_a_trial_outlives_an_outage_and_a_champion_says_so(
     )
     (row,) = training.run(1)
     segment = Segment(number=7, candidate=candidate, seed=0, until=1, known=0, keep_above=0.0)
-    Keeper.of_trial(place, segment, 1).after(row, training)
+    TrainingCheckpoints.of_trial(place, segment, 1).after(row, training)
     with pytest.raises(StorageError, match="cannot be reached"):
-        Keeper(place, "trials/champion", 1).after(row, training)
+        TrainingCheckpoints(place, "trials/champion", 1).after(row, training)

@@ -172,7 +172,8 @@ def test_a_replay_knows_it_too(tmp_path: Path) -> None:
     config = on(tmp_path, num_trials=5)
     warm(tmp_path, "b", config)
     (tmp_path / "b" / "config.yaml").write_text(config.dump())
-    replay = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "replay.py"))["main"]
+    script = Path(__file__).parents[1] / "proofs" / "replay.py"
+    replay = runpy.run_path(str(script))["main"]
     said = io.StringIO()
     with redirect_stdout(said), redirect_stderr(said):
         code = replay([str(tmp_path / "b")])

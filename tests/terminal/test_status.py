@@ -14,7 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from vgg_search.storage.folder import FolderLock, in_use
 from vgg_search.study.record import StudyError
 from vgg_search.terminal.status import MOST_LIVE, show, status
-from vgg_search.tracking.outbox import Outbox
+from vgg_search.tracking.outbox import Outbox, sending
 
 TRIALS = [{"arch": ((1, 8),), "lr": lr} for lr in (0.5, 0.9, 0.1, 0.7)]
 
@@ -111,11 +111,12 @@ def test_what_waits_for_mlflow_is_counted_and_left_alone(folder: Path) -> None:
     outbox = Outbox(folder, "http://127.0.0.1:9", "vgg-search", folder.name)
     outbox.run("study", folder.name, {"kind": "study"}, {"seed": 0})
     outbox.log("study", {"best_val_accuracy": 0.5}, 1)
-    outbox._refuse(outbox._oldest(1)[0], "no")
-    state = status(folder)
+    outbox.refuse(outbox.rows(1)[0], "no")
+    state = status(folder, sending(folder))
     assert (state["unsent"], state["refused"]) == (3, 1)
     assert "MLflow: 3 rows to send, 1 refused\n    study: no" in show(state)
     assert outbox.unsent == 3
+    assert sending(folder / "nowhere") == (0, 0, ())
 
 
 @pytest.mark.parametrize("written", [0, 1, 2, 3, 4])

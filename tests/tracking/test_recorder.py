@@ -11,13 +11,17 @@ import pytest
 from fake_workers import Fault, Workers, experiment, value_at
 
 from vgg_search.config import Config
+from vgg_search.data.bundled import SOURCE
 from vgg_search.data.splits import Splits
-from vgg_search.models.reuse import servable
+from vgg_search.models.files import servable
 from vgg_search.records import EPOCH_METRICS
+from vgg_search.storage.folder import read_card
+from vgg_search.storage.mirror import Checkpoints
 from vgg_search.study.segment import Event
 from vgg_search.study.study import Study
-from vgg_search.tracking.recorder import PARENT, Recorder, champion_key, read_card, run_key
-from vgg_search.tracking.sender import Tracker
+from vgg_search.tracking.recorder import PARENT, Recorder, champion_key, run_key
+from vgg_search.tracking.retention import Retention
+from vgg_search.tracking.sender import MlflowTracker
 
 pytestmark = [  # MLflow's own
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
@@ -43,11 +47,13 @@ class Session:
     def __init__(self, folder: Path, config: Config, uri: str, splits: Splits) -> None:
         folder.mkdir(exist_ok=True)
         self.study = Study(folder, config)
-        self.tracker = Tracker(folder, uri, config.experiment, folder.name, servable)
+        self.tracker = MlflowTracker(folder, uri, config.experiment, folder.name, servable)
         self.recorder = Recorder(self.tracker, self.study, splits, FACTS)
-        self.study.listeners += [self._checkpoint, self.recorder]
+        self.retention = Retention(self.study, Checkpoints(folder), self.tracker)
+        self.study.listeners += [self._checkpoint, self.retention, self.recorder]
         self.recorder.start()
         self.study.open()
+        self.retention.catch_up()
         self.recorder.catch_up()
 
     def _checkpoint(self, event: Event) -> None:
@@ -145,6 +151,9 @@ def test_a_trial_is_a_run_with_its_rows(session: Open) -> None:
         assert run.data.metrics.keys() == {*EPOCH_METRICS, *last}
         assert {name: run.data.metrics[name] for name in last} == pytest.approx(last)
         assert parent.data.tags.items() >= {"kind": "study", "commit": "abc"}.items()
+        assert parent.data.tags["mlflow.source.name"] == "python -m vgg_search.run"
+        assert parent.data.tags["mlflow.source.type"] == "LOCAL"
+        assert parent.data.tags["mlflow.note.content"].startswith("A search of 1 VGG-style")
         assert parent.data.params["num_trials"] == "1"
         assert opened.points(parent, "best_val_accuracy") == pytest.approx({1: value_at(lr, 4)})
         (data,) = parent.inputs.dataset_inputs
@@ -207,7 +216,7 @@ def test_what_was_sent_is_taken_back_when_a_better_trial_comes_after_a_resume(
         Workers().run(opened.study)
         assert opened.with_best(opened.send()) == ["trial/0", "trial/1"]
     with session(num_trials=3, **given) as opened:
-        assert opened.recorder.kept == {0, 1}
+        assert opened.retention.kept == {0, 1}
         Workers().run(opened.study)
         assert opened.with_best(opened.send()) == ["trial/0", "trial/2"]
         assert opened.on_disk() == {"0": ["best"], "2": ["best"]}
@@ -261,6 +270,7 @@ def test_what_a_killed_driver_had_recorded_but_not_put_is_put(session: Open, sil
             row = event.row or {}
             if (event.number, row.get("epoch")) == (0, silent):
                 opened.study.listeners.remove(opened.recorder)
+                opened.study.listeners.remove(opened.retention)
 
         opened.study.listeners.insert(0, killed)
         workers.run(opened.study, turns=4)  # trial 0 to its end
@@ -292,7 +302,7 @@ def test_a_record_that_is_behind_the_outbox_is_gone_on_from(
     kept = len(begun) + int(share * (len(whole) - len(begun)))
     journal.write_bytes(b"".join(whole[:kept]))
     with session(**given) as opened:
-        assert {"trial/1"} <= set(opened.tracker.open)
+        assert {"trial/1"} <= set(opened.tracker.open_runs)
         workers.run(opened.study)
         opened.recorder.finish("completed")
         runs = opened.send()
@@ -309,9 +319,7 @@ def test_trials_that_wait_and_are_promoted(session: Open) -> None:
         workers = Workers()
         workers.run(opened.study, turns=1)
         assert opened.tracker.flush(0) > 0
-        tags = [
-            item for row in opened.tracker._oldest(100) for item in row.body if row.kind == "batch"
-        ]
+        tags = [item for row in opened.tracker.rows() for item in row.body if row.kind == "batch"]
         assert ["tag", "state", "waiting", None] in tags
         workers.run(opened.study)
         opened.study.close()
@@ -341,14 +349,14 @@ def test_the_champions_run(session: Open) -> None:
 
 def crowned(opened: Session, number: int, val_accuracy: float, epochs: int = 2) -> None:
     """Trial `number`'s champion as `crown` leaves it, told or not."""
-    from vgg_search.models.reuse import save_model
+    from vgg_search.models.files import save_model
     from vgg_search.training.model import build
 
     network = build({"arch": ((1, 4),), "hidden_features": 8, "resolution": 28}, number)
     metrics = dict.fromkeys(("val_accuracy", "test_accuracy", "test_loss"), val_accuracy)
     metrics |= dict.fromkeys(("test_accuracy_mean", "test_accuracy_std"))
     card = {"trial": number, "epochs": epochs, "dataset": "sample", "metrics": metrics}
-    save_model(opened.study.folder / "champion", network, card)
+    save_model(opened.study.folder / "champion", network, SOURCE.info, card)
 
 
 def begun(opened: Session, number: int, epochs: int = 2, rows: int = 2) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from vgg_search.storage.addresses import without_password
-from vgg_search.tracking.outbox import Outbox, Row, chunks
-from vgg_search.tracking.sender import Tracker, default_uri, fetch_champion, sync
+from vgg_search.tracking.connect import sync
+from vgg_search.tracking.mlflow_adapter import default_uri
+from vgg_search.tracking.outbox import Outbox, Row
+from vgg_search.tracking.registry import fetch_champion
+from vgg_search.tracking.sender import MlflowTracker, calls
 
 EXPERIMENT = "vgg-search"
 pytestmark = [  # MLflow's own
@@ -63,14 +67,14 @@ def uri(tmp_path: Path, empty_database: Path) -> str:
 
 
 @pytest.fixture
-def make(tmp_path: Path, uri: str) -> Iterator[Callable[..., Tracker]]:
+def make(tmp_path: Path, uri: str) -> Iterator[Callable[..., MlflowTracker]]:
     """Trackers, not yet started: the first on the run folder "s1", or others by name."""
-    made: list[Tracker] = []
+    made: list[MlflowTracker] = []
 
-    def one(name: str = "s1", to: str = uri, experiment: str = EXPERIMENT) -> Tracker:
+    def one(name: str = "s1", to: str = uri, experiment: str = EXPERIMENT) -> MlflowTracker:
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True, exist_ok=True)
-        made.append(Tracker(folder, to, experiment, name, servable))
+        made.append(MlflowTracker(folder, to, experiment, name, servable))
         return made[-1]
 
     yield one
@@ -78,9 +82,15 @@ def make(tmp_path: Path, uri: str) -> Iterator[Callable[..., Tracker]]:
         tracker.close(0)
 
 
-def send(tracker: Tracker) -> None:
+def send(tracker: MlflowTracker) -> None:
     tracker.start()
     assert tracker.close(60) == 0, tracker.error
+
+
+def on_file(tracker: MlflowTracker, statement: str, *values: Any) -> None:
+    """Changes an outbox behind its back, as a kill or an older version leaves it."""
+    with closing(sqlite3.connect(tracker.folder / "outbox.db")) as outbox, outbox:
+        outbox.execute(statement, values)
 
 
 def runs(uri: str, kind: str | None = None) -> dict[str, Run]:
@@ -98,7 +108,7 @@ def points(uri: str, run: Run, name: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in history)
 
 
-def put_study(tracker: Tracker, trials: int, epochs: int) -> None:
+def put_study(tracker: MlflowTracker, trials: int, epochs: int) -> None:
     tracker.run("study", "s1", {"kind": "study"}, {"num_trials": trials})
     for number in range(trials):
         key = f"trial/{number}"
@@ -170,9 +180,12 @@ def test_more_items_than_a_call_takes(make, uri):
     assert tracker.refused == 0
 
 
-def test_chunks_go_by_limits_and_keep_the_order():
+def test_calls_go_by_limits_and_keep_the_order():
     def row(number: int, kind: str, *sorts: str) -> Row:
         return Row(number, 0, "a", kind, [(sort, "n", "v", None) for sort in sorts])
+
+    def items(call: list[Row]) -> list[tuple[int, str]]:
+        return [(row.id, item[0]) for row in call for item in row.body]
 
     rows = [
         row(1, "batch", "metric", "tag"),
@@ -180,11 +193,20 @@ def test_chunks_go_by_limits_and_keep_the_order():
         row(3, "batch", "metric"),
         row(4, "end"),
         row(5, "run"),
-        row(6, "batch", *["metric"] * 9),
-        row(7, "batch", "metric"),
+        row(6, "batch", *["metric"] * 4, "tag"),
+        row(7, "batch", "metric", "tag", "param"),
     ]
-    found = chunks(rows, {"metric": 2, "param": 1, "tag": 1})
-    assert [[row.id for row in chunk] for chunk in found] == [[1, 2], [3], [4], [5], [6], [7]]
+    found = list(calls(rows, {"metric": 2, "param": 1, "tag": 1}))
+    assert [items(call) for call in found] == [
+        [(1, "metric"), (2, "metric"), (1, "tag")],
+        [(3, "metric")],
+        [],
+        [],
+        [(6, "metric"), (6, "metric"), (7, "param"), (6, "tag")],
+        [(6, "metric"), (6, "metric"), (7, "tag")],
+        [(7, "metric")],
+    ]
+    assert found[2:4] == [[rows[3]], [rows[4]]]
 
 
 def test_puts_need_no_server_and_another_tracker_gets_all(make, uri):
@@ -219,7 +241,7 @@ def test_a_password_is_not_kept_and_comes_from_the_environment(make, monkeypatch
     address = "postgresql://me:s3cret@host/db"
     tracker = make(to=address)
     put_study(tracker, trials=1, epochs=1)
-    tracker._write("UPDATE runs SET run_id = ?", [("known",)])
+    on_file(tracker, "UPDATE runs SET run_id = 'known'")
     assert tracker.uri == address
     assert not [f for f in tracker.folder.glob("outbox.db*") if b"s3cret" in f.read_bytes()]
     for name in ("MLFLOW_TRACKING_URI", "VGG_SEARCH_TRACKING_URI"):
@@ -232,7 +254,7 @@ def test_a_password_is_not_kept_and_comes_from_the_environment(make, monkeypatch
     again = make(to="postgresql://me:changed@host/db")  # the same tracker: its runs are known
     assert again.results("study") == {"run_id": "known"}
     # An outbox of an older version holds one until it is opened
-    again._write("UPDATE meta SET value = ? WHERE name = 'tracking_uri'", [(address,)])
+    on_file(again, "UPDATE meta SET value = ? WHERE name = 'tracking_uri'", address)
     assert make(to=address).results("study") == {"run_id": "known"}
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert Outbox.stored(tracker.folder)["tracking_uri"] == "postgresql://me@host/db"
@@ -270,8 +292,8 @@ PUT_AND_DIE = """
 import sys
 from pathlib import Path
 from test_sender import put_study, servable
-from vgg_search.tracking.sender import Tracker
-tracker = Tracker(Path(sys.argv[1]), sys.argv[2], "vgg-search", "s1", servable)
+from vgg_search.tracking.sender import MlflowTracker
+tracker = MlflowTracker(Path(sys.argv[1]), sys.argv[2], "vgg-search", "s1", servable)
 put_study(tracker, trials=60, epochs=5)
 print("put", flush=True)
 tracker.start()
@@ -301,12 +323,14 @@ def test_kill_9_while_sending_loses_and_repeats_nothing(make, tmp_path, uri):
 def test_a_replay_of_sent_rows_adds_nothing(make, uri):
     tracker = make()
     put_study(tracker, trials=2, epochs=3)
-    tracker.dataset("study", "sample", "abc", {"kind": "sample"}, "training", {"num_rows": 5})
-    rows = tracker._ask("SELECT * FROM rows")
+    tracker.dataset("study", "sample", "abc", {"num_rows": 5})
+    rows = tracker.rows()
     send(tracker)
     again = make()
-    again._write("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", rows)
-    again._write("UPDATE runs SET run_id = NULL", [()])  # as if killed before it was written down
+    for row in rows:
+        values = (*row[:4], json.dumps(row.body))
+        on_file(again, "INSERT INTO rows VALUES (?, ?, ?, ?, ?)", *values)
+    on_file(again, "UPDATE runs SET run_id = NULL")  # as if killed before it was written down
     send(again)
     assert again.refused == 0
     check_study(uri, trials=2, epochs=3)
@@ -322,9 +346,9 @@ START_TOGETHER = """
 import sys
 from pathlib import Path
 from test_sender import champion, servable
-from vgg_search.tracking.sender import Tracker
+from vgg_search.tracking.sender import MlflowTracker
 folder = Path(sys.argv[1])
-tracker = Tracker(folder, sys.argv[2], "vgg-search", "s", servable)
+tracker = MlflowTracker(folder, sys.argv[2], "vgg-search", "s", servable)
 tracker.run("champion", folder.name, {}, {})
 tracker.artifact("champion", folder / "outbox.db")
 tracker.register("champion", folder.name, champion(folder / "champion", val_accuracy=0.9))
@@ -364,7 +388,7 @@ def test_a_run_is_opened_again(make, uri):
     tracker.run("study", "s1", {"state": "running"}, {"num_trials": 3, "seed": 0})
     tracker.run("trial/0", "0 net", {}, {}, parent="study")
     tracker.end("study", "KILLED")
-    assert tracker.open == ["trial/0"]
+    assert tracker.open_runs == ["trial/0"]
     tracker.end("trial/0", "KILLED")
     send(tracker)
     assert {run.info.status for run in runs(uri).values()} == {"KILLED"}
@@ -378,7 +402,7 @@ def test_a_run_is_opened_again(make, uri):
     assert run.data.params == {"num_trials": "3", "seed": "0", "new": "1"}
     assert run.data.tags["now.num_trials"] == "9"
     assert resumed.refused == 0
-    assert resumed.open == ["study"]
+    assert resumed.open_runs == ["study"]
 
 
 def test_a_repeated_step_is_dropped(make, uri):
@@ -404,7 +428,7 @@ def test_what_is_not_finite_is_tagged(make, uri):
     assert run.data.tags["non_finite"] == "train_loss, val_loss at step 3"
 
 
-def check_refusals(make: Callable[..., Tracker], uri: str) -> None:
+def check_refusals(make: Callable[..., MlflowTracker], uri: str) -> None:
     tracker = make("refusals", to=uri)
     tracker.run("trial/0", "refused", {}, {"lr": 1})
     send(tracker)
@@ -417,11 +441,10 @@ def check_refusals(make: Callable[..., Tracker], uri: str) -> None:
     again.end("trial/0", "FINISHED")
     send(again)
     assert again.refused == 2
-    asked = "SELECT body, error FROM refused ORDER BY body"
-    metric, param = again._ask(asked)
-    assert json.loads(metric[0]) == [["metric", "a(b)", 1.0, 1]]
-    assert json.loads(param[0]) == [["param", "dropout", "0.1", None]]
-    assert "Changing param values is not allowed" in param[1]
+    (param, text), (metric, _) = again.refusals()
+    assert metric.body == [["metric", "a(b)", 1.0, 1]]
+    assert param.body == [["param", "dropout", "0.1", None]]
+    assert "Changing param values is not allowed" in text
     run = runs(uri)["refused"]
     assert run.data.params == {"lr": "1", "depth": "2", "dropout": "0.5", "width": "8"}
     assert run.data.metrics == {"val_accuracy": 0.5}
@@ -441,7 +464,7 @@ def files(uri: str, run: Run) -> set[str]:
     return found
 
 
-def check_artifacts(make: Callable[..., Tracker], uri: str) -> None:
+def check_artifacts(make: Callable[..., MlflowTracker], uri: str) -> None:
     tracker = make("artifacts", to=uri)
     tracker.run("trial/0", "files", {}, {})
     best = tracker.folder / "best"
@@ -469,7 +492,7 @@ def check_artifacts(make: Callable[..., Tracker], uri: str) -> None:
     again.tag("trial/0", state="x")
     send(again)
     assert files(uri, run) == {"report.html", "kept/model.pt", "best-too/model.pt"}
-    assert again._ask("SELECT kind FROM refused") == [("artifact",)]
+    assert [row.kind for row, _ in again.refusals()] == ["artifact"]
     assert runs(uri)["files"].data.tags["state"] == "x"
 
 
@@ -484,10 +507,10 @@ def test_a_row_that_is_taken_back_while_it_is_sent_is_not_refused(make, uri):
     tracker = make("taken back", to=uri)
     tracker.run("trial/0", "files", {}, {})
     tracker.artifact("trial/0", tracker.folder / "gone.txt")
-    row = tracker._oldest(9)[-1]  # as the sender has it
-    assert tracker._refuse(row, "no such file")
+    row = tracker.rows()[-1]  # as the sender has it
+    assert tracker.refuse(row, "no such file")
     tracker.delete_artifact("trial/0", "gone.txt")
-    assert not tracker._refuse(row, "no such file")
+    assert not tracker.refuse(row, "no such file")
 
 
 def champion(folder: Path, **facts: Any) -> Path:
@@ -499,7 +522,7 @@ def champion(folder: Path, **facts: Any) -> Path:
     return folder
 
 
-def check_champion(make: Callable[..., Tracker], uri: str, target: Path) -> None:
+def check_champion(make: Callable[..., MlflowTracker], uri: str, target: Path) -> None:
     tracker = make("champions", to=uri)
     offers: list[tuple[str, dict[str, Any], bool, str]] = [
         ("first", {"val_accuracy": 0.90}, True, "@champion is now version 1: no other model"),
@@ -519,7 +542,7 @@ def check_champion(make: Callable[..., Tracker], uri: str, target: Path) -> None
         tracker.register(name, "net", champion(tracker.folder / name, **facts))
         tracker.end(name, "FINISHED")
     again = "INSERT INTO rows (time, run, kind, body) SELECT time, run, kind, body FROM rows"
-    tracker._write(again, [()])  # a replay registers nothing twice
+    on_file(tracker, again)  # a replay registers nothing twice
     send(tracker)
     assert tracker.refused == 0
     client = MlflowClient(uri)
@@ -571,7 +594,8 @@ def test_a_champion_that_cannot_be_exported_is_refused(make, uri):
     tracker.register("champion", "net", champion(tracker.folder / "champion", val_accuracy=0.9))
     tracker.end("champion", "FINISHED")
     send(tracker)
-    assert tracker._ask("SELECT kind, error FROM refused") == [("register", "champion is broken")]
+    refusals = [(row.kind, text) for row, text in tracker.refusals()]
+    assert refusals == [("register", "champion is broken")]
     assert tracker.results("champion").keys() == {"run_id"}
     assert runs(uri)["champion"].info.status == "FINISHED"
 
@@ -596,7 +620,9 @@ def test_the_default_tracker_is_the_database_of_this_folder(tmp_path, monkeypatc
     assert default_uri() == "http://tracker"
 
 
-def check_outage(make: Callable[..., Tracker], uri: str, stop: Callable, start: Callable) -> None:
+def check_outage(
+    make: Callable[..., MlflowTracker], uri: str, stop: Callable, start: Callable
+) -> None:
     """`stop` and `start` take the tracker away and give it back, both at once."""
     tracker = make(to=uri)
     tracker.run("study", "s1", {"kind": "study"}, {"num_trials": 40})

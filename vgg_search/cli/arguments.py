@@ -6,7 +6,6 @@ Nothing but the experiment file is opened. Every mistake is a ConfigError of one
 import argparse
 import os
 import re
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +15,7 @@ from pydantic_settings import CliSettingsSource, EnvSettingsSource
 
 from vgg_search.config import ENV_PREFIX, Config, ConfigError, Fields, check_tracker, validated
 from vgg_search.errors import did_you_mean
+from vgg_search.storage.folder import new_name
 
 Flag = tuple[str, dict[str, Any]]  # a name, and what argparse's add_argument takes
 
@@ -112,11 +112,12 @@ def load_config(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     """
     about = "Search depth, width and learning rate of a VGG-style network."
     fields, options = parse("python -m vgg_search.run", about, RUN_FLAGS, Config, argv)
-    if fields.get("name") is None and options.resume is None:
+    config = validated(Config, fields)
+    if config.name is None and options.resume is None:
         stem = Path(options.config).stem if options.config else "quick"
         stem = re.sub(r"[^A-Za-z0-9._-]", "-", stem)
-        fields["name"] = stem + time.strftime("-%Y%m%d-%H%M%S")
-    return validated(Config, fields), options
+        config = validated(Config, fields | {"name": new_name(stem, config.storage_path)})
+    return config, options
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

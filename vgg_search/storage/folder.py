@@ -1,16 +1,19 @@
 """The names of what lies in a run folder, and the lock of the driver that works in it."""
 
 import fcntl
+import json
 import time
+from itertools import count
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from vgg_search.errors import InputError
 
 RUNS = "runs"  # where run folders are by default, and those of studies in a bucket
 CONFIG, JOURNAL, OUTBOX, LOG = "config.yaml", "study.journal", "outbox.db", "log.txt"
 SUMMARY, TRIALS_TABLE, EPOCHS_TABLE = "summary.json", "trials.csv", "epochs.csv"
-REPORT, PLOTS, WORST_IMAGES = "report.html", "plots", "worst.png"
+REPORT, PLOTS = "report.html", "plots"
+WORST_IMAGES, WORST_COLUMNS = "worst.png", 5  # a contact sheet, so many pictures side by side
 TRIALS, BEST, LAST = "trials", "best", "last.pt"  # trials/<number>/last.pt, trials/<number>/best/
 CHAMPION, WEIGHTS, CARD = "champion", "model.safetensors", "model.json"
 LOCK = ".driver.lock"
@@ -33,9 +36,23 @@ def local_folder(storage_path: str | Path, name: str) -> Path:
     return Path(RUNS if is_remote(storage_path) else storage_path, name)
 
 
+def new_name(stem: str, storage_path: str | Path) -> str:
+    """A study's name that nobody has yet: the stem, the time, and where that is taken a number."""
+    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (name if i == 1 else f"{name}-{i}" for i in count(1))
+    return next(name for name in names if not local_folder(storage_path, name).exists())
+
+
 def trial_folder(number: int | str) -> str:
     """Where the checkpoints of a trial are, relative to the run folder."""
     return f"{TRIALS}/{number}"
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """The card of the champion that a run folder holds; None if it has none."""
+    file = folder / CHAMPION / CARD
+    card: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
+    return card
 
 
 class FolderLock:

@@ -13,6 +13,7 @@ import sqlite3
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
@@ -59,14 +60,18 @@ def bring(place: Place, folder: Path) -> None:
             place.get(name, folder / name)
 
 
-class Shelf:
-    """The driver's hand on the checkpoints of finished trials."""
+class Checkpoints:
+    """The checkpoints of finished trials, as the driver keeps or removes them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def numbers(self) -> set[int]:
+        """Trials that have a checkpoint of any kind."""
+        return _numbers(file.relative_to(self.folder) for file in self.folder.glob(f"{TRIALS}/*"))
+
     def is_kept(self, number: int) -> bool:
-        """Whether a finished trial is one of the top K, and has been put on the shelf."""
+        """Whether `keep` has been called for a finished trial, and `drop` has not."""
         folder = self.folder / trial_folder(number)
         return (folder / BEST).exists() and not any(map(_is_last, folder.glob("*")))
 
@@ -88,20 +93,28 @@ class Shelf:
         """Nothing was started."""
 
 
-class Mirror(Shelf):
+def _numbers(names: Iterable[Path]) -> set[int]:
+    """Of trials/<number> and what is in it."""
+    return {int(name.parts[1]) for name in names if name.parts[1].isdigit()}
+
+
+class Mirror(Checkpoints):
     """A run folder whose study has a bucket. Copies it there, every few seconds and at the end.
 
-    Nothing waits for the copies, which a thread makes; an outage is said once and outlived. What
-    is not wanted in the bucket any more is removed once the record that says so is there.
+    Nothing waits for the copies, which a thread makes; an outage is said once and outlived.
+    Checkpoints in the bucket are removed once the record that gives them up is there.
     """
 
     def __init__(self, folder: Path, place: Place) -> None:
         super().__init__(folder)
         self.place = place
-        self._doomed: list[str] = []
+        self._removals: list[str] = []
         self._copied: dict[str, tuple[int, ...]] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
+
+    def numbers(self) -> set[int]:
+        return super().numbers() | _numbers(map(Path, self.place.files(TRIALS)))
 
     def keep(self, number: int) -> Path:
         folder, best = trial_folder(number), f"{trial_folder(number)}/{BEST}"
@@ -110,12 +123,12 @@ class Mirror(Shelf):
                 self.place.get(name, self.folder / name)
         except StorageError as error:
             log.warning("the best checkpoint of trial %d was not kept: %s", number, error)
-        self._doomed.append(f"{folder}/{LAST}")
+        self._removals.append(f"{folder}/{LAST}")
         return self.folder / best
 
     def drop(self, number: int) -> None:
         super().drop(number)
-        self._doomed.append(trial_folder(number))
+        self._removals.append(trial_folder(number))
 
     def start(self) -> None:
         """Take the bucket's copy over. Raises StorageError if a live driver writes to it."""
@@ -157,7 +170,7 @@ class Mirror(Shelf):
 
     def copy(self) -> None:
         """One round: the driver's sign of life, the record, the rest, then the removals."""
-        doomed = self._doomed[:]  # wanted no more by a record that is at least this old
+        removals = self._removals[:]  # of what a record that is at least this old gives up
         with tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
             sign = Path(scratch, "sign")
             sign.write_text(f"{platform.node()}:{os.getpid()}")
@@ -165,9 +178,9 @@ class Mirror(Shelf):
             # The journal before the outbox: what MLflow is to get is then never behind it
             for file in (self.folder / JOURNAL, *sorted(self.folder.rglob("*"))):
                 self._copy(file, Path(scratch))
-        for name in doomed:
+        for name in removals:
             self.place.remove(name)
-        del self._doomed[: len(doomed)]
+        del self._removals[: len(removals)]
 
     def _copy(self, file: Path, scratch: Path) -> None:
         name = file.relative_to(self.folder).as_posix()

@@ -18,6 +18,7 @@ from vgg_search.storage.addresses import command, masked, resume_command
 from vgg_search.storage.folder import RUNS
 from vgg_search.study.segment import Event
 from vgg_search.study.study import Study
+from vgg_search.terminal.notebook import NotebookDisplay, in_notebook
 
 REFRESH_SECONDS = 0.25
 ERROR_LENGTH = 100  # characters of it that are shown; the report and the record have it all
@@ -46,12 +47,15 @@ class Progress:
         record = study.optuna.get_trials(deepcopy=False)  # of a study that is gone on with
         self.ended = Counter(t.user_attrs["state"] for t in record if t.state.is_finished())
         self.rows: dict[int, dict[str, Any]] = {}  # live trial -> what its line shows
-        self.live: Live | None = None
+        self.live: Live | NotebookDisplay | None = None
         self._drawn = 0.0
 
     def __enter__(self) -> "Progress":
-        if self.console.is_terminal and not self.quiet:
+        if not self.quiet and in_notebook():
+            self.live = NotebookDisplay()
+        elif not self.quiet and self.console.is_terminal:
             self.live = Live(console=self.console, auto_refresh=False, transient=True)
+        if self.live:
             self.live.start()
         return self
 

@@ -1,24 +1,24 @@
-"""A study on one screen, running or not, read from its folder alone."""
+"""A study on one screen, running or not, read from its folder."""
 
-import sqlite3
 from collections import Counter
-from contextlib import closing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
 from vgg_search.records import METRIC
-from vgg_search.storage.folder import OUTBOX, in_use
+from vgg_search.storage.folder import in_use
 from vgg_search.study.record import read_trials, rows_of
 from vgg_search.study.tables import summarise, trial_rows
 from vgg_search.terminal.progress import accuracy, duration
 
-MOST_REFUSALS, MOST_LIVE = 3, 12  # to show
+MOST_LIVE = 12  # to show
 
 
-def status(folder: Path) -> dict[str, Any]:
-    """The state of the study in `folder`. Raises StudyError if there is none."""
+def status(folder: Path, sending: tuple[int, int, Sequence[str]] = (0, 0, ())) -> dict[str, Any]:
+    """The state of the study in `folder`, with the rows that its tracker has yet to get, those that
+    it refused, and reasons. Raises StudyError if there is none."""
     trials = read_trials(folder)
     table = trial_rows(trials)
     clock = max((row["ended"] for row in table if row["ended"]), default=0.0)
@@ -28,7 +28,7 @@ def status(folder: Path) -> dict[str, Any]:
     if running:
         live = [row | {"state": doing(trials[row["number"]])} for row in live]
     counts = found["trials"] | {"interrupted": 0} | Counter(row["state"] for row in live)
-    unsent, refused, refusals = sending(folder)
+    unsent, refused, refusals = sending
     return {
         "study": folder.name,
         "running": running,
@@ -41,7 +41,7 @@ def status(folder: Path) -> dict[str, Any]:
         "seconds": round(clock, 1),
         "unsent": unsent,
         "refused": refused,
-        "refusals": refusals,
+        "refusals": list(refusals),
         "live": [
             {key: row[key] for key in ("number", "state", "arch", "epochs", METRIC)}
             for row in sorted(live, key=lambda row: (row["state"], row["number"]))
@@ -53,18 +53,6 @@ def doing(trial: FrozenTrial) -> str:
     """What a trial does that a driver works on: it waits where it was to be trained until."""
     rows = rows_of(trial)
     return "waiting" if rows and rows[-1]["epoch"] == trial.user_attrs.get("until") else "running"
-
-
-def sending(folder: Path) -> tuple[int, int, list[str]]:
-    """Rows that MLflow has not yet got, rows that it refused, and what it said of the first."""
-    file = folder / OUTBOX
-    if not file.is_file():
-        return 0, 0, []
-    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as outbox:
-        query = "SELECT (SELECT count(*) FROM rows), (SELECT count(*) FROM refused)"
-        unsent, refused = outbox.execute(query).fetchone()
-        said = outbox.execute(f"SELECT run || ': ' || error FROM refused LIMIT {MOST_REFUSALS}")
-        return unsent, refused, [text for (text,) in said]
 
 
 def show(state: dict[str, Any]) -> str:

@@ -13,15 +13,14 @@ import threading
 import time
 import uuid
 import weakref
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from vgg_search.storage.addresses import masked, without_password
-from vgg_search.storage.folder import CHAMPION, OUTBOX
-
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+from vgg_search.storage.addresses import without_password
+from vgg_search.storage.folder import OUTBOX
+from vgg_search.tracking.tracker import Status, Tracker
 
 TABLES = """
 PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;
@@ -49,26 +48,35 @@ class Row(NamedTuple):
     body: Any
 
 
-class Outbox:
-    """The outbox of one study. Runs have keys that are unique in it: "study", "trial/7"."""
+class Sending(NamedTuple):
+    """How much of a study the tracker has not got."""
+
+    unsent: int = 0
+    refused: int = 0
+    refusals: Sequence[str] = ()
+    """Of the first that were refused: run and reason."""
+
+
+class Outbox(Tracker):
+    """A tracker that keeps everything in `folder`/outbox.db, until somebody sends it."""
 
     def __init__(self, folder: Path, tracking_uri: str, experiment: str, study: str) -> None:
-        """Opens `folder`/outbox.db, made if absent; it holds no password, for it is copied."""
+        """Opens the file, made if absent; it holds no password, for it is copied."""
         self.folder = folder.resolve()
         self.uri, self.experiment, self.study = tracking_uri, experiment, study
         self._lock = threading.Lock()  # one connection: nobody sleeps in SQLite's busy handler
         self._db = sqlite3.connect(self.folder / OUTBOX, timeout=30, check_same_thread=False)
         weakref.finalize(self, self._db.close)
         self._db.executescript(TABLES)
-        given = {"tracking_uri": without_password(tracking_uri)}
-        given |= {"experiment": experiment, "study": study}
+        now = {"tracking_uri": without_password(tracking_uri)}
+        now |= {"experiment": experiment, "study": study}
         with self._lock, self._db as db:
-            known = dict(db.execute("SELECT name, value FROM meta"))
-            if known and any(without_password(known[k]) != v for k, v in given.items()):
+            before = dict(db.execute("SELECT name, value FROM meta"))
+            if before and any(without_password(before[k]) != v for k, v in now.items()):
                 # Another tracker knows none of our runs: they are looked for there, or made anew.
                 db.execute("UPDATE runs SET run_id = NULL, params = '{}'")
                 db.execute("DELETE FROM results")
-            meta = {"id": uuid.uuid4().hex[:12]} | known | given
+            meta = {"id": uuid.uuid4().hex[:12]} | before | now
             db.executemany("REPLACE INTO meta VALUES (?, ?)", meta.items())
         self.id: str = meta["id"]  # a new study of an old name does not write into the old runs
 
@@ -78,13 +86,14 @@ class Outbox:
         from the environment, where an address of the same tracker has one. Raises ValueError."""
         if not (folder / OUTBOX).is_file():
             raise ValueError(f"no outbox in {folder}")
-        db = sqlite3.connect(folder / OUTBOX, timeout=30)
-        meta = dict(db.execute("SELECT name, value FROM meta WHERE name != 'id'"))
-        db.close()
+        with closing(sqlite3.connect(folder / OUTBOX, timeout=30)) as db:
+            meta = dict(db.execute("SELECT name, value FROM meta WHERE name != 'id'"))
         for name in ADDRESSES:
-            if without_password(given := os.environ.get(name, "")) == meta["tracking_uri"]:
-                meta["tracking_uri"] = given
+            if without_password(address := os.environ.get(name, "")) == meta["tracking_uri"]:
+                meta["tracking_uri"] = address
         return meta
+
+    # ---- what is put
 
     def run(
         self,
@@ -94,14 +103,10 @@ class Outbox:
         params: Mapping[str, Any],
         parent: str | None = None,
     ) -> None:
-        """Creates the run, or opens it again. `parent` is the key of a run put earlier.
-
-        MLflow never changes a param: one that differs from the run's first (the budget of a
-        resumed study) becomes a tag `now.<name>`.
-        """
-        before = json.loads(
-            (self._ask("SELECT params FROM runs WHERE key = ?", key) or [["{}"]])[0][0]
-        )
+        """As Tracker says. MLflow never changes a param: one that differs from the run's first
+        (the budget of a resumed study) becomes a tag `now.<name>`."""
+        stored = self._query("SELECT params FROM runs WHERE key = ?", key)
+        before = json.loads(stored[0][0]) if stored else {}
         texts = {param: str(value) for param, value in params.items()}
         changed = {f"now.{p}": texts[p] for p in texts if before.get(p, texts[p]) != texts[p]}
         new = {param: text for param, text in texts.items() if param not in before}
@@ -115,8 +120,6 @@ class Outbox:
         )
 
     def log(self, key: str, metrics: Mapping[str, float], step: int) -> None:
-        """One row of metrics. Steps of the same metrics only grow: what a resumed or retried
-        trial repeats is dropped. What is not finite is left out and tagged `non_finite`."""
         numbers = {name: float(value) for name, value in metrics.items()}
         odd = sorted(name for name, value in numbers.items() if not math.isfinite(value))
         items = [item for item in _items("metric", numbers, step) if item[1] not in odd]
@@ -134,90 +137,81 @@ class Outbox:
         self._put(key, [("batch", _items("tag", tags))])
 
     def end(self, key: str, status: Status) -> None:
-        self._put(
-            key, [("end", {"status": status})], "UPDATE runs SET open = 0 WHERE key = ?", (key,)
-        )
+        statement = "UPDATE runs SET open = 0 WHERE key = ?"
+        self._put(key, [("end", {"status": status})], statement, (key,))
 
     def artifact(self, key: str, path: Path, artifact_path: str | None = None) -> None:
-        """A file, into the folder `artifact_path`, or a folder's content; read when it is sent."""
         target = "/".join(filter(None, (artifact_path, None if path.is_dir() else path.name)))
-        body = {"path": self._short(path), "artifact_path": artifact_path, "target": target}
+        body = {"path": self._stored_path(path), "artifact_path": artifact_path, "target": target}
         self._put(key, [("artifact", body)])
 
     def delete_artifact(self, key: str, artifact_path: str) -> None:
-        """Takes a file or folder back, from the outbox or from the tracker. To be called before
-        the local file is removed."""
-        with self._lock, self._db as db:
-            db.execute(
-                "DELETE FROM rows WHERE run = ? AND kind = 'artifact'"
-                " AND instr(json_extract(body, '$.target') || '/', ?) = 1",
-                (key, artifact_path + "/"),
-            )
+        statement = (
+            "DELETE FROM rows WHERE run = ? AND kind = 'artifact'"
+            " AND instr(json_extract(body, '$.target') || '/', ?) = 1"
+        )
+        self._write(statement, [(key, artifact_path + "/")])
         self._put(key, [("delete", {"artifact_path": artifact_path})])
 
-    def dataset(
-        self,
-        key: str,
-        name: str,
-        digest: str,
-        source: Mapping[str, Any],
-        context: str,
-        profile: Mapping[str, Any],
-    ) -> None:
-        """The data a run has seen; `context` is "training", "validation" or "test"."""
-        body = {"name": name, "digest": digest, "context": context}
-        body |= {"source": json.dumps(source), "profile": json.dumps(profile)}
+    def dataset(self, key: str, name: str, digest: str, profile: Mapping[str, Any]) -> None:
+        body = {"name": name, "digest": digest, "profile": json.dumps(profile)}
         self._put(key, [("dataset", body)])
 
-    def register(self, key: str, name: str, folder: Path, alias: str = CHAMPION) -> None:
-        """Makes a champion folder a version of the registered model `name`: its files as
-        artifacts `champion` of the run, and a pt2 model. `results` tells the outcome."""
-        body = {"name": name, "folder": self._short(folder), "alias": alias}
-        self._put(key, [("register", body)])
+    def register(self, key: str, name: str, folder: Path) -> None:
+        self._put(key, [("register", {"name": name, "folder": self._stored_path(folder)})])
+
+    # ---- what is in it, and what became of it
 
     @property
     def unsent(self) -> int:
-        return int(self._ask("SELECT count(*) FROM rows")[0][0])
+        return int(self._query("SELECT count(*) FROM rows")[0][0])
 
     @property
     def refused(self) -> int:
-        """Rows that the tracker will never take; the table `refused` has them, with reasons."""
-        return int(self._ask("SELECT count(*) FROM refused")[0][0])
+        return int(self._query("SELECT count(*) FROM refused")[0][0])
 
     @property
-    def open(self) -> list[str]:
-        """Keys of the runs that nobody has ended: after a crash, those it left RUNNING."""
-        return [key for (key,) in self._ask("SELECT key FROM runs WHERE open ORDER BY rowid")]
+    def open_runs(self) -> list[str]:
+        return [key for (key,) in self._query("SELECT key FROM runs WHERE open ORDER BY rowid")]
 
     def results(self, key: str) -> dict[str, Any]:
-        """What the tracker answered: run_id, and of a registered champion model_uri, version,
-        alias_moved and alias_text (why). Empty until it is known."""
-        made = self._ask("SELECT run_id FROM runs WHERE key = ? AND run_id NOT NULL", key)
-        body = self._ask("SELECT body FROM results WHERE key = ?", key)
-        return {"run_id": made[0][0]} | (json.loads(body[0][0]) if body else {}) if made else {}
+        run_id = self._query("SELECT run_id FROM runs WHERE key = ? AND run_id NOT NULL", key)
+        body = self._query("SELECT body FROM results WHERE key = ?", key)
+        if not run_id:
+            return {}
+        return {"run_id": run_id[0][0]} | (json.loads(body[0][0]) if body else {})
 
-    def _short(self, path: Path) -> str:
-        """Relative to the run folder where it can be: a folder that was moved can still be sent."""
-        path = path.resolve()
-        return str(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path)
-
-    def _oldest(self, count: int) -> list[Row]:
-        rows = self._ask("SELECT id, time, run, kind, body FROM rows ORDER BY id LIMIT ?", count)
+    def rows(self, count: int = -1) -> list[Row]:
+        """The oldest rows that have not been sent; all without a count."""
+        rows = self._query("SELECT id, time, run, kind, body FROM rows ORDER BY id LIMIT ?", count)
         return [Row(i, time, run, kind, json.loads(body)) for i, time, run, kind, body in rows]
 
-    def _refuse(self, row: Row, error: str) -> bool:
+    def refusals(self) -> list[tuple[Row, str]]:
+        """Rows, or parts of them, that the tracker will never take, and why."""
+        rows = self._query("SELECT id, time, run, kind, body, error FROM refused ORDER BY id, body")
+        return [
+            (Row(i, time, run, kind, json.loads(body)), error)
+            for i, time, run, kind, body, error in rows
+        ]
+
+    def refuse(self, row: Row, error: str) -> bool:
         """Sets a row, or a part of it, aside; False for one that was taken back meanwhile."""
         return self._write(
             "REPLACE INTO refused SELECT id, time, run, kind, ?, ? FROM rows WHERE id = ?",
             [(json.dumps(row.body), error, row.id)],
         )
 
+    def _stored_path(self, path: Path) -> str:
+        """Relative to the run folder where it can be: a folder that was moved can still be sent."""
+        path = path.resolve()
+        return str(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path)
+
     def _write(self, statement: str, values: Sequence[Sequence[Any]]) -> bool:
         """Whether any row was written."""
         with self._lock, self._db as db:
             return db.executemany(statement, values).rowcount > 0
 
-    def _ask(self, query: str, *values: Any) -> list[Any]:
+    def _query(self, query: str, *values: Any) -> list[Any]:
         with self._lock:
             return self._db.execute(query, values).fetchall()
 
@@ -235,50 +229,16 @@ class Outbox:
             )
 
 
-def chunks(rows: list[Row], limits: Mapping[str, int]) -> Iterator[list[Row]]:
-    """Rows of one run, in the lists that go in one call: batches together, up to `limits` items
-    of each sort, and anything else singly."""
-    chunk: list[Row] = []
-    room = Counter(limits)
-    for row in rows:
-        sizes = Counter(item[0] for item in row.body) if row.kind == "batch" else Counter()
-        if chunk and (row.kind != "batch" or not sizes <= room):
-            yield chunk
-            chunk, room = [], Counter(limits)
-        if row.kind == "batch":
-            chunk.append(row)
-            room -= sizes
-        else:
-            yield [row]
-    if chunk:
-        yield chunk
-
-
-def permanent(error: Exception) -> bool:
-    """True for what will not succeed later: a 4xx answer, except about rights and load; a file
-    that is gone; an error in a model. A failing server, database, network or disk is not."""
-    answer = getattr(error, "response", None)  # of requests, which artifacts go through
-    if hasattr(error, "get_http_status_code"):  # MLflow's
-        # A database's connection that was cut is a bad request to MLflow.
-        code = getattr(error, "error_code", None)
-        away = code == "ENDPOINT_NOT_FOUND" or "InterfaceError" in str(error)
-        status = 0 if away else error.get_http_status_code()
-    elif answer is not None:
-        status = getattr(answer, "status_code", 0)
-    elif isinstance(error, OSError):
-        return isinstance(error, FileNotFoundError | NotADirectoryError)
-    else:
-        return isinstance(error, (ValueError, TypeError, LookupError, AttributeError, RuntimeError))
-    return status == 501 or (400 <= status < 500 and status not in (401, 403, 408, 429, 499))
-
-
-def line(error: BaseException) -> str:
-    """The error in a line, without credentials; of a network's or disk's error, its origin."""
-    origin = error
-    while origin.__context__:
-        origin = origin.__context__
-    text = str(origin if isinstance(origin, OSError) else error) or type(error).__name__
-    return masked(" ".join(text.split()))[:300]
+def sending(folder: Path, most: int = 3) -> Sending:
+    """What a run folder's outbox holds, and `most` reasons; it is only read, sent from or not."""
+    file = folder / OUTBOX
+    if not file.is_file():
+        return Sending()
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        counts = "SELECT (SELECT count(*) FROM rows), (SELECT count(*) FROM refused)"
+        unsent, refused = db.execute(counts).fetchone()
+        reasons = db.execute("SELECT run || ': ' || error FROM refused LIMIT ?", (most,))
+        return Sending(unsent, refused, [text for (text,) in reasons])
 
 
 def _items(sort: str, named: Mapping[str, Any], step: int | None = None) -> list[Any]:

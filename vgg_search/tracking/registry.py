@@ -5,33 +5,35 @@ same data set and resolution, for accuracies under different ones cannot be rank
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from vgg_search.storage.folder import CARD, CHAMPION
+from vgg_search.tracking import mlflow_adapter
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
 
 # Of a champion folder: a network from uint8 (N, 1, 28, 28) to probabilities (N, 10), and an
 # example of N >= 2 images (from a single one torch.export fixes the batch size at 1).
 Servable = Callable[[Path], "tuple[torch.nn.Module, np.ndarray]"]
-FOLDER = CHAMPION  # among the artifacts of the run
+FOLDER, PROGRAM = CHAMPION, "model"  # among the artifacts of the run: our files, MLflow's model
 COMPARED = ("dataset", "resolution")
 # Of a version. A refined one has no val_accuracy, and names the model that it goes on from.
 TAGS = (
-    "study", *COMPARED, "val_accuracy", "test_accuracy", "test_accuracy_mean", "test_accuracy_std",
-    "commit", "parent_model",
-)  # fmt: skip
+    *("study", *COMPARED, "val_accuracy", "test_accuracy", "test_accuracy_mean"),
+    *("test_accuracy_std", "commit", "parent_model"),
+)
 
 
 def register(
-    client: "MlflowClient", run_id: str, servable: Servable, name: str, folder: Path, alias: str
+    client: "MlflowClient", run_id: str, servable: Servable, name: str, folder: Path
 ) -> dict[str, Any]:
     """Registers the champion in `folder` (model.safetensors, model.json), once a run.
 
@@ -48,29 +50,69 @@ def register(
     client.log_artifacts(run_id, str(folder), FOLDER)
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    made = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-    if made:
-        version = made[0]
+    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    if versions:
+        version = versions[0]
     else:
-        model = _log_pt2(client, run_id, name, *servable(folder))
-        # Not "models:/ID", which a local registry looks up at the process-wide tracking address.
-        source, model_id = model.artifact_location, model.model_id
-        version = client.create_model_version(name, source, run_id, tags, model_id=model_id)
+        source = _log_pt2(client, run_id, *servable(folder))
+        version = client.create_model_version(name, source, run_id, tags)
     number = str(version.version)
     text, moved = version.tags.get("alias_text"), version.tags.get("alias_moved") == "True"
     if not text:  # else it was decided by a sender that was then killed
-        holder = str(client.get_registered_model(name).aliases.get(alias, number))
-        old = None if holder == number else client.get_model_version(name, holder).tags
-        moved, why = _better(tags, old)
-        if moved:
-            client.set_registered_model_alias(name, alias, number)
-        verb = "is now" if moved else f"stays at version {holder}, not"
-        text = f"{name}@{alias} {verb} version {number}: {why}"
+        text, moved = _move_alias(client, name, number, tags)
     for tag, value in (("alias_moved", str(moved)), ("alias_text", text)):
         client.set_tag(run_id, tag, value)
         client.set_model_version_tag(name, number, tag, value)
     uri = f"models:/{name}/{number}"
     return {"model_uri": uri, "version": number, "alias_moved": moved, "alias_text": text}
+
+
+def _log_pt2(
+    client: "MlflowClient", run_id: str, network: "torch.nn.Module", example: "np.ndarray"
+) -> str:
+    """Logs the network among the artifacts of the run, without pickle and with its signature;
+    returns where. What a sender that was killed has left there is written again.
+
+    Not by `mlflow.pytorch.log_model`, which needs the process-wide tracking address and active
+    run: they are the user's. Nor is the answer "runs:/ID/model", which is looked up there.
+    """
+    import mlflow.pytorch
+    import numpy as np
+    import torch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    with torch.no_grad():
+        output = network(torch.from_numpy(example)).numpy()
+    inputs, outputs = (
+        Schema([TensorSpec(np.dtype(array.dtype), (-1, *array.shape[1:]))])
+        for array in (example, output)
+    )
+    with TemporaryDirectory() as scratch:
+        mlflow.pytorch.save_model(
+            network,
+            f"{scratch}/{PROGRAM}",
+            signature=ModelSignature(inputs, outputs),
+            input_example=example,
+            serialization_format="pt2",
+            # Given, since MLflow would load the model in another process to find them out.
+            pip_requirements=[f"{m.__name__}=={m.__version__.split('+')[0]}" for m in (torch, np)],
+        )
+        client.log_artifacts(run_id, f"{scratch}/{PROGRAM}", PROGRAM)
+    return f"{client.get_run(run_id).info.artifact_uri}/{PROGRAM}"
+
+
+def _move_alias(
+    client: "MlflowClient", name: str, number: str, tags: Mapping[str, str]
+) -> tuple[str, bool]:
+    """Moves the alias to version `number` if that is better; says so, and whether it has."""
+    holder = str(client.get_registered_model(name).aliases.get(CHAMPION, number))
+    old = None if holder == number else client.get_model_version(name, holder).tags
+    better, why = _better(tags, old)
+    if better:
+        client.set_registered_model_alias(name, CHAMPION, number)
+    verb = "is now" if better else f"stays at version {holder}, not"
+    return f"{name}@{CHAMPION} {verb} version {number}: {why}", better
 
 
 def _better(new: Mapping[str, str], old: Mapping[str, str] | None) -> tuple[bool, str]:
@@ -87,52 +129,38 @@ def _better(new: Mapping[str, str], old: Mapping[str, str] | None) -> tuple[bool
     return moved, f"val_accuracy {ours} {'>' if moved else '<='} {theirs}"
 
 
-def _log_pt2(
-    client: "MlflowClient",
-    run_id: str,
-    name: str,
-    network: "torch.nn.Module",
-    example: "np.ndarray",
-) -> "LoggedModel":
-    """Logs the network as a model of the run, without pickle. Not by
-    `mlflow.pytorch.log_model`, which needs the process-wide tracking address and active run."""
-    import mlflow.pytorch
-    import numpy as np
-    import torch
-    from mlflow.entities import LoggedModelOutput
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
+def version_of(model_uri: str, tracking_uri: str | None) -> "ModelVersion":
+    """The version that models:/NAME@ALIAS or models:/NAME/VERSION means. Raises ValueError if
+    there is no such model, ConnectionError if the tracker does not answer."""
+    name, at, alias = model_uri.removeprefix("models:/").partition("@")
+    name, _, number = (name, "", "") if at else name.partition("/")
+    if not model_uri.startswith("models:/") or not name or not (alias or number):
+        rule = "model must be models:/NAME@ALIAS or models:/NAME/VERSION"
+        raise ValueError(f"{rule}, got {model_uri!r}")
+    with _client_for(model_uri, tracking_uri or mlflow_adapter.default_uri()) as client:
+        if at:
+            return client.get_model_version_by_alias(name, alias)
+        return client.get_model_version(name, number)
 
-    run = client.get_run(run_id)
-    experiment = run.info.experiment_id
-    # One may be left half made by a sender that was killed.
-    found = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
-    # Its name is not FOLDER: MLflow would show its files among those of that folder.
-    model = found[0] if found else client.create_logged_model(experiment, name, run_id)
-    with torch.no_grad():
-        output = network(torch.from_numpy(example)).numpy()
-    inputs, outputs = (
-        Schema([TensorSpec(np.dtype(array.dtype), (-1, *array.shape[1:]))])
-        for array in (example, output)
-    )
-    with TemporaryDirectory() as scratch:
-        mlflow.pytorch.save_model(
-            network,
-            f"{scratch}/model",
-            mlflow_model=Model(
-                artifact_path=model.artifact_location,
-                run_id=run_id,
-                model_id=model.model_id,
-                model_uuid=model.model_id,
-            ),
-            signature=ModelSignature(inputs, outputs),
-            input_example=example,
-            serialization_format="pt2",
-            # Given, since MLflow would load the model in another process to find them out.
-            pip_requirements=[f"{m.__name__}=={m.__version__.split('+')[0]}" for m in (torch, np)],
-        )
-        client.log_model_artifacts(model.model_id, f"{scratch}/model")
-    client.finalize_logged_model(model.model_id, "READY")
-    if not (run.outputs and run.outputs.model_outputs):
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
-    return model
+
+def fetch_champion(model_uri: str, tracking_uri: str | None, target: Path) -> Path:
+    """Downloads that version's model.safetensors and model.json into a folder under `target`.
+    Raises as `version_of` does."""
+    version = version_of(model_uri, tracking_uri)
+    with _client_for(model_uri, tracking_uri or mlflow_adapter.default_uri()) as client:
+        return Path(client.download_artifacts(version.run_id or "", FOLDER, str(target)))
+
+
+@contextmanager
+def _client_for(model_uri: str, tracking_uri: str) -> "Iterator[MlflowClient]":
+    """A client, whose errors are about a model."""
+    file = mlflow_adapter.database(tracking_uri)
+    if file and not file.exists():  # MLflow would make one
+        raise ValueError(f"no model {model_uri}: there is no database {file}")
+    try:
+        yield mlflow_adapter.connected(tracking_uri)
+    except Exception as error:
+        text = mlflow_adapter.in_a_line(error)
+        if mlflow_adapter.permanent(error):
+            raise ValueError(f"no model {model_uri} in the tracker: {text}") from None
+        raise ConnectionError(f"the tracker does not answer: {text}") from None

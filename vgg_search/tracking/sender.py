@@ -1,63 +1,47 @@
-"""What people look at: MLflow, fed from the outbox by one thread.
+"""MLflow, fed from the outbox by one thread.
 
-The sender takes the oldest rows, groups them by run, sends each group, and only then deletes it;
+The sender takes the oldest rows, groups them by run, sends each group, and only then removes it;
 so an outage loses nothing, and neither does kill -9. What is sent again adds nothing: runs are
 found again by a tag, points have fixed timestamps. What the tracker refuses for good is set
-aside. One call to a dead server takes MLflow's client 246 s with its own retries (measured),
-hence the settings below. Only this module and `registry` import MLflow, which takes seconds.
+aside. MLflow takes seconds to import, which this thread does.
 """
 
 import fcntl
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vgg_search.tracking.outbox import Outbox, Row, Status, chunks, line, permanent
-from vgg_search.tracking.registry import FOLDER, Servable, register
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+from vgg_search.tracking import mlflow_adapter
+from vgg_search.tracking.mlflow_adapter import in_a_line, permanent
+from vgg_search.tracking.outbox import Outbox, Row
+from vgg_search.tracking.registry import Servable, register
 
 KEY_TAG = "vgg_search.key"
+PARENT_TAG = "mlflow.parentRunId"
+# Tags that MLflow's page has a place for, by our names
+TAGS = {"parent_id": PARENT_TAG, "description": "mlflow.note.content"}
+TAGS |= {"source": "mlflow.source.name"}
 ROUND_SECONDS, LONGEST_PAUSE, HURRY_SECONDS = 1.0, 15.0, 0.1
 ROWS = 1000  # of a round
 LIMITS = {"metric": 800, "param": 100, "tag": 100}  # of a call; MLflow takes 1,000 items in all
-ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the outbox retries
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
 
-__all__ = ["Status", "Tracker", "default_uri", "fetch_champion", "sync", "version_of"]
-
-log = logging.getLogger(__name__)
+log = logging.getLogger("vgg_search")
 
 
-def default_uri() -> str:
-    """MLFLOW_TRACKING_URI, else the database that `mlflow ui` opens in this folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-
-
-class Tracker(Outbox):
+class MlflowTracker(Outbox):
     """An outbox with its sender, which sends nothing before `start`."""
 
     def __init__(
         self, folder: Path, tracking_uri: str, experiment: str, study: str, servable: Servable
     ) -> None:
-        database = _database(tracking_uri)  # in full: `sync` may run in another folder
-        uri = f"sqlite:///{database}" if database else tracking_uri
-        super().__init__(folder, uri, experiment, study)
+        file = mlflow_adapter.database(tracking_uri)  # in full: `sync` may run in another folder
+        super().__init__(folder, f"sqlite:///{file}" if file else tracking_uri, experiment, study)
         self.servable = servable
-        self.error: str | None = None  # why the last attempt to send failed
         self._stop, self._hurry = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._client: Any = None
@@ -65,14 +49,12 @@ class Tracker(Outbox):
         self._created: str | None = None  # a run that needs not be opened again
 
     def start(self, after: float = 0.0) -> None:
-        """Starts the sender, which imports MLflow, in `after` s. Import torch and Ray first: two
-        threads that import the same packages can each get the other's half-made modules."""
-        os.environ.update(ENVIRONMENT)
+        """As Tracker says. Import torch and Ray first: two threads that import the same packages
+        can each get the other's half-made modules."""
         self._thread = threading.Thread(target=self._send_for_ever, args=(after,), daemon=True)
         self._thread.start()
 
     def flush(self, timeout: float) -> int:
-        """Waits until all is sent, at most `timeout` s; returns the number of rows unsent."""
         until = time.monotonic() + timeout
         self._hurry.set()
         while (unsent := self.unsent) and time.monotonic() < until:
@@ -81,7 +63,6 @@ class Tracker(Outbox):
         return unsent
 
     def close(self, timeout: float) -> int:
-        """Flushes and ends the sender. Returns the number of rows unsent."""
         unsent = self.flush(timeout)
         self._stop.set()
         self._hurry.set()
@@ -104,77 +85,64 @@ class Tracker(Outbox):
                 except BlockingIOError:
                     self.error = "another process is sending"
                 except Exception as error:  # whatever it is, this thread goes on: rows are kept
+                    text = in_a_line(error)
                     if self.error is None:
-                        log.warning("tracker: nothing sent for now, all is kept: %s", line(error))
-                    pause, self.error = min(2 * pause, LONGEST_PAUSE), line(error)
+                        log.warning("tracker: nothing sent for now, all is kept: %s", text)
+                    pause, self.error = min(2 * pause, LONGEST_PAUSE), text
                 if self._hurry.wait(pause):
                     self._stop.wait(HURRY_SECONDS)
 
     def _connect(self) -> None:
         if self._client is None:
-            client = _connected(self.uri)
-            found, database = client.get_experiment_by_name(self.experiment), _database(self.uri)
-            # Artifacts beside a local database, wherever this runs and `mlflow ui` is started.
-            place = (database.parent / "mlruns" / self.experiment).as_uri() if database else None
-            if found:
-                self._experiment_id = found.experiment_id
+            client = mlflow_adapter.connected(self.uri)
+            experiment = client.get_experiment_by_name(self.experiment)
+            if experiment:
+                self._experiment_id = experiment.experiment_id
             else:
+                # Artifacts beside a local database, wherever this runs and `mlflow ui` is started.
+                file = mlflow_adapter.database(self.uri)
+                place = (file.parent / "mlruns" / self.experiment).as_uri() if file else None
                 self._experiment_id = client.create_experiment(self.experiment, place)
-                client.set_experiment_tag(self._experiment_id, *_trials_view())
+                client.set_experiment_tag(self._experiment_id, *mlflow_adapter.trials_view())
             self._client = client
 
     def _send_oldest(self) -> bool:
         """One round; True if there may be more. Only within a run does order matter, so that
         rows of trials side by side go in one call a trial."""
-        rows = self._oldest(ROWS)
+        rows = self.rows(ROWS)
         groups: dict[str, list[Row]] = {}
         for row in rows:
             groups.setdefault(row.run, []).append(row)
         for group in groups.values():
             if self._stop.is_set():
                 return False
-            for chunk in chunks(group, LIMITS):
-                self._try(chunk)
+            for call in calls(group, LIMITS):
+                self._send_or_refuse(call)
             self._write("DELETE FROM rows WHERE id = ?", [(row.id,) for row in group])
         return len(rows) == ROWS
 
-    def _try(self, chunk: list[Row]) -> None:
-        """Sends the chunk, except what is refused for good, which is found by halving."""
+    def _send_or_refuse(self, call: list[Row]) -> None:
+        """Sends a call's rows; if they are refused for good, each in a call of its own: one that
+        is bad does not take others with it."""
         try:
-            self._send(chunk)
+            self._send(call)
         except Exception as error:
             # At the end of the process, helper threads cannot start: no fault of the row.
             ending = self._stop.is_set() or not threading.main_thread().is_alive()
             if ending or not permanent(error):
                 raise
-            if len(chunk) > 1:
-                parts = [chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]]
-            elif chunk[0].kind == "batch" and (half := len(chunk[0].body) // 2):
-                body = chunk[0].body
-                parts = [[chunk[0]._replace(body=part)] for part in (body[:half], body[half:])]
-            else:
-                if self._refuse(chunk[0], line(error)):
-                    log.warning("tracker: refused %s: %s", chunk[0].run, line(error))
-                return
-            for part in parts:
-                self._try(part)
+            if len(call) > 1:
+                for row in call:
+                    self._send_or_refuse([row])
+            elif self.refuse(call[0], in_a_line(error)):
+                log.warning("tracker: refused %s: %s", call[0].run, in_a_line(error))
 
-    def _send(self, chunk: list[Row]) -> None:
-        """Sends rows of a "batch" kind, or one of another."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        client, row = self._client, chunk[0]
+    def _send(self, rows: list[Row]) -> None:
+        """Sends rows of the kind "batch", or one of another."""
+        client, row = self._client, rows[0]
         body, run_id = row.body, self._run_id(row.run)
         if row.kind == "batch":
-            items = [(row.time, *item) for row in chunk for item in row.body]
-            client.log_batch(
-                run_id,
-                [Metric(n, v, time, step) for time, sort, n, v, step in items if sort == "metric"],
-                [Param(*pair) for pair in {i[2:4]: 0 for i in items if i[1] == "param"}],
-                [RunTag(*pair) for pair in {i[2]: i[3] for i in items if i[1] == "tag"}.items()],
-                synchronous=True,
-            )
+            self._send_batch(run_id, rows)
         elif row.kind == "run":
             if run_id != self._created:
                 client.update_run(run_id, "RUNNING", body["name"])
@@ -186,115 +154,70 @@ class Tracker(Outbox):
             send = client.log_artifacts if path.is_dir() else client.log_artifact
             send(run_id, str(path), body["artifact_path"])
         elif row.kind == "delete":
-            uri = client.get_run(run_id).info.artifact_uri
-            get_artifact_repository(uri, self.uri).delete_artifacts(body["artifact_path"])
+            mlflow_adapter.delete_artifacts(client, self.uri, run_id, body["artifact_path"])
         elif row.kind == "dataset":
-            context = InputTag("mlflow.data.context", body.pop("context"))
-            client.log_inputs(
-                run_id, [DatasetInput(Dataset(source_type="local", **body), [context])]
-            )
+            self._send_dataset(run_id, body["name"], body["digest"], body["profile"])
         else:
             folder = self.folder / body["folder"]
-            result = register(client, run_id, self.servable, body["name"], folder, body["alias"])
+            result = register(client, run_id, self.servable, body["name"], folder)
             self._write("REPLACE INTO results VALUES (?, ?)", [(row.run, json.dumps(result))])
             log.info("%s", result["alias_text"])
 
+    def _send_batch(self, run_id: str, rows: list[Row]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        items = [(row.time, *item) for row in rows for item in row.body]
+        metrics = [Metric(n, v, time, step) for time, sort, n, v, step in items if sort == "metric"]
+        params = {name: value for _, sort, name, value, _ in items if sort == "param"}
+        tags = {TAGS.get(n, n): value for _, sort, n, value, _ in items if sort == "tag"}
+        if TAGS["source"] in tags:
+            tags["mlflow.source.type"] = "LOCAL"
+        self._client.log_batch(
+            run_id,
+            metrics,
+            [Param(*pair) for pair in params.items()],
+            [RunTag(*pair) for pair in tags.items()],
+            synchronous=True,
+        )
+
+    def _send_dataset(self, run_id: str, name: str, digest: str, profile: str) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        data = Dataset(name, digest, "local", json.dumps({"dataset": name}), profile=profile)
+        training = [InputTag("mlflow.data.context", "training")]
+        self._client.log_inputs(run_id, [DatasetInput(data, training)])
+
     def _run_id(self, key: str) -> str:
         """The run of this key: known, found by its tag, or created."""
-        ((name, parent, start, run_id),) = self._ask(
-            "SELECT name, parent, time, run_id FROM runs WHERE key = ?", key
-        )
-        if not run_id:
-            tags = {KEY_TAG: f"{self.id}/{key}"}
-            query = f"tags.`{KEY_TAG}` = '{tags[KEY_TAG]}'"
-            found = self._client.search_runs([self._experiment_id], query, max_results=1)
-            if parent:
-                tags["mlflow.parentRunId"] = self._run_id(parent)
-            if found:
-                run_id = found[0].info.run_id
-            else:
-                made = self._client.create_run(self._experiment_id, start, tags, name)
-                run_id = self._created = made.info.run_id
-            self._write("UPDATE runs SET run_id = ? WHERE key = ?", [(run_id, key)])
+        query = "SELECT name, parent, time, run_id FROM runs WHERE key = ?"
+        ((name, parent, start, run_id),) = self._query(query, key)
+        if run_id:
+            return str(run_id)
+        tags = {KEY_TAG: f"{self.id}/{key}"}
+        query = f"tags.`{KEY_TAG}` = '{tags[KEY_TAG]}'"
+        stored = self._client.search_runs([self._experiment_id], query, max_results=1)
+        if parent:
+            tags[PARENT_TAG] = self._run_id(parent)
+        if stored:
+            run_id = stored[0].info.run_id
+        else:
+            created = self._client.create_run(self._experiment_id, start, tags, name)
+            run_id = self._created = created.info.run_id
+        self._write("UPDATE runs SET run_id = ? WHERE key = ?", [(run_id, key)])
         return str(run_id)
 
 
-def _trials_view() -> tuple[str, str]:
-    """Name and value of the tag by which the experiment's page offers, under "Views", a table
-    with the columns that trials are compared by, as many as fit beside their names."""
-    columns = ["metrics.`val_accuracy`", "metrics.`best_val_accuracy`"]
-    columns += ["params.`lr`", "params.`num_params`", "tags.`state`"]
-    state = {"orderByKey": "attributes.start_time", "orderByAsc": True, "searchFilter": ""}
-    state |= {"startTime": "ALL", "lifecycleFilter": "Active", "datasetsFilter": []}
-    state |= {"modelVersionFilter": "All Runs", "selectedColumns": columns}
-    now = time.time_ns() // 1_000_000
-    view = {"name": "Trials", "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
-    return "mlflow.sharedViewState.trials", json.dumps(view)
-
-
-def sync(folder: Path, servable: Servable, timeout: float) -> dict[str, Any]:
-    """Sends what a run folder's outbox still holds: {"unsent", "refused", "error"}. Beside a
-    live search it waits for the search's own sender. Raises ValueError without an outbox."""
-    tracker = Tracker(folder, **Outbox.stored(folder), servable=servable)
-    tracker.start()
-    unsent = tracker.close(timeout)
-    return {"unsent": unsent, "refused": tracker.refused, "error": tracker.error}
-
-
-def version_of(model_uri: str, tracking_uri: str | None) -> "ModelVersion":
-    """The version that models:/NAME@ALIAS or models:/NAME/VERSION means. Raises ValueError if
-    there is no such model, ConnectionError if the tracker does not answer."""
-    name, at, alias = model_uri.removeprefix("models:/").partition("@")
-    name, _, number = (name, "", "") if at else name.partition("/")
-    if not model_uri.startswith("models:/") or not name or not (alias or number):
-        rule = "model must be models:/NAME@ALIAS or models:/NAME/VERSION"
-        raise ValueError(f"{rule}, got {model_uri!r}")
-    with _asked(model_uri, tracking_uri or default_uri()) as client:
-        if at:
-            return client.get_model_version_by_alias(name, alias)
-        return client.get_model_version(name, number)
-
-
-def fetch_champion(model_uri: str, tracking_uri: str | None, target: Path) -> Path:
-    """Downloads that version's model.safetensors and model.json into a folder under `target`.
-    Raises as `version_of` does."""
-    version = version_of(model_uri, tracking_uri)
-    with _asked(model_uri, tracking_uri or default_uri()) as client:
-        return Path(client.download_artifacts(version.run_id or "", FOLDER, str(target)))
-
-
-@contextmanager
-def _asked(model_uri: str, tracking_uri: str) -> Iterator["MlflowClient"]:
-    """A client, whose errors are about a model."""
-    database = _database(tracking_uri)
-    if database and not database.exists():  # MLflow would make one
-        raise ValueError(f"no model {model_uri}: there is no database {database}")
-    os.environ.update(ENVIRONMENT)
-    try:
-        yield _connected(tracking_uri)
-    except Exception as error:
-        if permanent(error):
-            raise ValueError(f"no model {model_uri} in the tracker: {line(error)}") from None
-        raise ConnectionError(f"the tracker does not answer: {line(error)}") from None
-
-
-def _connected(uri: str) -> "MlflowClient":
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    database = _database(uri)
-    if database is None:
-        return MlflowClient(uri)
-    database.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(database.parent, os.O_RDONLY)
-    try:
-        # Processes that make a fresh database at the same time break it for each other.
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        return MlflowClient(uri)
-    finally:
-        os.close(folder)
-
-
-def _database(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+def calls(rows: list[Row], limits: dict[str, int]) -> Iterator[list[Row]]:
+    """Rows of one run, in the lists that go in one call: in order, those of the kind "batch" a row
+    an item, at most `limits` of each sort, and any other singly."""
+    for is_batch, group in groupby(rows, lambda row: row.kind == "batch"):
+        if not is_batch:
+            yield from ([row] for row in group)
+            continue
+        items: dict[str, list[Row]] = {sort: [] for sort in limits}
+        for row in group:
+            for item in row.body:
+                items[item[0]].append(row._replace(body=[item]))
+        while any(items.values()):
+            yield [row for sort, most in limits.items() for row in items[sort][:most]]
+            items = {sort: items[sort][most:] for sort, most in limits.items()}

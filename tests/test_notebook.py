@@ -1,0 +1,46 @@
+"""A search in a real Jupyter kernel, and the quickstart notebook as it is shipped."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+QUICKSTART = Path(__file__).parents[1] / "experiments" / "quickstart.ipynb"
+TINY = """
+import vgg_search
+result = vgg_search.search(
+    dataset="sample", train_images=600, val_images=200, num_trials=3, max_epochs=2,
+    champion_epochs=0, time_budget=None, name="tiny",
+)
+"""
+
+
+def executed(notebook: nbformat.NotebookNode, folder: Path) -> list[nbformat.NotebookNode]:
+    """The code cells after a run in a fresh kernel. Raises CellExecutionError."""
+    resources = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client")
+def test_progress_is_drawn_in_the_cell(tmp_path: Path) -> None:
+    cells = [nbformat.v4.new_code_cell(source) for source in (TINY, "result.trials.shape[0] >= 3")]
+    first, second = executed(nbformat.v4.new_notebook(cells=cells), tmp_path)
+    (display,) = [out for out in first.outputs if out.output_type == "display_data"]
+    assert "tiny: " in display.data["text/html"], "the last state of the table stays"
+    assert "val_accuracy" in display.data["text/html"]
+    text = "".join(out.text for out in first.outputs if out.output_type == "stream")
+    assert "study tiny completed: 3 trials" in text
+    assert "\x1b" not in text
+    assert second.outputs[0].data["text/plain"] == "True"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client")
+def test_the_quickstart_runs_and_shows_its_figures(tmp_path: Path) -> None:
+    cells = executed(nbformat.read(QUICKSTART, as_version=4), tmp_path)
+    kinds = [set(out.get("data", {})) for cell in cells for out in cell.outputs]
+    assert sum("application/vnd.plotly.v1+json" in kind for kind in kinds) == 3
+    assert any("text/html" in kind for kind in kinds), "tables"

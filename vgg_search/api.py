@@ -1,0 +1,119 @@
+"""The search from Python: in a script, in a notebook, with a Ray that is already initialised."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vgg_search.cli.resume import resumed_config
+from vgg_search.config import Config, validated
+from vgg_search.errors import SearchError
+from vgg_search.storage.folder import LOG, REPORT, local_folder, new_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+SEARCH = "search"  # names of studies without one begin so
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search has found. It reads the run folder, so it is as good after a resume."""
+
+    folder: Path
+    summary: dict[str, Any]
+    """As in summary.json, and `unsent` rows, `warnings`."""
+
+    @cached_property
+    def trials(self) -> "pd.DataFrame":
+        """A row a proposal, indexed by number; the columns are those of trials.csv."""
+        import pandas as pd
+
+        from vgg_search.study.record import read_trials
+        from vgg_search.study.tables import trial_rows
+
+        return pd.DataFrame(trial_rows(read_trials(self.folder))).set_index("number")
+
+    @cached_property
+    def epochs(self) -> "pd.DataFrame":
+        """A row an epoch of a trial; the columns are those of epochs.csv."""
+        import pandas as pd
+
+        from vgg_search.records import EPOCH_COLUMNS
+        from vgg_search.study.record import read_trials
+        from vgg_search.study.tables import epoch_rows
+
+        return pd.DataFrame(epoch_rows(read_trials(self.folder)), columns=list(EPOCH_COLUMNS))
+
+    @cached_property
+    def champion(self) -> "nn.Module | None":
+        """The champion, ready for use: uint8 (N, 1, 28, 28) -> logits (N, 10). None without one."""
+        from vgg_search.finding import load
+
+        return load(self.folder) if self.summary["champion"] else None
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The figures of the report by name, of plotly: a notebook shows each as it is."""
+        from vgg_search.report.page import plots
+
+        return plots(self.folder)
+
+
+def search(
+    config: Config | None = None,
+    *,
+    resume: str | None = None,
+    quiet: bool = False,
+    **fields: Any,
+) -> Result:
+    """Search, train and test the champion; the fields are those of an experiment file.
+
+    `resume` names a study to go on with, as `--resume` does. With `quiet` nothing is printed.
+    Ctrl-C (a notebook's "interrupt") stops the search in order: the result says `interrupted`, and
+    `resume` goes on. A Ray that is initialised is used and left running. No process, signal handler
+    or environment variable stays behind.
+
+    Raises ConfigError or another InputError before anything is trained, and SearchError where no
+    trial was completed or the champion failed.
+    """
+    given = (config.model_dump(exclude_unset=True) if config else {}) | fields
+    config = validated(Config, given)
+    stored = None if resume is None else resumed_config(config, resume)
+    if resume is None and config.name is None:
+        config = validated(Config, given | {"name": new_name(SEARCH, config.storage_path)})
+    config = stored or config
+    from vgg_search import session
+
+    with silence() if quiet else nullcontext():
+        _, summary = session.run(config, stored is not None, quiet, in_python=True)
+    folder = local_folder(config.storage_path, str(config.name))
+    if summary["state"] == "failed":
+        raise SearchError(_reason(summary, folder))
+    return Result(folder, summary)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Warnings of this package go to log.txt alone."""
+    log, handler = logging.getLogger("vgg_search"), logging.NullHandler()
+    propagate, log.propagate = log.propagate, False
+    log.addHandler(handler)  # without one, Python prints warnings by itself
+    try:
+        yield
+    finally:
+        log.propagate = propagate
+        log.removeHandler(handler)
+
+
+def _reason(summary: dict[str, Any], folder: Path) -> str:
+    if summary["best_trial"] is None:
+        states = ", ".join(f"{n} {state}" for state, n in summary["trials"].items() if n)
+        what = f"no trial was completed ({states or 'none was trained'})"
+    else:
+        what = "the champion failed"
+    return f"study {summary['study']}: {what}; see {folder / LOG} and {folder / REPORT}"

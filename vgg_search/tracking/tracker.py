@@ -1,0 +1,97 @@
+"""What a search says to a tracker. `Tracker` itself does nothing: it is a search without one.
+
+To write another, subclass it in a file of its own and choose it in `connect.connect`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+ANSWERS = ("model_uri", "run_id", "alias_text")  # of `results`, what a champion's summary tells
+SEND_SECONDS = 60.0  # to wait at the end for a tracker that answers
+STOPPED_SECONDS = 3.0  # the same after a signal, which is to end all within 10 s
+
+
+class Tracker:
+    """The runs of one study. Each has a key, unique in the study: "study", "trial/7".
+
+    No call waits for a server or raises because of one, and none after `run` is made for a key
+    that `run` has not had. A resumed or killed search repeats calls: a run that is there is opened
+    again, a step that a run has is dropped.
+    """
+
+    uri: str = ""
+    """Its address, as it is told to the user."""
+    error: str | None = None
+    """Why the last attempt to send failed, in a line; None after one that did not."""
+
+    def run(
+        self,
+        key: str,
+        name: str,
+        tags: Mapping[str, Any],
+        params: Mapping[str, Any],
+        parent: str | None = None,
+    ) -> None:
+        """Creates the run, or opens it again. `parent` is the key of an earlier run.
+
+        Three tags are shown in places of their own: `description` (Markdown), `source` (a command)
+        and `parent_id`, by which a run of another study is the parent (its `run_id`).
+        """
+
+    def log(self, key: str, metrics: Mapping[str, float], step: int) -> None:
+        """One row of metrics. Steps of the same set of metrics only grow; a value that is not
+        finite is left out, and the tag `non_finite` names it."""
+
+    def tag(self, key: str, **tags: Any) -> None:
+        """Sets tags of the run, in place of older ones of the same names."""
+
+    def end(self, key: str, status: Status) -> None:
+        """Closes the run, at the time of this call."""
+
+    def artifact(self, key: str, path: Path, artifact_path: str | None = None) -> None:
+        """A file, into the folder `artifact_path`, or a folder's content. It is read later, and
+        must stay as it is until then."""
+
+    def delete_artifact(self, key: str, artifact_path: str) -> None:
+        """Takes a file or folder back, sent or not. To be called before the local one is removed,
+        so that it is done again if the process is killed between the two."""
+
+    def dataset(self, key: str, name: str, digest: str, profile: Mapping[str, Any]) -> None:
+        """The data that a run trains on; `profile` says how much of it."""
+
+    def register(self, key: str, name: str, folder: Path) -> None:
+        """Makes a champion folder a version of the registered model `name`, and the one that the
+        alias names if it is better. `results` tells the outcome."""
+
+    def results(self, key: str) -> dict[str, Any]:
+        """What the tracker has answered: run_id, and of a registered champion model_uri, version,
+        alias_moved and alias_text (why). Empty until it is known."""
+        return {}
+
+    @property
+    def open_runs(self) -> list[str]:
+        """Keys of the runs that nobody has ended: after a crash, those that it left running."""
+        return []
+
+    @property
+    def unsent(self) -> int:
+        """Rows that have not been sent."""
+        return 0
+
+    @property
+    def refused(self) -> int:
+        """Rows that the tracker will never take."""
+        return 0
+
+    def start(self, after: float = 0.0) -> None:
+        """Begins to send, in `after` s. Until then everything is only kept."""
+
+    def flush(self, timeout: float) -> int:
+        """Waits until all is sent, at most `timeout` s; returns the number of rows unsent."""
+        return self.unsent
+
+    def close(self, timeout: float) -> int:
+        """Flushes and ends the sending; nothing is said to it after. Returns the rows unsent."""
+        return self.flush(timeout)
