@@ -10,10 +10,8 @@ from fake_workers import SPACE, Workers, experiment, opened
 from nodes import cluster_of
 from optuna.trial import FrozenTrial
 from ray.exceptions import RayError
-from vgg_search.models.reuse import Servable, evaluate
 
 from vgg_search.config import Config
-from vgg_search.data.fashion_mnist import CLASSES
 from vgg_search.data.splits import Splits, load_test
 from vgg_search.engine.champion import (
     FRESH,
@@ -24,7 +22,8 @@ from vgg_search.engine.champion import (
 )
 from vgg_search.engine.checkpoints import TrainingCheckpoints, TrainingTask
 from vgg_search.engine.nodes import NodeError
-from vgg_search.finding import load
+from vgg_search.models.evaluation import evaluate
+from vgg_search.models.files import load_classifier
 from vgg_search.storage.place import Place
 from vgg_search.study.sampling import trial_seed
 from vgg_search.study.study import Study
@@ -74,7 +73,7 @@ def test_each_seed_is_trained_whole_and_tested(tmp_path: Path, splits: Splits) -
         "study": "s",
         "trial": 0,
         "epochs": 2,
-        "classes": list(CLASSES),
+        "classes": list(splits.info.classes),
         "resolution": 28,
         "arch": [[1, 8]],
         "num_params": best.user_attrs["num_params"],
@@ -89,8 +88,7 @@ def test_each_seed_is_trained_whole_and_tested(tmp_path: Path, splits: Splits) -
     accuracies = metrics["test_accuracies"]
     assert metrics["test_accuracy"] == accuracies[0]
     assert metrics["test_accuracy_mean"] == pytest.approx(sum(accuracies) / 2)
-    champion = load(folder)
-    assert isinstance(champion, Servable)
+    champion = load_classifier(folder)
     assert champion.network.num_params == stored["num_params"]
     again = evaluate(champion, *load_test("sample"))
     assert again["test_accuracy"] == metrics["test_accuracy"]

@@ -73,7 +73,7 @@ class FakeGpu:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, taken: int, fits: bool = True) -> None:
         self.free, self.taken, self.fits = 80 * GIB - 10 * GIB - CONTEXT, taken, fits
         monkeypatch.setattr(packing, "pick_device", lambda: torch.device("cuda"))
-        monkeypatch.setattr(packing, "settle", lambda *_: None)
+        monkeypatch.setattr(packing, "prepare_process", lambda *_: None)
         monkeypatch.setattr(packing, "rehearsal", lambda *_: self)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (self.free, 80 * GIB))
 

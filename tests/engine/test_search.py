@@ -191,7 +191,7 @@ def test_no_more_segments_than_slots_are_handed_out(tmp_path: Path) -> None:
 # ---- ends that wait for workers that start ------------------------------------------------------
 
 CANDIDATE = Candidate(
-    ((1, 8),),
+    arch=((1, 8),),
     lr=0.1,
     weight_decay=0.0,
     batch_size=64,

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,18 @@ import pytest
 import torch
 from fake_workers import experiment
 
-from vgg_search.config import Config
 from vgg_search.data.splits import Splits
 from vgg_search.engine import checkpoints as checkpoints
 from vgg_search.engine.checkpoints import TrainingCheckpoints, save_checkpoint
 from vgg_search.engine.worker import TrialWorker
-from vgg_search.models.files import load_folder
+from vgg_search.models.files import info_of, load_folder
 from vgg_search.space.candidate import Candidate
 from vgg_search.storage.folder import BEST, LAST
 from vgg_search.storage.place import Place, StorageError
 from vgg_search.study.segment import Segment
-from vgg_search.training.device import out_of_memory, plan
-from vgg_search.training.recipe import RECIPE_FIELDS, Recipe, recipe_of
-from vgg_search.training.train import Resident, evaluate
+from vgg_search.training.device import plan
+from vgg_search.training.inference import validate
+from vgg_search.training.train import Resident
 
 MEASURED = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr")
 CANDIDATE = Candidate(
@@ -295,13 +294,6 @@ def test_a_network_that_does_not_fit_in_memory_is_told_apart(make: Make) -> None
     assert epochs(go_on(worker, segment(1, number=8))) == [1]
 
 
-def test_lack_of_memory_has_several_names() -> None:
-    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"))
-    assert out_of_memory(MemoryError())
-    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert not out_of_memory(ValueError("can't allocate memory"))
-
-
 def test_the_last_network_is_gone_before_the_next_is_built(make: Make) -> None:
     class Watched(TrialWorker):
         gone: list[bool]
@@ -344,9 +336,11 @@ def test_the_best_weights_are_those_that_were_validated(
     data = Resident.load(splits, "cpu")
     assert data.val_images is not None
     assert data.val_labels is not None
-    loss, accuracy = evaluate(network, data.val_images, data.val_labels, plan("fp32", "cpu"))
-    assert accuracy == card["val_accuracy"] == best["val_accuracy"]
-    assert loss == pytest.approx(best["val_loss"], rel=1e-5)
+    assert info_of(card) == replace(splits.info, name="")  # a trial's card does not name its data
+    fp32 = plan("fp32", "cpu")
+    again = validate(network, data.val_images, data.val_labels, info_of(card), fp32)
+    assert again["val_accuracy"] == card["val_accuracy"] == best["val_accuracy"]
+    assert again["val_loss"] == pytest.approx(best["val_loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize(("keep_above", "kept"), [(0.0, True), (1.01, False)])
@@ -355,14 +349,6 @@ def test_only_what_may_be_among_the_best_is_kept(
 ) -> None:
     results(make(segment(1, keep_above=keep_above)))
     assert (tmp_path / "trials" / "7" / BEST).exists() == kept
-
-
-def test_the_recipe_is_the_experiments_with_what_was_sampled() -> None:
-    names = {field.name for field in fields(Recipe)}
-    assert names == {*RECIPE_FIELDS, *CANDIDATE.recipe(), "max_epochs", "warmup"}
-    assert Config.model_fields.keys() >= set(RECIPE_FIELDS)
-    recipe = recipe_of(experiment(erase=3, flip=False), CANDIDATE, 9)
-    assert (recipe.max_epochs, recipe.lr, recipe.erase, recipe.flip) == (9, 0.05, 3, False)
 
 
 class Payload:

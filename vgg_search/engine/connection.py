@@ -73,11 +73,11 @@ def ray_cluster(config: Config) -> Iterator[None]:
     A cluster's workers get this package from here; they need its dependencies installed only.
     Raises ConfigError where there is no cluster, or one of another Ray or Python.
     """
+    address = address_of(config)
+    _check_address(address)
     if ray.is_initialized():  # by the user, who also ends it
         yield
         return
-    address = address_of(config)
-    _check_address(address)
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
