@@ -52,7 +52,7 @@ def test_what_no_node_has_is_refused_before_anything_starts() -> None:
 
 NODES = """
 import json, sys
-from vgg_search.engine.connection import RAY_ENVIRONMENT
+from vgg_search.engine.environment import RAY_ENVIRONMENT
 import os
 os.environ.update(RAY_ENVIRONMENT)
 import ray
@@ -148,8 +148,9 @@ def test_a_refusal_is_one_line(text: str, line: str) -> None:
 
 ENVIRONMENT = """
 import json, os
-from vgg_search.engine.connection import RAY_ENVIRONMENT, ray_cluster
+from vgg_search.engine.environment import RAY_ENVIRONMENT
 os.environ.update(RAY_ENVIRONMENT)
+from vgg_search.engine.connection import ray_cluster
 from vgg_search.config import Config
 with ray_cluster(Config(address="local")):
     import ray
