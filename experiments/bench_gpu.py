@@ -36,10 +36,10 @@ from torchvision import transforms
 
 from vgg_search.cli.arguments import load_config
 from vgg_search.data.splits import Splits, load_splits
-from vgg_search.engine.worker import recipe_of
-from vgg_search.training.device import plan, settle
+from vgg_search.training.device import plan, prepare_process
 from vgg_search.training.model import build
-from vgg_search.training.train import Recipe, Resident, Training
+from vgg_search.training.recipe import Recipe, recipe_of
+from vgg_search.training.train import Resident, Training
 
 VAL_IMAGES = 10_000
 
@@ -58,7 +58,7 @@ def notebook(options: argparse.Namespace) -> dict[str, Any]:
     splits = load_splits(config.dataset, config.data_dir, held_out, options.images - held_out)
     recipe = recipe_of(config, candidate, options.epochs)
     shape = candidate.network(options.resolution)
-    settle(torch.get_num_threads())
+    prepare_process(torch.get_num_threads())
 
     began = time.perf_counter()
     resident = Resident.load(splits, options.device, whole=True)

@@ -22,7 +22,7 @@ import torch  # noqa: F401  (before the sender's thread imports it)
 from environment import environment
 from mlflow import MlflowClient
 
-from vgg_search.models.reuse import servable
+from vgg_search.models.files import servable
 from vgg_search.records import EPOCH_METRICS
 from vgg_search.tracking.connect import connect
 from vgg_search.tracking.tracker import Tracker

@@ -34,9 +34,10 @@ from torch.utils.data import DataLoader, Dataset
 from vgg_search.data.splits import MEAN, STD, Splits, load_splits
 from vgg_search.engine.environment import RAY_ENVIRONMENT
 from vgg_search.space.arch import NOTEBOOK_ARCH
-from vgg_search.training.device import plan, settle
+from vgg_search.training.device import plan, prepare_process
 from vgg_search.training.model import VGG, build
-from vgg_search.training.train import Recipe, Resident, Training, lr_at
+from vgg_search.training.recipe import Recipe, lr_at
+from vgg_search.training.train import Resident, Training
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = {"hidden_features": 256, "num_hidden": 1, "dropout": 0.0}
@@ -92,7 +93,7 @@ def splits_of(val_images: int, train_images: int) -> Splits:
 
 def ours(spec: dict[str, Any]) -> Callable[[], float]:
     """An epoch of the package's own training; returns images a second."""
-    settle(1)
+    prepare_process(1)
     splits = splits_of(1000, IMAGES[spec["net"]])
     labels = torch.from_numpy(splits.train_labels).long()
     data = Resident(torch.from_numpy(splits.train_images), labels)
@@ -140,7 +141,7 @@ def loader(spec: dict[str, Any]) -> Callable[[], float]:
 
 def peak(spec: dict[str, Any]) -> Callable[[], float]:
     """Floating-point operations a second, in 10^9, of the fastest matrix product."""
-    settle(1)
+    prepare_process(1)
     dtype, last = DTYPES[spec["precision"]], torch.channels_last
 
     def seconds(product: Callable[[], torch.Tensor]) -> float:

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import yaml
 from environment import environment
-from trials_page import section
+from trials_page import OURS, TUTORIAL, compare, figures, section
 
 from vgg_search.space.arch import describe
 from vgg_search.study.record import read_trials, rows_of
@@ -42,7 +42,6 @@ from vgg_search.study.tables import startup_seconds, trained
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 2026
-OURS, TUTORIAL = "vgg_search", "tutorial"
 SMALL = [[[1, 8]], [[1, 16]], [[1, 8], [1, 16]], [[1, 16], [1, 16]], [[1, 16], [1, 32]]]
 LARGER = [
     [[1, 16], [1, 32]],
@@ -63,9 +62,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "startup": {"trials": 300, "epochs": 1, "train_images": 500, "val_images": 500},
     "busy": {"trials": 64, "epochs": 9, "train_images": 5_000, "val_images": 1_000},
 }
-COLUMNS = (
-    "mode round stack trial arch lr epochs val_accuracy seconds startup started ended"
-).split()
+COLUMNS = "mode round stack trial arch lr epochs val_accuracy seconds startup started ended".split()
 
 
 def configurations(mode: str, count: int) -> list[dict[str, Any]]:
@@ -238,9 +235,8 @@ def run_process(command: list[str], work: Path) -> tuple[float, float]:
         code = subprocess.run(command, cwd=work, env=env, stdout=log, stderr=log).returncode
         ended = time.time()
     if code:
-        raise SystemExit(
-            f"{' '.join(command)} ended with {code}:\n{(work / 'log.txt').read_text()}"
-        )
+        log_text = (work / "log.txt").read_text()
+        raise SystemExit(f"{' '.join(command)} ended with {code}:\n{log_text}")
     return began, ended
 
 
@@ -274,9 +270,6 @@ def prepare_data(work: Path, size: dict[str, Any]) -> None:
         raise SystemExit("both stacks must train on the same images, and would not")
 
 
-# ---- figures ----------------------------------------------------------------------------------
-
-
 def logged(work: Path) -> dict[str, int]:
     """What MLflow's database holds: finished runs, other runs, metric points."""
     with sqlite3.connect(work / "mlflow.db") as db:
@@ -284,56 +277,6 @@ def logged(work: Path) -> dict[str, int]:
         points = db.execute("SELECT count(*) FROM metrics").fetchone()[0]
     finished = runs.pop("FINISHED", 0)
     return {"finished": finished, "unfinished": sum(runs.values()), "points": points}
-
-
-def figures(run: dict[str, Any], slots: int) -> dict[str, Any]:
-    """The numbers of one run that are compared."""
-    count, trials = len(run["trials"]), run["trials"]
-    training = sum(trial["seconds"] for trial in trials)
-    values = [trial["val_accuracy"] for trial in trials]
-    startups = sorted(trial["startup"] for trial in trials if trial["startup"] is not None)
-    return {
-        "stack": run["stack"],
-        "trials": count,
-        "epochs": sum(trial["epochs"] for trial in trials),
-        "wall_seconds": run["wall_seconds"],
-        "after_start_seconds": run["after_start_seconds"],
-        "search_seconds": run["search_seconds"],
-        "trials_per_minute": 60 * count / run["wall_seconds"],
-        "trials_per_minute_after_start": 60 * count / run["after_start_seconds"],
-        "trials_per_minute_search": 60 * count / run["search_seconds"],
-        "training_seconds_per_trial": training / count,
-        "startup_median": run["startup_median"],
-        "startup_mean": statistics.mean(startups),
-        "startup_p90": startups[int(0.9 * len(startups))],
-        "first_starts": run.get("first_starts"),
-        "slot_busy_fraction": training / (slots * run["search_seconds"]),
-        "accuracy_mean": statistics.mean(values),
-        "accuracy_sd": statistics.stdev(values),
-        "logged": run["logged"],
-        "load_before": run["load_before"],
-        "load_after": run["load_after"],
-    }
-
-
-def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Ours against the tutorial's, round by round, and whether both trained the same."""
-    ours, theirs = ([r for r in runs if r["stack"] == stack] for stack in (OURS, TUTORIAL))
-    ratios: dict[str, list[float]] = {}
-    for name in ("wall_seconds", "after_start_seconds", "search_seconds"):
-        ratios[name] = [b[name] / a[name] for a, b in zip(ours, theirs, strict=True)]
-    key = "{arch}/{lr}".format_map
-    differences = []
-    for a, b in zip(ours, theirs, strict=True):
-        values = {key(trial): trial["val_accuracy"] for trial in b["trials"]}
-        differences += [trial["val_accuracy"] - values[key(trial)] for trial in a["trials"]]
-    mean, sd = statistics.mean(differences), statistics.stdev(differences)
-    return {
-        "ratios": ratios,
-        "accuracy_difference": mean,
-        "accuracy_difference_sd": sd,
-        "accuracy_difference_se": sd / math.sqrt(len(differences)),
-    }
 
 
 # ---- the bench --------------------------------------------------------------------------------

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from vgg_search.data.splits import SAMPLE, find_split, read_split, stratified_order
+from vgg_search.data.bundled import SAMPLE
+from vgg_search.data.fashion_mnist import PREFIXES, SOURCE, find_split
+from vgg_search.data.source import Split
+from vgg_search.data.splits import stratified_order
 
 SEED = 1708
-SIZES = {"train": 6_000, "t10k": 2_000}
+SIZES: dict[Split, int] = {"train": 6_000, "test": 2_000}
 
 
 def make_sample(data_dir: Path) -> dict[str, np.ndarray]:
@@ -23,11 +26,12 @@ def make_sample(data_dir: Path) -> dict[str, np.ndarray]:
         folder = find_split(data_dir, split)
         if folder is None:
             raise SystemExit(f"DATA_DIR must hold the {split} files of Fashion-MNIST: {data_dir}")
-        images, labels = read_split(folder, split)
+        images, labels = SOURCE.load(folder, split)
         index = np.sort(stratified_order(labels, SEED)[:size])
-        arrays[f"{split}_images"] = images[index]
-        arrays[f"{split}_labels"] = labels[index]
-        arrays[f"{split}_index"] = index.astype(np.uint16)
+        prefix = PREFIXES[split]
+        arrays[f"{prefix}_images"] = images[index]
+        arrays[f"{prefix}_labels"] = labels[index]
+        arrays[f"{prefix}_index"] = index.astype(np.uint16)
     return arrays
 
 

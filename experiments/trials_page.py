@@ -1,13 +1,16 @@
-"""The page of `bench_trials.py` from the JSON files that it kept, and from nothing else.
+"""Figures and tables of `bench_trials.py`: figures from its runs, tables from the JSON it kept.
 
-python experiments/trials_page.py results/2026-11-24_trials     # prints it; a second
+python experiments/trials_page.py results/2026-11-24_trials     # prints the tables; a second
 """
 
 import json
+import math
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
+OURS, TUTORIAL = "vgg_search", "tutorial"
 MODES = ("short", "middle", "startup", "busy")
 CELLS = {  # title -> format of a run's figures
     "run": "{round}",
@@ -34,6 +37,48 @@ MACHINE = (
     "{cpu}, {cores} cores, avx512_bf16 {avx512_bf16}, amx_bf16 {amx_bf16}; Python {python}, "
     "torch {torch}, Ray {ray}, Optuna {optuna}, MLflow {mlflow}."
 )
+
+
+def figures(run: dict[str, Any], slots: int) -> dict[str, Any]:
+    """The numbers of one run that are compared."""
+    count, trials = len(run["trials"]), run["trials"]
+    training = sum(trial["seconds"] for trial in trials)
+    values = [trial["val_accuracy"] for trial in trials]
+    startups = sorted(trial["startup"] for trial in trials if trial["startup"] is not None)
+    kept = "stack wall_seconds after_start_seconds search_seconds startup_median logged".split()
+    return {
+        **{name: run[name] for name in [*kept, "load_before", "load_after"]},
+        "trials": count,
+        "epochs": sum(trial["epochs"] for trial in trials),
+        "trials_per_minute": 60 * count / run["wall_seconds"],
+        "training_seconds_per_trial": training / count,
+        "startup_mean": statistics.mean(startups),
+        "startup_p90": startups[int(0.9 * len(startups))],
+        "first_starts": run.get("first_starts"),
+        "slot_busy_fraction": training / (slots * run["search_seconds"]),
+        "accuracy_mean": statistics.mean(values),
+        "accuracy_sd": statistics.stdev(values),
+    }
+
+
+def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Ours against the tutorial's, round by round, and whether both trained the same."""
+    ours, theirs = ([r for r in runs if r["stack"] == stack] for stack in (OURS, TUTORIAL))
+    ratios = {
+        name: [b[name] / a[name] for a, b in zip(ours, theirs, strict=True)] for name in RATIOS
+    }
+    key = "{arch}/{lr}".format_map
+    differences = []
+    for a, b in zip(ours, theirs, strict=True):
+        values = {key(trial): trial["val_accuracy"] for trial in b["trials"]}
+        differences += [trial["val_accuracy"] - values[key(trial)] for trial in a["trials"]]
+    mean, sd = statistics.mean(differences), statistics.stdev(differences)
+    return {
+        "ratios": ratios,
+        "accuracy_difference": mean,
+        "accuracy_difference_sd": sd,
+        "accuracy_difference_se": sd / math.sqrt(len(differences)),
+    }
 
 
 def section(mode: str, result: dict[str, Any]) -> str:

@@ -10,15 +10,16 @@ import pytest
 from mlflow import MlflowClient
 
 from vgg_search.cli.commands import main
+from vgg_search.data.bundled import SOURCE
 from vgg_search.data.splits import load_splits
-from vgg_search.engine.worker import RECIPE_FIELDS
-from vgg_search.models.reuse import load_folder, save_model, servable
+from vgg_search.models.files import load_folder, save_model, servable
 from vgg_search.refine import KEPT, RUN, refine
 from vgg_search.space.candidate import Candidate
 from vgg_search.tracking.connect import connect
 from vgg_search.tracking.recorder import champion_key
 from vgg_search.tracking.tracker import ANSWERS
 from vgg_search.training.model import build
+from vgg_search.training.recipe import RECIPE_FIELDS
 
 EPOCHS = 2
 CANDIDATE = Candidate(
@@ -54,7 +55,7 @@ def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Offer:
             "epochs": EPOCHS,
             "metrics": {"val_accuracy": 0.5, "test_accuracy": 0.1},
         }
-        save_model(tmp_path / "runs" / "a" / "champion", network, card | changes)
+        save_model(tmp_path / "runs" / "a" / "champion", network, SOURCE.info, card | changes)
         return tmp_path / "runs" / "a" / "champion"
 
     return one
@@ -137,7 +138,7 @@ def test_what_cannot_be_refined(
     folder = offer(**changes)
     network, card = load_folder(folder)
     card = {name: value for name, value in card.items() if name != "recipe"}
-    save_model(tmp_path / "no_recipe", network, card)
+    save_model(tmp_path / "no_recipe", network, SOURCE.info, card)
     before = sorted(tmp_path.rglob("*"))
     assert main(["refine", *flags.format(no_recipe=tmp_path / "no_recipe").split()]) == 2
     out, err = capfd.readouterr()

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from champions import save_champion
 
 import vgg_search
 
@@ -31,9 +32,10 @@ LOADS: dict[str, set[str]] = {
     "training": {"torch"},
     "study": {"optuna"},
     "models": {"torch"},
-    "engine": {"torch", "ray", "optuna", "pandas"},
+    "finding": {"torch"},
+    "engine": {"torch", "ray", "optuna", "pandas", "rich"},  # Ray Tune loads the last two
     "tracking": {"optuna"},  # MLflow takes seconds, and is imported by the sender's thread
-    "report": {"optuna", "plotly", "pandas"},
+    "report": {"optuna", "plotly"},
     "terminal": {"optuna", "rich"},
     "cli": set(),
     "run": set(),
@@ -84,12 +86,28 @@ def test_a_room_loads_what_its_level_may(room: str, tmp_path: Path) -> None:
 
 def test_every_room_is_in_the_table() -> None:
     rooms = {file.relative_to(PACKAGE).parts[0].removesuffix(".py") for file in FILES}
-    at_the_top = {"__init__", "session", "refine", "dry_run", "finding", "api"}
+    at_the_top = {"__init__", "session", "refine", "dry_run", "api"}
     assert rooms - at_the_top == set(LOADS)
 
 
 def test_the_package_loads_nothing(tmp_path: Path) -> None:
     assert not set(loaded(["vgg_search"], tmp_path)["modules"]) & {*HEAVY, "pydantic", "numpy"}
+
+
+def test_a_loaded_network_brings_torch_and_no_part_of_the_search(tmp_path: Path) -> None:
+    """What somebody pays who only wants to classify images."""
+    folder = save_champion(tmp_path / "champion")
+    script = (
+        "import sys, vgg_search\n"
+        "network = vgg_search.load(sys.argv[1])\n"
+        "import torch\n"
+        "assert network(torch.zeros(1, 1, 28, 28, dtype=torch.uint8)).shape == (1, 10)\n"
+        "print(*sorted(name for name in sys.modules if '.' not in name))\n"
+    )
+    command = [sys.executable, "-c", script, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert set(done.stdout.split()) & {*HEAVY, "pydantic"} == {"torch"}
 
 
 # Level -> rooms; a room imports from rooms of a lower level, and from itself

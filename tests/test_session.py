@@ -15,8 +15,9 @@ from nodes import cluster_of
 
 from vgg_search import session
 from vgg_search.config import ConfigError
-from vgg_search.data.splits import Splits, find_split
-from vgg_search.models.reuse import servable
+from vgg_search.data.fashion_mnist import find_split
+from vgg_search.data.splits import Splits
+from vgg_search.models.files import servable
 from vgg_search.provenance import PACKAGES, provenance
 from vgg_search.session import Session, claim, exit_code, log_file, run_folder
 from vgg_search.stop import StopSignals

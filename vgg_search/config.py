@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -23,6 +22,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from vgg_search.errors import InputError, did_you_mean
+from vgg_search.records import AUTO, DATASETS
 from vgg_search.space.arch import Arch, check_arch
 from vgg_search.space.search_space import Space
 from vgg_search.storage.folder import RUNS
@@ -86,16 +86,17 @@ def _queued_trial(trial: dict[str, Any]) -> dict[str, Any]:
 
 def resumable(default: Any) -> Any:
     """The default of a field that a resumed study may be given anew."""
-    return Field(default, json_schema_extra={"resumable": True})
+    return Field(default, json_schema_extra=_RESUMABLE)
 
 
 _ARCH = TypeAdapter(Arch)
+_RESUMABLE: dict[str, Any] = {"resumable": True}
 T = TypeVar("T")
 FromJson = Annotated[T, NoDecode, BeforeValidator(_from_json)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 Positive = Annotated[int, Field(ge=1)]
-Dataset = Literal["auto", "fashion-mnist", "sample"]
+Dataset = Literal[(AUTO, *DATASETS)]  # type: ignore[valid-type]  # known when run
 QueuedTrial = Annotated[dict[str, Any], AfterValidator(_queued_trial)]
 
 
@@ -126,7 +127,7 @@ class Config(Fields):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of proposals, initial weights, shuffling and augmentation."""
 
-    dataset: Dataset = "auto"
+    dataset: Dataset = AUTO
     """auto: the real set where it can be had, else the bundled sample, loudly."""
     data_dir: Path | None = resumable(None)
     """Folder with Fashion-MNIST in torchvision's layout, packed or unpacked."""
@@ -246,11 +247,15 @@ class Config(Fields):
 
     def dump(self) -> str:
         """The resolved experiment as YAML, which reads back as an equal one."""
+        import yaml  # 40 ms, of which `--help` has no need
+
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
 
 
 # What a resumed study may be given anew: budgets, cluster, tracking, and where the data lies
-RESUMABLE = frozenset(n for n, f in Config.model_fields.items() if f.json_schema_extra)
+RESUMABLE = frozenset(
+    n for n, f in Config.model_fields.items() if f.json_schema_extra == _RESUMABLE
+)
 # Pydantic's kinds of error as rules: "field must RULE, got VALUE"
 _RULES = {
     "greater_than_equal": "be >= {ge:.15g}",

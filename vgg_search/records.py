@@ -11,6 +11,10 @@ from typing import Any, Final, Literal, Required, TypedDict
 METRIC: Final = "val_accuracy"  # what trials are ranked by: higher is better
 BEST_METRIC = f"best_{METRIC}"
 
+# Data set -> its module in data/, where its SOURCE is; a new one is that file and a line here
+DATASETS = {"fashion-mnist": "fashion_mnist", "sample": "bundled"}
+AUTO: Final = "auto"  # the whole set where it can be had, else the bundled sample
+
 
 class EpochMetrics(TypedDict, total=False):
     """What an epoch of training is measured by. A champion's row has no `val_` fields."""

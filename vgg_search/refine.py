@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from vgg_search.data.splits import Splits, load_splits, load_test
-from vgg_search.engine.worker import pick_device
-from vgg_search.models.reuse import (
+from vgg_search.models.evaluation import evaluate
+from vgg_search.models.files import (
+    Classifier,
     ModelError,
-    Servable,
-    evaluate,
+    info_of,
     load_folder,
     save_model,
     servable,
@@ -33,9 +33,10 @@ from vgg_search.tracking.recorder import REFINEMENT as RUN
 from vgg_search.tracking.recorder import end_run, log_row, register_champion, start_run
 from vgg_search.tracking.registry import version_of
 from vgg_search.tracking.tracker import ANSWERS, SEND_SECONDS, STOPPED_SECONDS, Tracker
-from vgg_search.training.device import settle
+from vgg_search.training.device import pick_device, prepare_process
 from vgg_search.training.model import VGG
-from vgg_search.training.train import Recipe, Resident, Training
+from vgg_search.training.recipe import Recipe
+from vgg_search.training.train import Resident, Training
 
 # What a champion's card must tell, and a refinement's tells too
 KEPT = ("dataset", "digest", "study", "trial", "num_params", "params", "recipe")
@@ -64,9 +65,9 @@ def refine(
     network, old = load_folder(folder)
     splits = _images_of(old, data_dir)
     test = load_test(old["dataset"], data_dir)
-    before = evaluate(Servable(network, old), *test)["test_accuracy"]
+    before = evaluate(Classifier(network, info_of(old)), *test)["test_accuracy"]
     epochs = epochs or int(old["epochs"])
-    card = {name: old[name] for name in (*KEPT, "classes", "normalisation")} | facts
+    card = {name: old[name] for name in KEPT} | facts
     card |= {"seed": seed, "epochs": epochs, "parent_model": parent["model_uri"]}
     training = _training(network, splits, card)
 
@@ -77,8 +78,8 @@ def refine(
         return summary | {"champion": None, "unsent": unsent}
 
     refined = training.measured.cpu().eval()
-    metrics = evaluate(Servable(refined, card), *test) | {"parent_test_accuracy": before}
-    save_model(out / CHAMPION, refined, card | {"metrics": metrics})
+    metrics = evaluate(Classifier(refined, info_of(old)), *test) | {"parent_test_accuracy": before}
+    save_model(out / CHAMPION, refined, info_of(old), card | {"metrics": metrics})
     return _conclude(out, sent, {name: metrics[name] for name in SCORES}, summary)
 
 
@@ -98,7 +99,7 @@ def _training(network: VGG, splits: Splits, card: Card) -> Training:
     """The network's next cycle, on all images of the training split."""
     sampled = Candidate.from_dict(card["params"]).recipe()
     recipe = Recipe(max_epochs=card["epochs"], **card["recipe"], **sampled)
-    settle(os.cpu_count() or 1)
+    prepare_process(os.cpu_count() or 1)
     data = Resident.load(splits, pick_device(), whole=True)
     return Training(network, data, recipe, card["seed"])
 

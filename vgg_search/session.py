@@ -81,7 +81,7 @@ def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[s
         with ray_cluster(config):
             stop.install()
             cluster = Cluster(config, Place.of(config.storage_path, folder.name))
-            slots = cluster.places()
+            slots = cluster.slots()
             claim(folder, config, resume)
             study = Study(folder, config, facts=facts)
             stack.callback(study.release)
@@ -110,7 +110,7 @@ def _session(study: Study, splits: "Splits", place: Place, quiet: bool) -> Itera
     (folder / CONFIG).write_text(config.dump())
     with log_file(folder / LOG):
         from vgg_search.data.splits import USING_SAMPLE
-        from vgg_search.models.reuse import servable
+        from vgg_search.models.files import servable
 
         if splits.name == "sample":  # said before there was a log
             log.info(USING_SAMPLE)
@@ -243,7 +243,7 @@ class Session:
         recorder.interrupt()
         if study.stopping or study.ranking.incumbent is None or not study.config.champion_epochs:
             return None
-        from vgg_search.engine.champion import crown, planned_epochs
+        from vgg_search.engine.champion import planned_epochs, train_champion
 
         best = study.optuna.get_trials(deepcopy=False)[study.ranking.incumbent[1]]
         card = read_card(study.folder)
@@ -254,7 +254,9 @@ class Session:
             f"champion: trial {best.number}'s network, anew on all training images"
         )
         try:
-            card = crown(study, best, self.splits, cluster, self.facts, self._champion_epoch)
+            card = train_champion(
+                study, best, self.splits, cluster, self.facts, self._champion_epoch
+            )
         except Exception as error:  # whatever it is, what the search has found is to be told
             log.error("the champion failed: %s", _last_line(error))
             log.info("where it failed", exc_info=True)
@@ -285,6 +287,8 @@ class Session:
             "study": study.folder.name,
             "state": state,
             "dataset": self.splits.name,
+            "train_images": len(self.splits.train_images),
+            "val_images": len(self.splits.val_images),
             **summarise(trials, slots, study.budget.clock),
             "champion": self._champion_summary(champion) if champion else None,
             "refused": tracker.refused,
@@ -309,11 +313,11 @@ class Session:
 
     def _report(self, stopped: bool) -> list[str]:
         """What the report warns of; after a signal, without the figures that take seconds."""
-        from vgg_search.report.page import health, make_report
+        from vgg_search.report.page import make_report, warnings_of
 
         try:
             make_report(self.study.folder, pages=not stopped, hurry=stopped)
-            return health(self.study.folder)
+            return warnings_of(self.study.folder)
         except Exception as error:  # whatever it is, the study is whole, and its runs are closed
             log.error("no report: %s", " ".join(str(error).split()) or type(error).__name__)
             log.info("where it failed", exc_info=True)

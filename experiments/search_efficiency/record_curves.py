@@ -17,7 +17,6 @@ import gzip
 import io
 import json
 import math
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,27 +60,24 @@ def candidates(count: int) -> list[Candidate]:
     return [space.sample(study.ask()) for _ in range(count)]
 
 
-def record(count: int, data_dir: Path | None, minutes: float, work: Path) -> None:
-    """Train what `work` lacks, until `count` configurations are there or the time is up."""
+def record(count: int, data_dir: Path | None, work: Path) -> None:
+    """Train what `work` lacks, until `count` configurations are there."""
     from vgg_search.data.splits import load_splits
-    from vgg_search.engine.worker import recipe_of
-    from vgg_search.training.device import settle
+    from vgg_search.training.device import prepare_process
     from vgg_search.training.model import build
+    from vgg_search.training.recipe import recipe_of
     from vgg_search.training.train import Resident, Training
 
-    settle(1)
+    prepare_process(1)
     config = experiment()
     splits = load_splits("fashion-mnist", data_dir, VAL_IMAGES, TRAIN_IMAGES)
     data = Resident.load(splits, "cpu")
     work.parent.mkdir(parents=True, exist_ok=True)
     done = {(row["config"], row["seed"]) for row in read_work(work)}
-    until = time.monotonic() + 60 * minutes
     for number, candidate in enumerate(candidates(count)):
         for seed in SEEDS:
             if (number, seed) in done:
                 continue
-            if time.monotonic() > until:
-                return
             network = build(candidate.network(config.resolution), seed)
             training = Training(network, data, recipe_of(config, candidate, EPOCHS), seed)
             rows = list(training.run(EPOCHS))
@@ -132,11 +128,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, help="Fashion-MNIST in torchvision's layout")
     parser.add_argument("--configs", type=int, default=200, help="configurations (200)")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many")
     parser.add_argument("--work", type=Path, default=WORK, help=f"finished trainings ({WORK})")
     parser.add_argument("--table", type=Path, default=TABLE)
     options = parser.parse_args()
-    record(options.configs, options.data_dir, options.minutes, options.work)
+    record(options.configs, options.data_dir, options.work)
     print(f"{pack(options.work, options.table)} configurations in {options.table}")
 
 

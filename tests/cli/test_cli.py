@@ -3,10 +3,12 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vgg_search.cli.commands import COMMANDS, main
+from vgg_search.cli.arguments import load_config, parse_options
+from vgg_search.cli.commands import COMMANDS, DATASET, EPOCHS, main
 from vgg_search.config import Config
 
 ROOT = Path(__file__).parents[2]
@@ -192,6 +194,7 @@ def test_a_mistake_in_a_command_is_one_line(
     [
         ("VGG_SEARCH_NUM_TRIALS", "many", "num_trials must be an integer, got 'many'"),
         ("VGG_SEARCH_SPACE", "{", "space must be valid JSON"),
+        ("VGG_SEARCH_ENQUEUE", "{}", "enqueue must be a valid list, got {}"),
         ("MLFLOW_TRACKING_URI", "ftp://host", "MLFLOW_TRACKING_URI must be a path or an address"),
     ],
 )
@@ -212,7 +215,14 @@ def test_a_mistake_in_the_environment_is_one_line(
         ("STORAGE_PATH", "elsewhere", "status", "no study found under elsewhere"),
         ("STORAGE_PATH", "nowhere", "status --storage-path other", "no study found under other"),
         ("STORAGE_PATH", "elsewhere", "predict a.png", "no champion found under elsewhere"),
+        ("STORAGE_PATH", "", "status", "no study found under runs"),
+        ("STORAGE_PATH", "", "predict a.png", "no champion found under runs"),
+        ("STORAGE_PATH", "elsewhere", "run --resume gone", "no study named gone in elsewhere"),
         ("TRACKING_URI", "ftp://host", "refine", "must be a path or an address"),
+        ("TRACKING_URI", "ftp://host", "refine --tracking-uri=", "no champion found under runs"),
+        ("SEED", "-1", "refine", "seed must be >= 0, got '-1'"),
+        ("CHAMPION_EPOCHS", "0", "refine", "champion_epochs must be >= 1, got '0'"),
+        ("CHAMPION_EPOCHS", "0", "refine --champion-epochs 1", "no champion found under runs"),
         ("DATASET", "cifar", "evaluate", f"dataset must be one of {DATASETS}, got 'cifar'"),
         ("DATASET", "cifar", "status", "no study found under runs"),  # it has no such flag
     ],
@@ -227,6 +237,73 @@ def test_other_commands_read_the_environment(
 ) -> None:
     monkeypatch.setenv(f"VGG_SEARCH_{name}", value)
     refused(line.split(), text, capfd)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_refuses_a_variable_of_no_field(
+    command: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs = {"predict": ["a.png"], "export": ["--format", "pt2", "--out", "x"]}
+    monkeypatch.setenv("VGG_SEARCH_NUM_TRIAL", "7")
+    text = "VGG_SEARCH_NUM_TRIAL must name a field, got 'num_trial'; did you mean num_trials?"
+    refused([command, *needs.get(command, [])], text, capfd)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("VGG_SEARCH_NUM_TRIAL", ""),
+        # What Kubernetes sets in the containers of a namespace for a service vgg-search-head-svc
+        ("VGG_SEARCH_HEAD_SVC_SERVICE_HOST", "10.0.0.1"),
+        ("VGG_SEARCH_HEAD_SVC_SERVICE_PORT_CLIENT", "10001"),
+        ("VGG_SEARCH_HEAD_SVC_PORT", "tcp://10.0.0.1:10001"),
+        ("VGG_SEARCH_HEAD_SVC_PORT_10001_TCP_ADDR", "10.0.0.1"),
+    ],
+)
+def test_what_is_empty_or_of_a_service_is_no_mistake(
+    name: str, value: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    refused(["status"], "no study found under runs", capfd)
+
+
+@pytest.mark.parametrize("field", Config.model_fields)
+def test_an_empty_variable_is_as_if_unset(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"VGG_SEARCH_{field.upper()}", "")
+    assert load_config(["--name", "a"])[0] == Config(name="a")
+
+
+@pytest.mark.parametrize(
+    ("field", "default", "variable", "flag"),
+    [
+        ("storage_path", "runs", "of_environment", "of_flag"),
+        ("tracking_uri", None, "sqlite:///a.db", "sqlite:///b.db"),
+        ("experiment", "vgg-search", "of_environment", "of_flag"),
+        ("dataset", None, "sample", "fashion-mnist"),
+        ("data_dir", None, Path("of_environment"), Path("of_flag")),
+        ("seed", 0, 7, 8),
+        ("champion_epochs", None, 7, 8),
+    ],
+)
+def test_flag_beats_environment_beats_default_in_other_commands(
+    field: str, default: object, variable: object, flag: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own: dict[str, Any] = {"dataset": DATASET, "champion_epochs": EPOCHS}
+
+    def command() -> None:
+        """a command that has the field"""
+
+    def value(*argv: str) -> object:
+        shared = [] if field in own else [field]
+        return getattr(parse_options(command, argv, [], shared, **own), field)
+
+    name = f"VGG_SEARCH_{field.upper()}"
+    assert value() == default
+    monkeypatch.setenv(name, str(variable))
+    assert value() == variable
+    assert value(f"--{field.replace('_', '-')}", str(flag)) == flag
+    monkeypatch.setenv(name, "")
+    assert value() == default
 
 
 class RemoteError(RuntimeError):

@@ -23,9 +23,9 @@ from optuna.trial import FrozenTrial
 import vgg_search
 from vgg_search.config import Config
 from vgg_search.data.splits import load_splits
-from vgg_search.engine.worker import recipe_of
 from vgg_search.study.record import candidate_of, read_trials, rows_of
 from vgg_search.training.model import build
+from vgg_search.training.recipe import recipe_of
 from vgg_search.training.train import Resident, Training
 
 pytestmark = pytest.mark.slow

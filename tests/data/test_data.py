@@ -16,13 +16,20 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from vgg_search.data import splits as data
-from vgg_search.data.splits import CLASSES, DataError, load_splits, load_test, read_split
+from vgg_search.config import Config
+from vgg_search.data import download
+from vgg_search.data.bundled import SAMPLE
+from vgg_search.data.fashion_mnist import SOURCE, find_split
+from vgg_search.data.source import DataError, Source
+from vgg_search.data.splits import SPLIT_SEED, load_splits, load_test, stratified_order
+from vgg_search.records import AUTO, DATASETS
 
 REAL = os.environ.get("VGG_SEARCH_DATA_DIR", "")
 needs_real = pytest.mark.skipif(not REAL, reason="VGG_SEARCH_DATA_DIR is not set")
@@ -34,7 +41,7 @@ LOUD = "USING THE BUNDLED SAMPLE"
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No data but the sample, which nobody has heard of: an empty cache, no folder named, and a
     proxy that refuses."""
-    monkeypatch.setattr(data, "_said", False)
+    monkeypatch.setattr("vgg_search.data.splits._sample_announced", False)
     monkeypatch.delenv("VGG_SEARCH_DATA_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -44,7 +51,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def published(name: str) -> Path:
-    folder = data.find_split(Path(REAL), name.split("-")[0])
+    folder = find_split(Path(REAL), "train" if name.startswith("train") else "test")
     assert folder is not None
     return folder / name
 
@@ -123,7 +130,7 @@ def test_sample_is_stratified_and_cut() -> None:
 
 
 def test_sample_fits_the_package() -> None:
-    folder = data.SAMPLE.parent
+    folder = SAMPLE.parent
     assert sum(file.stat().st_size for file in folder.iterdir()) < 4_000_000
     assert "MIT" in (folder / "LICENSE").read_text(encoding="utf-8")
     assert "arXiv:1708.07747" in (folder / "README.md").read_text(encoding="utf-8")
@@ -149,7 +156,7 @@ def test_sample_ignores_data_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_sample_is_what_its_script_makes() -> None:
     script = Path(__file__).parents[2] / "experiments" / "make_sample.py"
     made = runpy.run_path(str(script))["make_sample"](Path(REAL))
-    with np.load(data.SAMPLE, allow_pickle=False) as bundled:
+    with np.load(SAMPLE, allow_pickle=False) as bundled:
         assert sorted(made) == sorted(bundled.files)
         for key in made:
             np.testing.assert_array_equal(made[key], bundled[key])
@@ -169,23 +176,23 @@ def test_split_is_the_same_every_time() -> None:
 
 def test_train_and_val_share_no_image_and_lose_none() -> None:
     labels = np.repeat(np.arange(10, dtype=np.uint8), 60)
-    order = data.stratified_order(labels, 0)
+    order = stratified_order(labels, 0)
     assert sorted(order) == list(range(600))
     splits = load_splits("sample")
-    with np.load(data.SAMPLE) as arrays:
+    with np.load(SAMPLE) as arrays:
         whole = np.concatenate([splits.val_images, splits.train_images])
-        given = data.stratified_order(arrays["train_labels"], data.SPLIT_SEED)
+        given = stratified_order(arrays["train_labels"], SPLIT_SEED)
         np.testing.assert_array_equal(whole, arrays["train_images"][given])
 
 
 def test_every_prefix_is_stratified() -> None:
     labels = np.random.default_rng(1).permutation(np.repeat(np.arange(10, dtype=np.uint8), 30))
-    ordered = labels[data.stratified_order(labels, 3)]
+    ordered = labels[stratified_order(labels, 3)]
     for size in range(1, 301):
         counts = np.bincount(ordered[:size], minlength=10)
         assert counts.max() - counts.min() <= 1
     uneven = np.array([0] * 80 + [1] * 20, np.uint8)
-    assert np.bincount(uneven[data.stratified_order(uneven, 3)][:50]).tolist() == [40, 10]
+    assert np.bincount(uneven[stratified_order(uneven, 3)][:50]).tolist() == [40, 10]
 
 
 def test_smaller_training_set_is_a_prefix() -> None:
@@ -263,14 +270,14 @@ def test_read_only_folder_stays_as_it_is(
     assert before == (sorted(os.listdir(tmp_path)), tmp_path.stat().st_mtime_ns)
     assert (images.shape, len(labels)) == ((10_000, 28, 28), 10_000)
     pixels = splits.whole()[0]
-    assert abs(pixels.mean() / 255 - data.MEAN) < 1e-4
-    assert abs(pixels.std() / 255 - data.STD) < 1e-4
+    assert abs(pixels.mean() / 255 - SOURCE.info.mean) < 1e-4
+    assert abs(pixels.std() / 255 - SOURCE.info.std) < 1e-4
 
 
 @needs_real
 def test_split_of_the_whole_set_is_disjoint(unpacked: Path) -> None:
-    images, labels = read_split(unpacked, "train")
-    order = data.stratified_order(labels, data.SPLIT_SEED)
+    images, labels = SOURCE.load(unpacked, "train")
+    order = stratified_order(labels, SPLIT_SEED)
     assert len(set(order[:10_000]) | set(order[10_000:])) == 60_000
     splits = load_splits("auto", unpacked, train_images=1000)
     np.testing.assert_array_equal(splits.val_images, images[order[:10_000]])
@@ -338,7 +345,7 @@ def test_one_wrong_byte_is_found(name: str, packed: Path, unpacked: Path, tmp_pa
 
 def test_unreadable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="train-images-idx3-ubyte cannot be read: No such file"):
-        read_split(tmp_path, "train")
+        SOURCE.load(tmp_path, "train")
 
 
 # Sources
@@ -368,6 +375,15 @@ def test_argument_beats_environment(
     assert load_splits("auto", packed, 10, 10).name == "fashion-mnist"
 
 
+@pytest.mark.parametrize("name", DATASETS)
+def test_each_data_set_of_the_table_is_a_source_of_that_name(name: str) -> None:
+    source = import_module(f"vgg_search.data.{DATASETS[name]}").SOURCE
+    assert isinstance(source, Source)
+    assert source.info.name == name
+    assert len(set(source.info.classes)) >= 2
+    assert get_args(Config.model_fields["dataset"].annotation) == (AUTO, *DATASETS)
+
+
 def test_unknown_dataset() -> None:
     with pytest.raises(DataError, match=r"^dataset must be auto, fashion-mnist or sample, got mni"):
         load_splits("mnist")
@@ -390,7 +406,7 @@ def test_refused_download_falls_back_or_is_an_error(
 def test_silent_server_is_given_up(
     cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(data, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(download, "SILENCE_SECONDS", 0.5)
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.getsockname()[1]}")
         assert len(load_test("auto")[1]) == 2000
@@ -400,7 +416,7 @@ def test_silent_server_is_given_up(
 
 
 def test_download_has_an_end(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "DOWNLOAD_SECONDS", 0.5)
+    monkeypatch.setattr(download, "DOWNLOAD_SECONDS", 0.5)
     with pytest.raises(DataError, match=r"download took more than 0\.5 s; data_dir or VGG_SEARCH"):
         load_splits("fashion-mnist")
     assert list(cache.iterdir()) == []
@@ -440,5 +456,7 @@ def test_download_fills_the_cache(
 
 
 def test_class_names() -> None:
-    assert len(CLASSES) == 10
-    assert (CLASSES[0], CLASSES[9]) == ("T-shirt/top", "Ankle boot")
+    classes = load_splits("sample").info.classes
+    assert classes == SOURCE.info.classes
+    assert len(classes) == 10
+    assert (classes[0], classes[9]) == ("T-shirt/top", "Ankle boot")

@@ -14,7 +14,9 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
 
-from vgg_search.data.splits import CLASSES, load_test
+import vgg_search
+from vgg_search.data.fashion_mnist import SOURCE
+from vgg_search.data.splits import load_test
 from vgg_search.records import EPOCH_METRICS
 from vgg_search.study.record import read_trials, rows_of
 
@@ -203,8 +205,6 @@ def test_only_the_top_k_keep_checkpoints(killed: Killed, runs: dict[str, list[An
 def test_champion_is_registered_and_usable(killed: Killed, runs: dict[str, list[Any]]) -> None:
     from mlflow import MlflowClient
 
-    from vgg_search.engine.champion import load
-
     client = MlflowClient(f"sqlite:///{killed.folder / 'mlflow.db'}")
     version = client.get_model_version_by_alias("vgg-search", "champion")
     (run,) = runs["champion"]
@@ -213,8 +213,8 @@ def test_champion_is_registered_and_usable(killed: Killed, runs: dict[str, list[
     assert len(card["metrics"]["test_accuracies"]) == SMALL["champion_seeds"]
     assert run.data.metrics["test_accuracy"] == card["metrics"]["test_accuracy"]
     uri = f"sqlite:///{killed.folder / 'mlflow.db'}"
-    stored = load(killed.run / "champion")
-    tracked = load("models:/vgg-search@champion", tracking_uri=uri)
+    stored = vgg_search.load(killed.run / "champion")
+    tracked = vgg_search.load("models:/vgg-search@champion", tracking_uri=uri)
     for ours, theirs in zip(
         stored.state_dict().values(), tracked.state_dict().values(), strict=True
     ):
@@ -234,7 +234,10 @@ def test_evaluate_and_predict(killed: Killed) -> None:
     assert answers.returncode == 0, answers.stderr
     predictions = json.loads(answers.stdout.splitlines()[-1])["predictions"]
     assert [row["file"] for row in predictions] == files
-    assert all(row["class"] in CLASSES and 0.1 <= row["probability"] <= 1 for row in predictions)
+    assert all(
+        row["class"] in SOURCE.info.classes and 0.1 <= row["probability"] <= 1
+        for row in predictions
+    )
 
 
 def test_a_second_resume_trains_nothing(killed: Killed) -> None:

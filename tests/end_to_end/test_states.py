@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 
 from vgg_search.config import Config
 from vgg_search.data.splits import Splits
-from vgg_search.models.reuse import servable
+from vgg_search.models.files import servable
 from vgg_search.session import Session
 from vgg_search.study.record import read_trials, rows_of
 from vgg_search.study.segment import Event

@@ -17,10 +17,10 @@ import yaml
 from vgg_search.cli.arguments import read_yaml
 from vgg_search.config import Config
 from vgg_search.data.splits import Splits, load_splits
-from vgg_search.engine.worker import recipe_of
 from vgg_search.study.record import candidate_of, read_trials, rows_of
-from vgg_search.training.device import settle
+from vgg_search.training.device import prepare_process
 from vgg_search.training.model import build
+from vgg_search.training.recipe import recipe_of
 from vgg_search.training.train import Resident, Training
 
 MEASURED = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr")
@@ -105,8 +105,8 @@ def test_memory_of_a_worker_does_not_grow(many: Path) -> None:
     rows.sort(key=lambda row: (row["worker"], row["ended"]))
     for _, told in groupby(rows, key=lambda row: row["worker"]):
         peaks = [row["peak_memory_mib"] for row in told]
-        if len(peaks) > 60:
-            assert peaks[-1] - peaks[30] < BOUND_MIB
+        assert len(peaks) > 60
+        assert peaks[-1] - peaks[30] < BOUND_MIB
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_a_reused_worker_gives_the_rows_of_a_fresh_one(many: Path) -> None:
     trained = [t for t in read_trials(many) if "state" in t.user_attrs and rows_of(t)]
     assert len(trained) == TRIALS
     threads = torch.get_num_threads()
-    settle(1)
+    prepare_process(1)
     for trial in np.random.default_rng(0).choice(np.array(trained), 20, replace=False):
         candidate, seed = candidate_of(trial.user_attrs), trial.user_attrs["seed"]
         network = build(candidate.network(config.resolution), seed)

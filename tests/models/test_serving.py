@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import ask, serving
 
-from vgg_search.data.splits import CLASSES, load_test
-from vgg_search.models.reuse import load
+import vgg_search
+from vgg_search.data.splits import load_test
 
 pytestmark = pytest.mark.slow
 
@@ -18,9 +18,9 @@ pytestmark = pytest.mark.slow
 def test_a_request_is_answered_with_the_right_class(study: Path, tmp_path: Path) -> None:
     """As the README says: `mlflow models serve -m models:/vgg-search@champion ...`."""
     images, labels = load_test("auto")
-    champion = load(study / "runs" / "seen")
+    champion = vgg_search.load(study / "runs" / "seen")
     images = images[:200, None]
-    expected = champion(torch.from_numpy(images.copy())).numpy()
+    expected = champion(torch.from_numpy(images.copy())).softmax(1).numpy()
     # A package of our name that cannot be imported stands before the real one.
     (tmp_path / "path" / "vgg_search").mkdir(parents=True)
     (tmp_path / "path" / "vgg_search" / "__init__.py").write_text("raise ImportError('not here')")
@@ -36,4 +36,4 @@ def test_a_request_is_answered_with_the_right_class(study: Path, tmp_path: Path)
     np.testing.assert_allclose(answer, expected, atol=1e-6)
     guesses = np.argmax(answer, 1)
     assert (guesses == labels[:200]).mean() > 0.5
-    assert CLASSES[guesses[0]] == CLASSES[int(expected[0].argmax())]
+    assert guesses[0] == expected[0].argmax()

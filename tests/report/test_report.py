@@ -1,175 +1,81 @@
-"""The report: its numbers, its figures, its warnings, and what it says of poor studies."""
+"""The report of real records: its numbers, its figures, its warnings, what it says of poor studies.
 
-import csv
+A trial's val_accuracy is lr * epoch / (epoch + 1), as `fake_workers` trains it.
+"""
+
 import json
-import math
-import random
 import re
 import shutil
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
-import pandas as pd
 import pytest
 import yaml
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from fake_workers import Fault, Workers, experiment, opened, value_at
 from plotly.offline import get_plotlyjs
 
+from vgg_search.errors import InputError
 from vgg_search.models.images import contact_sheet
-from vgg_search.report.health import EPOCH_COLUMNS, TRIAL_COLUMNS, load
-from vgg_search.report.landscape import importances
-from vgg_search.report.page import FIGURES, ReportError, health, make_plots, make_report, plots
-from vgg_search.report.plots import LOOKS
-from vgg_search.space.arch import depth, describe, network_costs, width
-from vgg_search.space.search_space import Space
+from vgg_search.report.look import LOOKS
+from vgg_search.report.page import PAGES, make_report, plots, warnings_of
+from vgg_search.report.run import ReportError, load
+from vgg_search.report.space_figures import importance
+from vgg_search.study.tables import summarise, write_summary
 
-CLASSES = [
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
-    "Ankle boot",
-]  # fmt: skip
-SPACE = {
-    "num_blocks": [1, 3],
-    "num_convs": [1, 2],
-    "out_channels": [16, 32, 64],
-    "hidden_features": {"choices": [64, 128, 256]},
-    "num_hidden": 1,
-    "batch_norm": [True, False],
-    "dropout": [0.0, 0.5],
-    "lr": [0.02, 0.5],
-    "weight_decay": [1e-5, 2e-3],
-}
-MAX_EPOCHS = 9
+NAMES = [figure.__name__ for _, figures in PAGES.values() for figure in figures]
+CLASSES = ["Shirt", "Coat", "Bag"]
+ARCH = ((1, 8), (2, 16))
+LRS = {"low": 0.01, "high": 0.9, "log": False}
+DIVERGED, FAILED = 7, 9
 
 
-def score(candidate: Any, epoch: int, noise: random.Random) -> float:
-    """A made-up but plausible val_accuracy: deeper wants a smaller lr, wider is better."""
-    off = math.log(candidate.lr / (0.3 / depth(candidate.arch)))
-    top = 0.952 - 0.06 / depth(candidate.arch) - 0.4 / width(candidate.arch) - 0.006 * off**2
-    top += 0.008 * candidate.batch_norm - 0.01 * abs(candidate.dropout - 0.2)
-    return max(0.1, top - 0.25 * math.exp(-0.6 * epoch) + noise.gauss(0, 0.006))
+def make_study(
+    folder: Path, turns: int | None = None, faults: dict[int, Fault] | None = None, **fields: Any
+) -> Path:
+    """A run folder as a search leaves it, stopped after so many turns."""
+    given: dict[str, Any] = {
+        "baseline": ARCH,
+        "champion_epochs": 4,
+        "tracking_uri": "http://me:secret@a/",
+    }
+    space = experiment().space | {"lr": LRS, "hidden_features": [16, 32, 64], "max_params": 40_000}
+    config = experiment(**given | {"name": folder.name, "space": space} | fields)
+    with opened(folder, config) as study:
+        finished = Workers(slots=2, faults=faults or {}).run(study, turns)
+        study.close()
+        trials, clock = study.optuna.get_trials(), study.budget.clock
+    (folder / "config.yaml").write_text(config.dump())
+    summary = {"study": folder.name, "state": "completed" if finished else "interrupted"}
+    summary |= {"dataset": "fashion-mnist", "val_images": 10_000, "champion": None}
+    summary |= summarise(trials, 2, clock) | {"wall_seconds": clock + 60, "seed": 0}
+    summary |= {"versions": {"torch": "2.15.0"}, "commit": "abc1234"}
+    if summary["best_trial"] is not None:
+        test = round(summary["best_val_accuracy"] - 0.005, 4)
+        summary["champion"] = {"test_accuracy": test}
+        write_champion(folder, summary["best_arch"], test)
+    write_summary(folder, summary)
+    return folder
 
 
-def simulate(folder: Path, num_trials: int, seed: int = 0, workers: int = 2) -> None:
-    """A run folder as a stop-ASHA study leaves it, its proposals from a real Optuna journal."""
-    folder.mkdir(parents=True, exist_ok=True)
-    noise = random.Random(seed)
-    space = Space(SPACE, 28, 128)
-    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
-    study = optuna.create_study(
-        storage=storage, study_name=folder.name, direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=seed),
-    )  # fmt: skip
-    baseline = ((1, 16), (1, 32), (2, 64))
-    study.enqueue_trial(space.enqueued({"arch": baseline})[0])
-    clock = {f"127.0.0.1-{100 + w}": 2.0 + w for w in range(workers)}
-    rungs: dict[int, list[float]] = {1: [], 3: []}
-    trials, epochs = [], []
-    for number in range(num_trials):
-        trial = study.ask()
-        c = space.sample(trial)
-        worker = min(clock, key=clock.__getitem__)
-        started = clock[worker]
-        flops = network_costs(c.arch, hidden_features=c.hidden_features, num_hidden=1)[1]
-        seconds = 1 + flops / 1e7
-        state, last, best, best_epoch, now = "completed", 0.0, 0.0, 0, started + 0.1
-        for epoch in range(1, MAX_EPOCHS + 1):
-            now += seconds * noise.uniform(0.9, 1.1)
-            diverged = c.lr > 0.1 and depth(c.arch) > 3
-            last = math.nan if diverged else score(c, epoch, noise)
-            trial.report(last, epoch)
-            epochs.append(
-                [number, epoch, math.nan if diverged else 0.4, 0.9, 0.3, last, c.lr, seconds,
-                 50_000 / seconds, now]
-            )  # fmt: skip
-            if diverged:
-                state = "diverged"
-                break
-            if last > best:
-                best, best_epoch = last, epoch
-            if epoch in rungs:
-                rungs[epoch].append(last)
-                if last < sorted(rungs[epoch])[-math.ceil(len(rungs[epoch]) / 3)]:
-                    state = "pruned"
-                    break
-        clock[worker] = now + 0.05
-        trial.set_user_attr("state", state)
-        done = state == "completed"
-        final = optuna.trial.TrialState.COMPLETE if done else optuna.trial.TrialState.PRUNED
-        study.tell(trial, last if done else None, state=final)
-        trials.append(
-            [number, state, describe(c.arch), depth(c.arch), width(c.arch), len(c.arch), c.lr,
-             c.weight_decay, c.dropout, c.hidden_features, c.batch_norm, c.batch_size,
-             network_costs(c.arch, hidden_features=c.hidden_features, num_hidden=1,
-                          batch_norm=c.batch_norm)[0],
-             flops, epoch, last, best, best_epoch, now - started, started, now, worker, ""]
-        )  # fmt: skip
-    write_table(folder / "trials.csv", TRIAL_COLUMNS, trials)
-    write_table(folder / "epochs.csv", EPOCH_COLUMNS, epochs)
-    done = [t for t in trials if t[1] == "completed"]
-    top = max(done, key=lambda t: t[15]) if done else None
-    config = {
-        "name": folder.name, "seed": seed, "dataset": "fashion-mnist", "resolution": 28,
-        "val_images": 10_000, "num_trials": num_trials, "max_epochs": MAX_EPOCHS, "batch_size": 128,
-        "baseline": [list(block) for block in baseline], "space": SPACE,
-        "tracking_uri": "http://me:secret@tracker/", "champion_epochs": 12,
-    }  # fmt: skip
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    arch = [list(map(int, b.split("x"))) for b in top[2].split("-")] if top else None
-    champion = {
-        "val_accuracy": top[15], "test_accuracy": round(top[15] - 0.0031, 4), "num_params": top[12],
-        "model_uri": "models:/vgg-search@champion", "run_id": "0" * 32,
-    } if top else None  # fmt: skip
-    states = ["completed", "pruned", "diverged", "infeasible", "failed", "interrupted"]
-    end = max((t[20] for t in trials), default=0.0)
-    summary = {
-        "study": folder.name, "state": "completed", "dataset": "fashion-mnist",
-        "num_trials": num_trials,
-        "trials": {s: sum(t[1] == s for t in trials) for s in states},
-        "epochs_trained": len(epochs), "best_val_accuracy": top[15] if top else None,
-        "best_trial": top[0] if top else None, "best_arch": arch,
-        "best_lr": top[6] if top else None,
-        "baseline_val_accuracy": trials[0][15] if trials else None, "champion": champion,
-        "wall_seconds": end + 60, "search_seconds": end, "startup_seconds_per_trial": 0.11,
-        "slot_busy_fraction": 0.97, "images_per_second": 31_234.5,
-        "versions": {"torch": "2.15.0", "optuna": optuna.__version__}, "commit": "abc1234",
-        "seed": seed,
-    }  # fmt: skip
-    (folder / "summary.json").write_text(json.dumps(summary))
-    if champion:
-        rows = [[noise.choice([0, 0, 2, 9, 30]) for _ in CLASSES] for _ in CLASSES]
-        for i, row in enumerate(rows):
-            row[i] = 1000 - sum(row) + row[i]
-        tests = [champion["test_accuracy"], champion["test_accuracy"] + 0.001]
-        card = {
-            "options": {"arch": arch}, "epochs": 12, "digest": "0123456789abcdef",
-            "classes": CLASSES,
-            "metrics": {"test_accuracy": tests[0], "test_accuracies": tests, "confusion": rows},
-        }  # fmt: skip
-        worst = [
-            {"image": i, "class": "Shirt", "predicted": "Coat", "probability": 0.9}
-            for i in range(7)
-        ]
-        card["metrics"]["worst"] = worst
-        contact_sheet(np.zeros((7, 28, 28), np.uint8)).save(folder / "worst.png")
-        (folder / "champion").mkdir(exist_ok=True)
-        (folder / "champion" / "model.json").write_text(json.dumps(card))
-
-
-def write_table(path: Path, columns: tuple[str, ...], rows: list[list[Any]]) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([columns, *rows])
+def write_champion(folder: Path, arch: Any, test: float) -> None:
+    worst = {"image": 3, "class": "Shirt", "predicted": "Coat", "probability": 0.9}
+    metrics = {"test_accuracy": test, "test_accuracies": [test], "worst": [worst] * 7}
+    metrics["confusion"] = [[3_000, 200, 100], [100, 3_000, 200], [50, 50, 3_300]]
+    card = {"options": {"arch": arch}, "classes": CLASSES, "num_params": 12_345, "epochs": 4}
+    contact_sheet(np.zeros((7, 28, 28), np.uint8)).save(folder / "worst.png")
+    (folder / "champion").mkdir()
+    text = json.dumps(card | {"digest": "0123456789abcdef", "metrics": metrics})
+    (folder / "champion" / "model.json").write_text(text)
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished study of 80 trials, read-only by agreement; tests that edit take `study`."""
-    folder = tmp_path_factory.mktemp("runs") / "full"
-    simulate(folder, 80)
-    return folder
+    """A finished study of 60 trials, read-only by agreement; tests that edit take `study`."""
+    faults = {DIVERGED: Fault("diverged"), FAILED: Fault("failed")}
+    return make_study(tmp_path_factory.mktemp("runs") / "full", num_trials=60, faults=faults)
 
 
 @pytest.fixture
@@ -178,39 +84,30 @@ def study(full: Path, tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, file: str, **values: Any) -> None:
-    """Set columns of a table, or keys of a map."""
+    """Set keys of a map."""
     path = folder / file
-    if file.endswith(".csv"):
-        pd.read_csv(path).assign(**values).to_csv(path, index=False)
-    else:
-        content = yaml.safe_load(path.read_text())
-        path.write_text(json.dumps(content | values))
+    path.write_text(json.dumps(yaml.safe_load(path.read_text()) | values))
 
 
-def told(folder: Path) -> str:
+def text_of(folder: Path) -> str:
     """The report's text, without plotly's own."""
     return re.sub(r"<script>.*?</script>", "", make_report(folder).read_text(), flags=re.DOTALL)
 
 
 def test_the_answer_holds_the_files_numbers(full: Path) -> None:
-    summary, text = json.loads((full / "summary.json").read_text()), told(full)
+    summary, text = json.loads((full / "summary.json").read_text()), text_of(full)
     best, base = summary["best_val_accuracy"], summary["baseline_val_accuracy"]
     test = summary["champion"]["test_accuracy"]
     for number in (best, base, test):
         assert f"{number:.4f}" in text
     for gap in (best - base, best - test):
         assert f"<b>{gap:+.4f}</b>" in text
-    assert f"{summary['champion']['num_params']:,}" in text
-    assert text.index("The champion reaches") < text.index("Before you trust it")
-    assert text.index("Before you trust it") < text.index("Evidence") < text.index("Do it again")
-    for fact in (
-        "abc1234",
-        "2.15.0",
-        "0123456789abcdef",
-        "num_blocks: [1, 3]",
-        "--name full-again",
-    ):
+    order = ["The champion reaches", "Before you trust it", "Evidence", "Do it again"]
+    assert sorted(order, key=text.index) == order
+    facts = ["abc1234", "2.15.0", "0123456789abcdef", "num_blocks: [1, 3]", "--name full-again"]
+    for fact in [*facts, "12,345", "10,000 images", f"{summary['epochs_trained']} epochs"[:3]]:
         assert fact in text
+    assert "RuntimeError: failed" in text
 
 
 def test_one_file_without_network_or_secret(full: Path) -> None:
@@ -227,8 +124,8 @@ def test_only_the_report_is_written(study: Path) -> None:
     def content() -> dict[Path, bytes]:
         return {p: p.read_bytes() for p in study.rglob("*") if p.is_file()}
 
+    (study / "report.html").unlink(missing_ok=True)
     before = content()
-    before.pop(study / "report.html", None)
     path = make_report(study)
     after = content()
     assert path == study / "report.html"
@@ -237,48 +134,67 @@ def test_only_the_report_is_written(study: Path) -> None:
 
 
 def test_text_from_files_is_escaped(study: Path) -> None:
-    edit(study, "trials.csv", error="<script>alert(1)</script>")
+    edit(study, "summary.json", commit="<script>alert(1)</script>")
     assert "<script>alert" not in make_report(study).read_text()
 
 
 def test_every_figure_is_drawn_from_a_full_study(full: Path) -> None:
     drawn = plots(full)
-    assert list(drawn) == [draw.__name__ for draw in FIGURES]
+    assert list(drawn) == NAMES
     for name, figure in drawn.items():
-        assert len(figure.data), name
         for trace in figure.data:
             values = {"heatmap": "z", "image": "source"}.get(trace.type, "y")
-            assert len(trace[values]), name
+            assert trace.visible is False or len(trace[values]), name
         assert figure.layout.title.text, name
         assert figure.layout.meta.endswith("."), name
-        json.loads(figure.to_json())
+        assert len(figure.to_json()) < 300_000, name
 
 
-def test_each_figure_is_a_page_of_its_own(study: Path) -> None:
-    pages = sorted(make_plots(study).iterdir())
-    assert [page.stem for page in pages] == sorted(draw.__name__ for draw in FIGURES)
+def test_pages_hold_each_figure_once(study: Path) -> None:
+    make_report(study, pages=True)
+    pages = sorted((study / "plots").iterdir())
+    assert [page.stem for page in pages] == sorted(PAGES)
     for page in pages:
-        assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//|@import", page.read_text())
-        assert page.stat().st_size < 2_500_000
+        text = page.read_text().replace(get_plotlyjs(), "")
+        assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//|@import", text)
+        ids = re.findall(r'<div id="(\w+)" class="plotly-graph-div"', text)
+        assert ids == [figure.__name__ for figure in PAGES[page.stem][1]]
+
+
+def test_in_a_hurry_what_takes_seconds_is_left_out(study: Path) -> None:
+    make_report(study, hurry=True)
+    text = (study / "report.html").read_text()
+    assert text.count("the study was stopped, and it takes seconds") == 3
+    assert 'id="learning_curves"' in text
 
 
 def test_the_worst_images_have_captions(full: Path) -> None:
-    figure = plots(full)["worst_images"]
-    assert figure.data[1].text[0] == "Shirt<br>as Coat"
-    assert len(set(zip(figure.data[1].x, figure.data[1].y, strict=True))) == 7
+    captions = plots(full)["worst_images"].data[1]
+    assert captions.text[0] == "Shirt<br>as Coat"
+    assert len(set(zip(captions.x, captions.y, strict=True))) == 7
+
+
+def test_confusion_counts_every_image(full: Path) -> None:
+    wrong, right = plots(full)["confusion"].data
+    assert list(wrong.x) == CLASSES
+    assert [line[i] for i, line in enumerate(right.z)] == [3_000, 3_000, 3_300]
+    assert list(wrong.z[0]) == [None, 200, 100]
 
 
 def test_states_have_one_colour(full: Path) -> None:
+    seen = set()
     for name, figure in plots(full).items():
         for trace in figure.data:
             if trace.name in LOOKS:
-                assert trace.marker.color == LOOKS[trace.name][0], name
+                assert trace.marker.color == LOOKS[trace.name]["color"], name
+                seen.add(trace.name)
+    assert seen >= {"completed", "pruned", "diverged"}
 
 
 def test_best_so_far_steps_up_to_the_best(full: Path) -> None:
     run = load(full)
     for name in ("incumbent_by_time", "incumbent_by_epochs"):
-        figure = plots(run)[name]
+        figure = plots(full)[name]
         (line,) = [trace for trace in figure.data if trace.name == "best"]
         assert line.line.shape == "hv"
         assert all(a >= b for a, b in pairwise(line.y))  # an error falls
@@ -286,74 +202,89 @@ def test_best_so_far_steps_up_to_the_best(full: Path) -> None:
         (base,) = figure.layout.shapes
         assert base.line.dash == "dot"
         assert 1 - base.y0 == pytest.approx(run.summary["baseline_val_accuracy"])
-    assert line.x[-1] == len(run.epochs)
+    assert line.x[-1] == run.summary["epochs_trained"]
+
+
+def test_ticks_of_accuracy_say_where_they_are(full: Path) -> None:
+    axis = plots(full)["learning_curves"].layout.yaxis
+    assert len(axis.tickvals) > 3
+    for tick, text in zip(axis.tickvals, axis.ticktext, strict=True):
+        assert float(text) == pytest.approx(1 - tick, abs=5e-4)
+        assert axis.range[0] >= np.log10(tick) >= axis.range[1]
 
 
 def test_pareto_front_is_what_nothing_beats(full: Path) -> None:
     run = load(full)
-    rows = run.completed
-    (front,) = [t for t in plots(run)["accuracy_by_params"].data if t.name == "Pareto front"]
-    unbeaten = {
-        (row.num_params, row.val_accuracy)
-        for row in rows.itertuples()
-        if not (
-            (rows["num_params"] <= row.num_params) & (rows["val_accuracy"] > row.val_accuracy)
-            | (rows["num_params"] < row.num_params) & (rows["val_accuracy"] == row.val_accuracy)
-        ).any()
-    }
-    assert len(front.x) == len(unbeaten)
-    for params, accuracy in unbeaten:
-        assert (params, pytest.approx(accuracy)) in zip(front.x, 1 - front.y, strict=True)
+    trials = {(row["num_params"], row["val_accuracy"]) for row in run.completed}
+    (front,) = [t for t in plots(full)["accuracy_by_params"].data if t.name == "Pareto front"]
+    unbeaten = sorted(
+        (params, value)
+        for params, value in trials
+        if not any((p <= params and v > value) or (p < params and v == value) for p, v in trials)
+    )
+    assert list(front.x) == [params for params, _ in unbeaten]
+    assert [1 - y for y in front.y] == pytest.approx([value for _, value in unbeaten])
 
 
-@pytest.mark.parametrize("name", ["lr", "num_blocks", "dropout"])
-def test_importance_finds_what_the_score_is_made_of(full: Path, name: str) -> None:
+def test_importance_finds_what_the_score_is_made_of(full: Path) -> None:
+    bars = plots(full)["importance"].data[0]
+    assert bars.y[-1] == "lr"
+    assert sum(bars.x) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["num_blocks", "hidden_features"])
+def test_importance_of_another_score(
+    full: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = load(full)
-    shares = importances(run, run.values[name].astype(float))
-    assert max(shares, key=shares.__getitem__) == name
-    assert sum(shares.values()) == pytest.approx(1)
+    scores = {row["number"]: float(run.params[row["number"]][name]) for row in run.ranked}
+    monkeypatch.setattr(
+        "vgg_search.report.space_figures.scores_at_one_epoch", lambda _: (1, dict(scores))
+    )
+    assert importance(run).data[0].y[-1] == name
+
+
+def test_choices_are_the_dimensions_that_differ(full: Path) -> None:
+    figure, run = plots(full)["parallel_coordinates"], load(full)
+    names = set(figure.layout.yaxis.ticktext)
+    assert names == {"rank (%)", "depth", "width", "num_blocks", "lr", "hidden_features"}
+    assert len(figure.data) == len(run.ranked)
+    assert figure.data[-1].x[0] == 0  # the best is drawn last, on top
+
+
+def test_a_learning_curve_is_the_trials_record(full: Path) -> None:
+    run = load(full)
+    best = plots(full)["learning_curves"].data[-1]
+    lr = run.completed[0]["lr"]
+    assert list(best.x) == [1, 2, 3, 4]
+    assert [1 - y for y in best.y] == pytest.approx([value_at(lr, epoch) for epoch in best.x])
 
 
 def test_a_large_study_draws_some_curves(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vgg_search.report.plots.MOST_LINES", 10)
-    figure = plots(full)["learning_curves"]
-    assert figure.layout.meta.endswith("Drawn: one trial in 8, from best to worst.")
-    best = load(full).epochs["val_accuracy"].max()
-    assert min(y for t in figure.data for y in t.y if y) == pytest.approx(1 - best)
-    assert {trace.name for trace in figure.data} == {"completed", "pruned"}
+    monkeypatch.setattr("vgg_search.report.search_figures.MOST_LINES", 10)
+    figure, run = plots(full)["learning_curves"], load(full)
+    assert "one trial in 6 is drawn" in figure.layout.xaxis.title.text
+    assert len(figure.data) == 10
+    best = max(row["best_val_accuracy"] for row in run.trained if row["best_val_accuracy"])
+    assert min(figure.data[-1].y) == pytest.approx(1 - best)
 
 
-def test_a_pause_parts_a_bar_of_the_timeline(study: Path) -> None:
-    epochs = pd.read_csv(study / "epochs.csv")
-    bars = sum(len(trace.y) for trace in plots(study)["timeline"].data)
-    assert bars == epochs["number"].nunique()
-    late = (epochs["number"] == 0) & (epochs["epoch"] > 3)
-    edit(study, "epochs.csv", time=epochs["time"] + 1000 * late)
-    assert sum(len(trace.y) for trace in plots(study)["timeline"].data) == bars + 1
+def test_a_bar_of_the_timeline_is_an_epoch(full: Path) -> None:
+    run = load(full)
+    bars = [trace for trace in plots(full)["timeline"].data if trace.visible]
+    assert sum(len(trace.y) for trace in bars) == run.summary["epochs_trained"]
+    assert {length for trace in bars for length in trace.x} == {2.0}
 
 
-@pytest.mark.parametrize("column", ["val_accuracy", "worker", "num_params"])
-def test_a_missing_column_of_trials(study: Path, column: str) -> None:
-    pd.read_csv(study / "trials.csv").drop(columns=column).to_csv(study / "trials.csv")
-    with pytest.raises(ReportError, match=f"trials.csv must have column '{column}', got only"):
-        make_report(study)
+def test_untrained_proposals_are_in_no_figure(full: Path) -> None:
+    run = load(full)
+    untrained = set(run.proposals) - {row["number"] for row in run.trained}
+    assert untrained
+    assert not untrained & set(run.curves)
+    assert len(plots(full)["history"].data[0].x) == len(run.ranked)
 
 
-def test_a_missing_column_of_epochs(study: Path) -> None:
-    pd.read_csv(study / "epochs.csv").drop(columns="time").to_csv(study / "epochs.csv")
-    with pytest.raises(ReportError, match=r"epochs\.csv must have column 'time', got only"):
-        plots(study)
-
-
-def test_a_sampled_dimension_without_column(study: Path) -> None:
-    edit(study, "config.yaml", space=SPACE | {"num_hidden": [0, 2]})
-    with pytest.raises(ReportError, match=r"trials\.csv must have column 'num_hidden'"):
-        make_report(study)
-
-
-@pytest.mark.parametrize(
-    "file", ["config.yaml", "summary.json", "trials.csv", "epochs.csv", "champion/model.json"]
-)
+@pytest.mark.parametrize("file", ["config.yaml", "summary.json", "champion/model.json"])
 def test_a_missing_file(study: Path, file: str) -> None:
     (study / file).unlink()
     with pytest.raises(ReportError, match=f"cannot read {file} in "):
@@ -363,151 +294,167 @@ def test_a_missing_file(study: Path, file: str) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "match"),
     [
-        ("summary.json", "{}", r"summary\.json must have key 'study'"),
+        ("summary.json", "{}", r"summary\.json must have key 'champion', got only none"),
         ("summary.json", "[]", r"summary\.json must be a map, got \[\]"),
         ("summary.json", "{", r"summary\.json in .* cannot be parsed"),
+        ("config.yaml", "a: [", r"config\.yaml in .* cannot be parsed"),
         ("config.yaml", "space: {}", r"config\.yaml must have key 'resolution', got only space"),
+        ("config.yaml", "{space: {num_blocks: 0}, resolution: 28, batch_size: 1}",
+         r"config\.yaml: space must say lr"),
         ("champion/model.json", '{"options": {}}', r"model\.json must have key 'metrics'"),
-        ("trials.csv", "", r"trials\.csv in .* cannot be parsed"),
+        ("study.journal", "{\n{\n", r"study\.journal in .* cannot be read: JSONDecodeError"),
+        ("study.journal", "", r"no study named full in .*study\.journal"),
     ],
-)
+)  # fmt: skip
 def test_a_broken_file(study: Path, file: str, text: str, match: str) -> None:
     (study / file).write_text(text)
-    with pytest.raises(ReportError, match=match):
+    with pytest.raises(InputError, match=match) as error:
         make_report(study)
+    assert "\n" not in str(error.value)
 
 
-def test_broken_values(study: Path) -> None:
-    edit(study, "trials.csv", lr="fast")
-    with pytest.raises(ReportError, match=r"trials\.csv column 'lr' must hold numbers only"):
-        make_report(study)
-    edit(study, "trials.csv", lr=0.1, state="lost")
-    with pytest.raises(ReportError, match=r"state must be one of completed, .*, got 'lost'"):
-        make_report(study)
-    edit(study, "trials.csv", state="pruned")
-    edit(study, "config.yaml", space={"num_blocks": 0})
-    with pytest.raises(ReportError, match=r"config\.yaml: space must say lr"):
-        make_report(study)
+def test_a_missing_record(study: Path) -> None:
+    (study / "study.journal").unlink()
+    with pytest.raises(InputError, match=r"no study in .*: study\.journal is missing"):
+        warnings_of(study)
 
 
 @pytest.mark.parametrize("num_trials", [1, 2, 10])
 def test_small_studies(tmp_path: Path, num_trials: int) -> None:
-    simulate(tmp_path / "small", num_trials)
-    text = told(tmp_path / "small")
+    folder = make_study(tmp_path / "small", num_trials=num_trials)
+    text = text_of(folder)
     assert "Not drawn" in text
     assert f"it takes 20 trials with a score, got {num_trials}" in text
-    assert {"incumbent_by_time", "learning_curves", "timeline"} <= set(plots(tmp_path / "small"))
+    assert {"incumbent_by_time", "learning_curves", "timeline"} <= set(plots(folder))
 
 
-@pytest.mark.parametrize("header", [True, False])
-def test_a_study_without_trials(tmp_path: Path, header: bool) -> None:
-    simulate(tmp_path / "none", 0)
-    edit(tmp_path / "none", "summary.json", state="failed")
-    if not header:
-        (tmp_path / "none" / "trials.csv").write_text("number\n")
-    assert "There is no answer" in told(tmp_path / "none")
-    assert plots(tmp_path / "none") == {}
-    assert "The study is failed" in health(tmp_path / "none")[0]
+def test_a_study_without_trials(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "none", turns=0)
+    edit(folder, "summary.json", state="failed")
+    assert "There is no answer" in text_of(folder)
+    assert plots(folder) == {}
+    assert "The study is failed" in warnings_of(folder)[0]
 
 
-def test_an_interrupted_study_without_completed_trials(study: Path) -> None:
-    states = pd.read_csv(study / "trials.csv")["state"].replace("completed", "interrupted")
-    edit(study, "trials.csv", state=states)
-    edit(
-        study, "summary.json", state="interrupted", champion=None, best_val_accuracy=None,
-        best_trial=None, best_arch=None,
-    )  # fmt: skip
-    text = told(study)
+def test_an_interrupted_study_without_completed_trials(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "part", turns=2)
+    text = text_of(folder)
     assert "There is no answer: no trial was completed" in text
-    assert "The baseline was interrupted in epoch 9, at " in text
+    assert "The baseline was interrupted in epoch 2, at " in text
     assert "The search took" not in text
-    assert "python -m vgg_search.run --resume full    #" in text
-    edit(study, "config.yaml", storage_path="/data/runs")
-    assert "--resume full --storage-path /data/runs    #" in told(study)
+    assert "python -m vgg_search.run --resume part    #" in text
+    edit(folder, "config.yaml", storage_path="/data/runs")
+    assert "--resume part --storage-path /data/runs    #" in text_of(folder)
     assert "there is no champion" in text
-    assert [warning.split(":")[0] for warning in health(study)[:2]] == [
-        "The study is interrupted", "No trial was completed",
-    ]  # fmt: skip
+    assert {"learning_curves", "timeline"} <= set(plots(folder))
+    assert [warning.split(":")[0] for warning in warnings_of(folder)[:2]] == [
+        "The study is interrupted",
+        "No trial was completed",
+    ]
 
 
-def test_a_baseline_that_was_stopped_early_is_not_compared_with(study: Path) -> None:
-    states = pd.read_csv(study / "trials.csv")["state"]
-    states[0] = "pruned"
-    edit(study, "trials.csv", state=states)
-    assert "too early to compare with it" in told(study)
-    assert "The search took" not in told(study)
+def test_a_baseline_that_was_stopped_early_is_not_compared_with(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "a", num_trials=3, faults={0: Fault("diverged", epoch=2)})
+    text = text_of(folder)
+    assert "The baseline diverged in epoch 2, at 0.1000: too early to compare with it" in text
+    assert "The search took" not in text
 
 
 def test_no_champion(study: Path) -> None:
     edit(study, "summary.json", champion=None)
-    assert "no champion was trained" in told(study)
+    assert "no champion was trained" in text_of(study)
 
 
-def test_baseline_null(study: Path) -> None:
+def test_no_baseline(study: Path) -> None:
     edit(study, "summary.json", baseline_val_accuracy=None)
-    assert "no score of a baseline" in told(study)
+    assert "no score of a baseline" in text_of(study)
     assert not plots(study)["learning_curves"].layout.shapes
 
 
 def warned(folder: Path, start: str) -> bool:
-    return any(warning.startswith(start) for warning in health(folder))
+    return any(warning.startswith(start) for warning in warnings_of(folder))
 
 
 def test_warns_of_a_small_budget(study: Path) -> None:
-    start = "The budget is small for the space: 80 trials for 12 sampled dimensions"
-    assert warned(study, start)
-    fixed = {"num_blocks": 3, "num_convs": 2, "hidden_features": 64, "dropout": 0.1}
-    edit(study, "config.yaml", space=SPACE | fixed)  # 6 dimensions are left
+    assert warned(study, "The budget is small for the space: 59 trials for 9 sampled dimensions")
+    space = load(study).config["space"]
+    edit(study, "config.yaml", space=space | {"num_blocks": 2, "num_convs": 2})
     assert not warned(study, "The budget is small")
 
 
-def test_warns_of_edges(study: Path) -> None:
-    trials = pd.read_csv(study / "trials.csv")
-    edit(study, "trials.csv", lr=trials["lr"].clip(0.05, 0.2), arch="2x32", num_blocks=2)
-    assert not warned(study, "The best trials sit")
-    edit(study, "trials.csv", lr=0.5)
-    assert warned(study, "The best trials sit at the upper edge of lr (15 of 15): widen it.")
-    edit(study, "trials.csv", lr=0.02, arch="2x16", dropout=0.0)  # dropout ends at 0 by nature
-    edges = "out_channels_1 (15 of 15)"
-    assert warned(study, f"The best trials sit at the lower edge of lr (15 of 15), {edges}: widen")
+@pytest.mark.parametrize(
+    ("lrs", "side"), [((0.87, 0.9), "upper"), ((0.4, 0.5), None), ((0.01, 0.04), "lower")]
+)
+def test_warns_of_edges(tmp_path: Path, lrs: tuple[float, float], side: str | None) -> None:
+    trials = [{"arch": ARCH, "lr": float(lr)} for lr in np.linspace(*lrs, 12)]
+    fixed = {"num_blocks": [1, 3], "hidden_features": [16, 32, 64], "num_convs": [1, 2]}
+    space = {"out_channels": [8, 12, 16, 24, 32], "num_hidden": 1, "lr": LRS} | fixed
+    folder = make_study(
+        tmp_path / "a", num_trials=12, enqueue=trials, baseline=None, scheduler="none", space=space
+    )
+    for end in ("lower", "upper"):
+        text = f"The best trials sit at the {end} edge of "
+        lines = [line for line in warnings_of(folder) if line.startswith(text)]
+        assert any("lr (5 of 5)" in line for line in lines) == (end == side)
 
 
-def test_warns_of_a_lead_within_noise(study: Path) -> None:
-    trials = pd.read_csv(study / "trials.csv")
-    best = trials["number"] == json.loads((study / "summary.json").read_text())["best_trial"]
-    edit(study, "trials.csv", val_accuracy=trials["val_accuracy"].where(~best, 0.99))
-    lead = f"Trial {trials['number'][best].item()} leads trial"
-    assert not warned(study, lead)
-    card = json.loads((study / "champion" / "model.json").read_text())["metrics"]
-    wide = card | {"test_accuracies": [0.9, 0.95, 0.99]}
-    edit(study, "champion/model.json", metrics=wide)
+def test_warns_of_a_lead_within_noise(study: Path, full: Path) -> None:
+    first, second = load(full).completed[:2]
+    lead = f"Trial {first['number']} leads trial {second['number']} by "
+    far = first["val_accuracy"] - second["val_accuracy"]
+    images = 10 if far > 0.001 else 1
+    edit(study, "summary.json", val_images=images)
     assert warned(study, lead)
-    assert "twice the spread over 3 champion seeds" in " ".join(health(study))
+    assert f"standard error on {images} validation images" in " ".join(warnings_of(study))
+    edit(study, "summary.json", val_images=10**9)
+    assert not warned(study, lead)
+    metrics = json.loads((study / "champion" / "model.json").read_text())["metrics"]
+    metrics |= {"test_accuracies": [0.1, 0.5, 0.9]}
+    metrics |= {"test_accuracy_mean": 0.5, "test_accuracy_std": 0.4}
+    edit(study, "champion/model.json", metrics=metrics)
+    assert warned(study, lead)
+    assert "twice the spread over 3 champion seeds" in " ".join(warnings_of(study))
+    seeds = "Over 3 seeds: mean 0.5000, standard deviation 0.4000 (0.1000, 0.5000, 0.9000)."
+    assert seeds in text_of(study)
 
 
 def test_warns_of_a_search_score_above_the_test_score(study: Path) -> None:
     assert not warned(study, "The search score")
-    edit(study, "summary.json", champion={"test_accuracy": 0.92})
-    assert warned(study, "The search score 0.9498 is 0.0298 above the test score 0.9200")
-    edit(study, "champion/model.json", epochs=MAX_EPOCHS - 1)
-    assert "the champion had fewer epochs (8) than its trial (9)." in " ".join(health(study))
-    # On the small sample, noise explains twice as much.
-    edit(study, "summary.json", champion={"test_accuracy": 0.935}, dataset="sample")
+    best = load(study).summary["best_val_accuracy"]
+    edit(study, "summary.json", champion={"test_accuracy": best - 0.03})
+    assert warned(study, f"The search score {best:.4f} is 0.0300 above the test score")
+    assert "the search has fitted the validation images" in " ".join(warnings_of(study))
+    edit(study, "champion/model.json", epochs=3)
+    assert "the champion had fewer epochs (3) than its trial (4)." in " ".join(warnings_of(study))
+    # On a tenth of the images, noise explains as much
+    metrics = json.loads((study / "champion" / "model.json").read_text())["metrics"]
+    metrics["confusion"] = [[count // 10 for count in line] for line in metrics["confusion"]]
+    edit(study, "champion/model.json", metrics=metrics)
+    edit(study, "summary.json", val_images=1_000, dataset="sample")
     assert not warned(study, "The search score")
     assert warned(study, "Trained on the bundled sample")
 
 
-@pytest.mark.parametrize(("lost", "state"), [(16, "diverged"), (17, "diverged"), (1, "failed")])
-def test_warns_of_lost_trials(study: Path, lost: int, state: str) -> None:
-    trials = pd.read_csv(study / "trials.csv")
-    states = trials["state"].replace("diverged", "pruned")
-    states[states[states == "pruned"].index[:lost]] = state
-    edit(study, "trials.csv", state=states)
-    assert warned(study, f"{lost} of 80 trials {state}") == (state == "failed" or lost > 16)
-    assert warned(study, "0 of 80") is False
+@pytest.mark.parametrize(("lost", "kind"), [(4, "diverged"), (5, "diverged"), (1, "failed")])
+def test_warns_of_lost_trials(tmp_path: Path, lost: int, kind: str) -> None:
+    faults = {number: Fault(kind) for number in range(1, 1 + lost)}
+    trials = [{"arch": ARCH, "lr": lr / 100} for lr in range(10, 29)]
+    folder = make_study(tmp_path / "a", num_trials=20, enqueue=trials, faults=faults)
+    assert warned(folder, f"{lost} of 20 trials {kind}") == (kind == "failed" or lost > 4)
+    assert warned(folder, "0 of 20") is False
 
 
 def test_warns_when_the_baseline_stands(study: Path) -> None:
     assert not warned(study, "Nothing beat the baseline")
     edit(study, "summary.json", baseline_val_accuracy=0.99)
-    assert warned(study, "Nothing beat the baseline: best 0.9498, baseline 0.9900")
+    best = load(study).summary["best_val_accuracy"]
+    assert warned(study, f"Nothing beat the baseline: best {best:.4f}, baseline 0.9900")
+
+
+def test_every_function_of_a_page_is_a_figure_with_a_caption() -> None:
+    for _, own in PAGES.values():
+        for figure in own:
+            check: Callable[..., Any] = figure
+            title, _, look = (check.__doc__ or "").partition("\n\n")
+            assert title
+            assert look

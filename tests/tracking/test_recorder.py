@@ -11,8 +11,9 @@ import pytest
 from fake_workers import Fault, Workers, experiment, value_at
 
 from vgg_search.config import Config
+from vgg_search.data.bundled import SOURCE
 from vgg_search.data.splits import Splits
-from vgg_search.models.reuse import servable
+from vgg_search.models.files import servable
 from vgg_search.records import EPOCH_METRICS
 from vgg_search.storage.folder import read_card
 from vgg_search.storage.mirror import Checkpoints
@@ -348,14 +349,14 @@ def test_the_champions_run(session: Open) -> None:
 
 def crowned(opened: Session, number: int, val_accuracy: float, epochs: int = 2) -> None:
     """Trial `number`'s champion as `crown` leaves it, told or not."""
-    from vgg_search.models.reuse import save_model
+    from vgg_search.models.files import save_model
     from vgg_search.training.model import build
 
     network = build({"arch": ((1, 4),), "hidden_features": 8, "resolution": 28}, number)
     metrics = dict.fromkeys(("val_accuracy", "test_accuracy", "test_loss"), val_accuracy)
     metrics |= dict.fromkeys(("test_accuracy_mean", "test_accuracy_std"))
     card = {"trial": number, "epochs": epochs, "dataset": "sample", "metrics": metrics}
-    save_model(opened.study.folder / "champion", network, card)
+    save_model(opened.study.folder / "champion", network, SOURCE.info, card)
 
 
 def begun(opened: Session, number: int, epochs: int = 2, rows: int = 2) -> None:

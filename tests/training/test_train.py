@@ -9,21 +9,47 @@ import scipy.stats
 import torch
 from torch.nn import functional as F
 
-from vgg_search.data.splits import MEAN, STD, load_splits
+from vgg_search.data.fashion_mnist import SOURCE
+from vgg_search.data.splits import load_splits
 from vgg_search.training import augment
-from vgg_search.training.device import Graphs, bf16_to_fp32, plan, settle, to_device
+from vgg_search.training.device import (
+    Graphs,
+    bf16_to_fp32,
+    out_of_memory,
+    plan,
+    prepare_process,
+    to_device,
+)
+from vgg_search.training.inference import VAL_METRICS, logits, prepare, validate
 from vgg_search.training.model import build
-from vgg_search.training.train import Recipe, Resident, Training, evaluate, logits, lr_at, prepare
+from vgg_search.training.recipe import Recipe
+from vgg_search.training.train import Resident, Training
 
 SMALL = {"arch": ((1, 8), (1, 16)), "hidden_features": 32, "num_hidden": 1, "dropout": 0.2}
 PLAIN = Recipe(
-    max_epochs=3, batch_size=128, lr=0.05, momentum=0, schedule="constant", precision="fp32"
-)  # fmt: skip
+    max_epochs=3,
+    batch_size=128,
+    lr=0.05,
+    momentum=0,
+    schedule="constant",
+    flip=False,
+    ema=False,
+    precision="fp32",
+)
 FULL = Recipe(
-    max_epochs=3, batch_size=128, lr=0.1, weight_decay=5e-4, label_smoothing=0.1,
-    flip=True, crop=2, erase=8, ema=True, precision="fp32",
-)  # fmt: skip
+    max_epochs=3,
+    batch_size=128,
+    lr=0.1,
+    weight_decay=5e-4,
+    label_smoothing=0.1,
+    flip=True,
+    crop=2,
+    erase=8,
+    ema=True,
+    precision="fp32",
+)
 FP32 = plan("fp32", "cpu")
+INFO = SOURCE.info
 SEEDS = 12
 TIMES = ("epoch_seconds", "images_per_second")
 
@@ -36,7 +62,7 @@ def on_gpu(test):
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
     before = torch.get_num_threads()
-    settle(1)
+    prepare_process(1)
     yield
     torch.set_num_threads(before)
 
@@ -64,28 +90,6 @@ def through_a_file(state):
     torch.save(state, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
-
-
-# The learning rate
-
-
-def test_one_cycle_goes_up_to_lr_and_down_to_almost_nothing():
-    recipe = replace(FULL, lr=0.4, warmup=0.25)
-    rates = [lr_at(step, 40, recipe) for step in range(40)]
-    assert rates[10] == max(rates) == 0.4
-    assert rates[:11] == sorted(rates[:11])
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[0] == pytest.approx(0.4 / 11)
-    assert rates[-1] == pytest.approx(0.4 / 30)
-
-
-@pytest.mark.parametrize("total", [1, 2, 3, 1000])
-def test_learning_rates_of_short_and_long_trainings_are_positive(total):
-    for warmup in (0.0, 0.25, 0.9):
-        rates = [lr_at(step, total, replace(FULL, warmup=warmup)) for step in range(total)]
-        assert all(0 < rate <= FULL.lr for rate in rates)
-        assert max(rates) == FULL.lr
-    assert {lr_at(step, total, PLAIN) for step in range(total)} == {PLAIN.lr}
 
 
 # Augmentation
@@ -134,12 +138,12 @@ def test_blank_blackens_one_square_and_nothing_else():
 @pytest.mark.parametrize("resolution", [28, 32, 56])
 def test_images_are_normalised_then_resized(data, resolution):
     images = data.train_images[:4]
-    pixels = prepare(images, resolution)
-    wanted = (images[:, None] / 255 - MEAN) / STD
+    pixels = prepare(images[:, None], resolution, INFO)
+    wanted = (images[:, None] / 255 - INFO.mean) / INFO.std
     if resolution != 28:
         wanted = F.interpolate(wanted, (resolution, resolution), mode="bilinear")
     torch.testing.assert_close(pixels, wanted, atol=1e-5, rtol=0)
-    assert abs(prepare(data.train_images, 28).mean()) < 0.02
+    assert abs(prepare(data.train_images[:, None], 28, INFO).mean()) < 0.02
 
 
 # Data
@@ -227,7 +231,7 @@ def test_the_plain_recipe_is_the_notebooks_loop(data):
         row = next(run.run(1))
     total = 0.0
     for order in orders[0][augment.ORDER].tensor_split(8):
-        scores = network(prepare(data.train_images[order], 28))
+        scores = network(prepare(data.train_images[order, None], 28, INFO))
         loss = F.cross_entropy(scores, data.train_labels[order])
         network.zero_grad()
         loss.backward()
@@ -261,7 +265,7 @@ def test_steps_are_those_of_torchs_sgd(data, momentum):
 @pytest.mark.parametrize("batch_size", [1, 96, 999, 1000, 5000])
 def test_an_epoch_sees_every_image_once_in_even_batches(data, batch_size):
     count = 40 if batch_size == 1 else 1000
-    few = Resident(data.train_images[:count], data.train_labels[:count])
+    few = Resident(data.train_images[:count], data.train_labels[:count], data.info)
     run = training(few, replace(PLAIN, batch_size=batch_size, lr=0.001))
     sizes = []
     run.network.register_forward_hook(lambda _, images, __: sizes.append(len(images[0])))
@@ -290,13 +294,13 @@ def test_divergence_yields_its_row_and_ends(data, ema):
 def test_validation_drops_no_image(data, count):
     network = build(SMALL, 0)
     images, labels = data.val_images[:count], data.val_labels[:count]
-    loss, accuracy = evaluate(network, images, labels, FP32)
+    row = validate(network, images, labels, INFO, FP32)
     assert network.training
     with torch.no_grad():
-        scores = network.eval()(prepare(images, 28))
-    assert loss == pytest.approx(F.cross_entropy(scores, labels).item(), rel=1e-5)
-    assert accuracy == (scores.argmax(1) == labels).sum().item() / count
-    torch.testing.assert_close(logits(network, images, FP32), scores, rtol=1e-4, atol=1e-5)
+        scores = network.eval()(prepare(images[:, None], 28, INFO))
+    assert row["val_loss"] == pytest.approx(F.cross_entropy(scores, labels).item(), rel=1e-5)
+    assert row["val_accuracy"] == (scores.argmax(1) == labels).sum().item() / count
+    torch.testing.assert_close(logits(network, images, INFO, FP32), scores, rtol=1e-4, atol=1e-5)
 
 
 def test_validation_sees_the_average_of_weights_and_statistics(data):
@@ -307,8 +311,8 @@ def test_validation_sees_the_average_of_weights_and_statistics(data):
         assert not torch.equal(averaged[name], raw[name])
     network = build({**SMALL, "batch_norm": True}, 0)
     network.load_state_dict(averaged)
-    scores = evaluate(network, data.val_images, data.val_labels, FP32)
-    assert scores == pytest.approx((row["val_loss"], row["val_accuracy"]))
+    again = validate(network, data.val_images, data.val_labels, INFO, FP32)
+    assert again == pytest.approx({name: row[name] for name in VAL_METRICS})
     without = training(data, replace(FULL, ema=False))
     assert without.measured is without.network
 
@@ -375,6 +379,13 @@ def test_loss_curves_of_bf16_and_fp32_agree_within_the_spread_of_seeds(data):
 
 
 # The device
+
+
+def test_lack_of_memory_has_several_names():
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"))
+    assert out_of_memory(MemoryError())
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not out_of_memory(ValueError("can't allocate memory"))
 
 
 def test_precision_is_what_was_asked_for_or_what_is_native():

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from pydantic import create_model
 from pydantic_settings import CliSettingsSource, EnvSettingsSource
 
@@ -101,8 +100,8 @@ def parse_options(
         for name in ("storage_path", *fields)
     }
     schema = create_model("Options", __base__=Fields, **shared, **own)
-    prog, about = f"vgg-search {command.__name__}", str(command.__doc__)
-    values, options = parse(prog, about, flags, schema, argv)
+    prog, text = f"vgg-search {command.__name__}", str(command.__doc__)
+    values, options = parse(prog, f"{text[0].upper()}{text[1:]}.", flags, schema, argv)
     return argparse.Namespace(**vars(options) | dict(validated(schema, values)))
 
 
@@ -123,6 +122,8 @@ def load_config(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The fields in an experiment file. Raises ConfigError if there are none."""
+    import yaml  # 40 ms, of which `--help` has no need
+
     try:
         content = yaml.safe_load(path.read_text()) or {}
     except (OSError, UnicodeDecodeError) as error:

@@ -60,10 +60,11 @@ def predict(argv: Sequence[str]) -> Result:
     """class and probability of image files"""
     images = flag("images", nargs="+", metavar="IMAGE", help="PNG or JPEG file")
     options = parse_options(predict, argv, [images, MODEL], ["tracking_uri"])
-    from vgg_search.models import reuse
+    from vgg_search.finding import load
+    from vgg_search.models import evaluation
 
-    model = reuse.load(options.model, options.storage_path, options.tracking_uri)
-    rows = reuse.predict(model, options.images)
+    model = load(options.model, options.storage_path, options.tracking_uri)
+    rows = evaluation.predict(model, options.images)
     problems = [f"{row['file']} {row['error']}" for row in rows if "error" in row]
     lines = [
         f"{row['file']}: {row['class']} {row['probability']:.3f} ({row['assumed']})"
@@ -77,11 +78,12 @@ def evaluate(argv: Sequence[str]) -> Result:
     """test accuracy, loss, table a class, confusion matrix"""
     options = parse_options(evaluate, argv, [MODEL], ["tracking_uri", "data_dir"], dataset=DATASET)
     from vgg_search.data.splits import load_test
-    from vgg_search.models import reuse
+    from vgg_search.finding import find_model
+    from vgg_search.models import evaluation
 
-    folder = reuse.find_model(options.model, options.storage_path, options.tracking_uri)
+    folder = find_model(options.model, options.storage_path, options.tracking_uri)
     images, labels = load_test(options.dataset or _dataset(folder), options.data_dir)
-    scores = reuse.evaluate(folder, images, labels)
+    scores = evaluation.evaluate(folder, images, labels)
     return Result(scores, _scores_text(scores))
 
 
@@ -108,12 +110,12 @@ def refine(argv: Sequence[str]) -> Result:
 
     os.environ.update(RAY_ENVIRONMENT | os.environ)  # before torch, as in a search
     from vgg_search import refine as refinement
-    from vgg_search.models import reuse
+    from vgg_search.finding import find_model
     from vgg_search.tracking.mlflow_adapter import default_uri
 
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     uri = options.tracking_uri or default_uri()
-    folder = reuse.find_model(options.model, options.storage_path, uri)
+    folder = find_model(options.model, options.storage_path, uri)
     parent = refinement.lineage(options.model, folder, uri)
     out = local_folder(options.storage_path, datetime.now().strftime("refined-%Y%m%d-%H%M%S.%f"))
     tracker = {"tracking_uri": uri, "experiment": options.experiment}
@@ -150,13 +152,14 @@ def export(argv: Sequence[str]) -> Result:
     ]
     options = parse_options(export, argv, flags, ["tracking_uri", "data_dir"], dataset=DATASET)
     from vgg_search.data.splits import load_splits
-    from vgg_search.models import reuse
+    from vgg_search.finding import find_model
+    from vgg_search.models import export as exporting
 
-    folder = reuse.find_model(options.model, options.storage_path, options.tracking_uri)
+    folder = find_model(options.model, options.storage_path, options.tracking_uri)
     # Validation images: to compare two files is no reason to read the test split
     splits = load_splits(options.dataset or _dataset(folder), options.data_dir)
     images = splits.val_images[:VERIFIED_IMAGES]
-    result = reuse.export(folder, options.format, options.out, images)
+    result = exporting.export(folder, options.format, options.out, images)
     difference = f"largest difference in a probability {result['max_difference']:.1e}"
     text = f"{options.out}: {result['bytes']:,} bytes, {difference} on {result['images']} images"
     return Result(result, text)
@@ -164,7 +167,7 @@ def export(argv: Sequence[str]) -> Result:
 
 def _dataset(folder: Path) -> str:
     """The data set that a model was trained on."""
-    from vgg_search.models.reuse import load_folder
+    from vgg_search.models.files import load_folder
 
     return str(load_folder(folder)[1].get("dataset", "auto"))
 
@@ -195,7 +198,7 @@ def sync(argv: Sequence[str]) -> Result:
     timeout = flag("--timeout", type=float, default=600.0, help="seconds to try (600)")
     options = parse_options(sync, argv, [STUDY, timeout])
     folder = _study_folder(options, OUTBOX)
-    from vgg_search.models.reuse import servable
+    from vgg_search.models.files import servable
     from vgg_search.tracking.connect import sync as send
 
     result = send(folder, servable, timeout=options.timeout)

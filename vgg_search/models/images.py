@@ -7,9 +7,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vgg_search.errors import InputError
+from vgg_search.storage.folder import WORST_COLUMNS
 
 SIDE = 28  # px
-COLUMNS, CAPTION = 5, 12  # of a contact sheet: pictures side by side, px of room under each
+CAPTION = 12  # px of room under each picture of a contact sheet
 LIGHT, DARK = "light on dark", "dark on light, inverted"
 
 
@@ -63,8 +64,8 @@ def _grey(image: Image.Image) -> Image.Image:
 
 def contact_sheet(images: np.ndarray) -> Image.Image:
     """Pictures (N, 28, 28) uint8 row by row on white, with room for a caption under each."""
-    rows = -(-len(images) // COLUMNS)
-    cells = np.full((rows * COLUMNS, SIDE + CAPTION, SIDE + 4), 255, np.uint8)
+    rows = -(-len(images) // WORST_COLUMNS)
+    cells = np.full((rows * WORST_COLUMNS, SIDE + CAPTION, SIDE + 4), 255, np.uint8)
     cells[: len(images), :SIDE, 2:-2] = images
-    grid = cells.reshape(rows, COLUMNS, *cells.shape[1:]).swapaxes(1, 2)
+    grid = cells.reshape(rows, WORST_COLUMNS, *cells.shape[1:]).swapaxes(1, 2)
     return Image.fromarray(grid.reshape(rows * cells.shape[1], -1))

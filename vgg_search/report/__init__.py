@@ -1,4 +1,4 @@
 """report.html: tables, figures, warnings.
 
-plotly and pandas; no torch, Ray or MLflow.
+plotly and Optuna's figures; no torch, Ray or MLflow.
 """

@@ -14,11 +14,17 @@ from functools import cached_property
 from typing import Any
 
 from vgg_search.space.arch import Arch, check_arch, network_costs
-from vgg_search.space.candidate import ARCH_DIMENSIONS, BLOCK_DIMENSIONS, DIMENSIONS, Candidate
+from vgg_search.space.candidate import (
+    ARCH_DIMENSIONS,
+    BLOCK_DIMENSIONS,
+    DIMENSIONS,
+    Candidate,
+    Dimension,
+)
 from vgg_search.space.dimension import Dim, Suggester, as_number, is_number, parse_dim
 
 LIMITS = ("max_params", "max_flops")
-RULES = ARCH_DIMENSIONS | DIMENSIONS
+RULES: dict[str, Dimension] = ARCH_DIMENSIONS | DIMENSIONS
 OTHERS = (*LIMITS, "non_decreasing")
 
 
@@ -58,9 +64,9 @@ class Space:
     def dims(self) -> dict[str, Dim]:
         """Every dimension by name, those of blocks for each block (num_convs_1, ...) too."""
         spec = {name: value for name, value in self.spec.items() if name not in OTHERS}
-        blocks = [f"{name}_{i}" for name in BLOCK_DIMENSIONS for i in self._blocks()]
+        blocks = [f"{name}_{i}" for name in BLOCK_DIMENSIONS for i in self.blocks()]
         self._check_names(spec, [*RULES, *blocks])
-        dims = {n: parse_dim(n, _rule(n), spec[n]) for n in (*RULES, *blocks) if n in spec}
+        dims = {n: parse_dim(n, dimension_of(n), spec[n]) for n in (*RULES, *blocks) if n in spec}
         for name, row in DIMENSIONS.items():
             default = self.batch_size if name == "batch_size" else row.default
             dims.setdefault(name, Dim(row.kind, (default,)))  # type: ignore[arg-type]
@@ -73,7 +79,7 @@ class Space:
                 dims[f"{name}_{i}"] = dim
         return dims
 
-    def _blocks(self) -> range:
+    def blocks(self) -> range:
         """Numbers of the blocks that there may be at this resolution."""
         return range(1, self.resolution.bit_length())
 
@@ -167,5 +173,6 @@ class Space:
         return all(value <= 0 for value in self.excess(candidate).values())
 
 
-def _rule(name: str) -> Any:
+def dimension_of(name: str) -> Dimension:
+    """What may be said of a dimension, by its name; that of a block (num_convs_1) too."""
     return RULES[name.rstrip("0123456789").rstrip("_")]

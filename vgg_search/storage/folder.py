@@ -12,7 +12,8 @@ from vgg_search.errors import InputError
 RUNS = "runs"  # where run folders are by default, and those of studies in a bucket
 CONFIG, JOURNAL, OUTBOX, LOG = "config.yaml", "study.journal", "outbox.db", "log.txt"
 SUMMARY, TRIALS_TABLE, EPOCHS_TABLE = "summary.json", "trials.csv", "epochs.csv"
-REPORT, PLOTS, WORST_IMAGES = "report.html", "plots", "worst.png"
+REPORT, PLOTS = "report.html", "plots"
+WORST_IMAGES, WORST_COLUMNS = "worst.png", 5  # a contact sheet, so many pictures side by side
 TRIALS, BEST, LAST = "trials", "best", "last.pt"  # trials/<number>/last.pt, trials/<number>/best/
 CHAMPION, WEIGHTS, CARD = "champion", "model.safetensors", "model.json"
 LOCK = ".driver.lock"

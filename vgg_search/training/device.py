@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import math
+import resource
 import sys
 import time
 import warnings
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 # malloc.h of glibc
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
-logger = logging.getLogger("vgg_search")
+log = logging.getLogger("vgg_search")
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,27 @@ class Plan:
         return f"{str(self.dtype).removeprefix('torch.')} on {self.device}: {self.reason}"
 
 
-def settle(num_threads: int) -> None:
-    """Make this process one that trains: its threads, and an allocator that keeps what is freed.
+def pick_device() -> torch.device:
+    """The GPU that this process may use, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory this process has held: of the GPU where it trains there, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether it is for lack of memory, for which torch has a class on a GPU, on a CPU a text."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def prepare_process(num_threads: int) -> None:
+    """Set the threads of a process that trains, and an allocator that keeps what is freed.
 
     glibc may return a step's large tensors to the kernel and fetch them anew, page by page, in the
     next: training was 10 to 30 % slower for it on a small data set, validation up to half.
@@ -64,8 +84,11 @@ def settle(num_threads: int) -> None:
 def plan(precision: str, device: torch.device | str) -> Plan:
     """The Plan for `precision`: fp32 or bf16 as asked, or auto, the faster of the two.
 
-    Native, bf16 takes half the time of fp32; emulated, twice. A GPU says which it is, a CPU where
-    x86 has a flag for it; any other CPU is probed.
+    Native, bf16 takes half the time of fp32; emulated, three times as long. A GPU says which it is,
+    a CPU where x86 has a flag for it, by functions that torch does not document. Probing every CPU
+    instead would make a trial's precision depend on its neighbours: with native bf16 the probe's
+    ratio was 0.3 to 0.9 on an idle machine of two cores, and 0.02 to 14 beside three busy
+    processes. So only a CPU without those flags is probed.
     """
     device = torch.device(device)
     if precision != "auto":
@@ -167,7 +190,7 @@ class Graphs:
             with torch.cuda.graph(graph, pool=pool, stream=self.aside):
                 step(held)
         except RuntimeError as error:  # for lack of memory too: one by one the steps need less
-            logger.warning("no CUDA graph, steps are launched one by one: %s", error)
+            log.warning("no CUDA graph, steps are launched one by one: %s", error)
             self.refused = True
             self.captured.clear()
             # A capture that broke off leaves the generator waiting for its end: dropout would fail.

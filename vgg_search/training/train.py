@@ -9,19 +9,23 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.sgd import sgd
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from vgg_search.data.splits import MEAN, STD, Splits
+from vgg_search.data.source import DatasetInfo
+from vgg_search.data.splits import Splits
 from vgg_search.records import METRIC, diverged
 from vgg_search.training import augment
-from vgg_search.training.device import Graphs, Plan, plan, to_device
+from vgg_search.training.device import Graphs, plan, to_device
+from vgg_search.training.inference import VAL_METRICS, prepare, validate
 from vgg_search.training.model import VGG
+from vgg_search.training.recipe import Recipe, lr_at
 
 # The average of weights is brought up to date once in so many steps, at a quarter of the cost.
 EMA_EVERY = 4
@@ -31,43 +35,13 @@ EMA_EVERY = 4
 EMA_REACH = 0.05
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained. Rates are per step, pixels those of the 28 px image."""
-
-    max_epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float = 0.0
-    momentum: float = 0.9
-    schedule: Literal["one-cycle", "constant"] = "one-cycle"
-    warmup: float = 0.25
-    label_smoothing: float = 0.0
-    flip: bool = False
-    crop: int = 0
-    erase: int = 0
-    ema: bool = False
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-
-
-def lr_at(step: int, total_steps: int, recipe: Recipe) -> float:
-    """Learning rate of step `step` in 0..total_steps-1.
-
-    One-cycle (Smith, arXiv:1708.07120): up in a straight line over the `warmup` share of the steps,
-    then down in a straight line to almost nothing.
-    """
-    if recipe.schedule == "constant":
-        return recipe.lr
-    top = int(recipe.warmup * total_steps)
-    return recipe.lr * min((step + 1) / (top + 1), (total_steps - step) / (total_steps - top))
-
-
 @dataclass(frozen=True, eq=False)
 class Resident:
-    """A data set on one device: images (N, 28, 28) uint8, labels (N,) int64; validation or None."""
+    """A data set on one device: images (N, H, W) uint8, labels (N,) int64; validation or None."""
 
     train_images: Tensor
     train_labels: Tensor
+    info: DatasetInfo
     val_images: Tensor | None = None
     val_labels: Tensor | None = None
 
@@ -77,38 +51,9 @@ class Resident:
         images, labels = splits.whole() if whole else (splits.train_images, splits.train_labels)
         train = (to_device(images, device), to_device(labels, device).long())
         if whole:
-            return cls(*train)
-        val_labels = to_device(splits.val_labels, device).long()
-        return cls(*train, to_device(splits.val_images, device), val_labels)
-
-
-def prepare(images: Tensor, resolution: int) -> Tensor:
-    """Bytes (N, 28, 28) -> normalised floats (N, 1, resolution, resolution)."""
-    pixels = images.unsqueeze(1).float().mul_(1 / (255 * STD)).sub_(MEAN / STD)
-    if resolution != images.shape[-1]:
-        size = (resolution, resolution)
-        pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False)
-    return pixels
-
-
-def evaluate(network: VGG, images: Tensor, labels: Tensor, plan: Plan) -> tuple[float, float]:
-    """(mean loss, accuracy) over all images (N, 28, 28) uint8, none dropped."""
-    scores = logits(network, images, plan)
-    hits = (scores.argmax(1) == labels).sum()
-    loss, correct = torch.stack([F.cross_entropy(scores, labels), hits]).tolist()
-    return loss, correct / len(labels)
-
-
-@torch.no_grad()
-def logits(network: VGG, images: Tensor, plan: Plan) -> Tensor:
-    """Logits (N, 10), float32, in eval mode, in batches of bounded memory."""
-    training = network.training
-    network.eval()
-    batches = images.split(plan.evaluation_batch(network.resolution))
-    with plan.autocast():
-        parts = [network(prepare(batch, network.resolution)) for batch in batches]
-    network.train(training)
-    return torch.cat(parts).float()
+            return cls(*train, splits.info)
+        val = (to_device(splits.val_images, device), to_device(splits.val_labels, device).long())
+        return cls(*train, splits.info, *val)
 
 
 class Training:
@@ -159,10 +104,12 @@ class Training:
             started = time.perf_counter()
             row = {"epoch": self.epoch + 1, **self._train_epoch()}
             if data.val_images is not None and data.val_labels is not None:
-                scores = (math.nan, math.nan)
                 if math.isfinite(row["train_loss"]):
-                    scores = evaluate(self.measured, data.val_images, data.val_labels, self.plan)
-                row["val_loss"], row[METRIC] = scores
+                    row |= validate(
+                        self.measured, data.val_images, data.val_labels, data.info, self.plan
+                    )
+                else:
+                    row |= dict.fromkeys(VAL_METRICS, math.nan)
             row["epoch_seconds"] = time.perf_counter() - started
             self.epoch += 1
             self.rows.append(row)
@@ -224,7 +171,8 @@ class Training:
                 images, batch[augment.ERASE_Y], batch[augment.ERASE_X], recipe.erase
             )
         with self.plan.autocast():
-            scores = self.forward(prepare(images, self.network.resolution))
+            pixels = prepare(images.unsqueeze(1), self.network.resolution, self.data.info)
+            scores = self.forward(pixels)
         scores = scores.float()
         loss = F.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
         self.network.zero_grad()
@@ -259,7 +207,7 @@ class Training:
             [t for t in net.state_dict().values() if t.is_floating_point()]
             for net in (self.measured, self.network)
         )
-        torch._foreach_lerp_(old, new, share)
+        get_ema_multi_avg_fn(1 - share)(old, new, None)
 
     def weights(self) -> dict[str, Tensor]:
         """State of the network that validation measured."""

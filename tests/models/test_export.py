@@ -1,0 +1,95 @@
+"""Exported files, read back by what will read them, against the network itself."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from champions import save_champion, some_test_images
+
+from vgg_search.cli.commands import main
+from vgg_search.models import export as exporting
+from vgg_search.models.export import export
+from vgg_search.models.files import ModelError, load_folder, servable
+
+
+@pytest.fixture(scope="module", params=[28, 32])
+def champion(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_champion(tmp_path_factory.mktemp("run") / "champion", request.param)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return save_champion(tmp_path / "champion")
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return some_test_images()[0]
+
+
+@pytest.mark.parametrize("format", ["safetensors", "pt2", "onnx"])
+def test_export_agrees_with_the_network(
+    format: str, champion: Path, images: np.ndarray, tmp_path: Path
+) -> None:
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+    out = tmp_path / "made" / f"model.{format}"
+    result = export(champion, format, out, images)
+    assert (result["images"], result["changed_classes"]) == (1000, 0)
+    assert result["max_difference"] <= (2e-6 if format == "onnx" else 0)
+    assert result["bytes"] == out.stat().st_size
+    assert list(out.parent.iterdir()) == [out]
+    for n in (1, 3):  # any batch size, from the file alone
+        x = images[:n, None].copy()
+        if format == "safetensors":
+            got = servable(out)[0](torch.from_numpy(x)).numpy()
+        elif format == "pt2":
+            got = torch.export.load(out).module()(torch.from_numpy(x)).numpy()
+        else:
+            import onnxruntime
+
+            got = onnxruntime.InferenceSession(out).run(None, {"images": x})[0]
+        wanted = servable(champion)[0](torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(got, wanted, atol=2e-6)
+
+
+def test_an_exported_safetensors_file_holds_its_card(saved: Path, images: np.ndarray) -> None:
+    export(saved, "safetensors", saved / "alone.safetensors", images[:10])
+    assert load_folder(saved / "alone.safetensors")[1] == load_folder(saved)[1]
+    with pytest.raises(ModelError, match=r"must hold a model's card .*KeyError.'model.json'"):
+        load_folder(saved / "model.safetensors")
+
+
+def test_an_export_that_disagrees_writes_nothing(
+    saved: Path, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    with pytest.raises(ModelError, match="must agree with the network to -1 on all 10 images, got"):
+        export(saved, "safetensors", tmp_path / "out" / "x", images[:10])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_export_refuses_bad_input(
+    saved: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ModelError, match="format must be one of safetensors, pt2, onnx, got h5"):
+        export(saved, "h5", saved / "x", images)
+    with pytest.raises(ModelError, match="champion cannot be written: Is a directory"):
+        export(saved, "pt2", saved, images)
+    with pytest.raises(ModelError, match=r"x cannot be written: File exists"):
+        export(saved, "safetensors", saved / "model.json" / "x", images)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as where the extra is not installed
+    message = r"^onnx export needs the extra 'export': pip install 'vgg-search\[export\]'$"
+    with pytest.raises(ModelError, match=message):
+        export(saved, "onnx", saved / "x", images)
+
+
+def test_the_command_verifies_an_export_on_validation_images(
+    saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", str(saved), "--format", "safetensors", "--dataset", "sample", "--json"]
+    assert main(["export", *flags, "--out", str(tmp_path / "out")]) == 0
+    assert json.loads(capfd.readouterr().out.splitlines()[-1])["images"] == 1000

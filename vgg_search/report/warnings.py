@@ -1,0 +1,149 @@
+"""What a reader should know before trusting a study."""
+
+import math
+import statistics
+from typing import Any, NamedTuple
+
+from vgg_search.records import METRIC
+from vgg_search.report.run import TOP_LEAST, Row, Run
+from vgg_search.space.dimension import Dim
+from vgg_search.space.search_space import dimension_of
+
+# Ten runs a dimension: Loeppky, Sacks and Welch, Technometrics 51 (2009), section 1.
+TRIALS_PER_DIMENSION = 10
+DIVERGED_SHARE, TEST_GAP = 0.2, 0.01
+EDGE_SHARE, EDGE_MARGIN = 0.6, 0.05
+
+
+class Edge(NamedTuple):
+    """How many of the best trials lie at one end of a dimension."""
+
+    name: str
+    side: str
+    """lower or upper"""
+    trials: int
+    """Of the best ones, those that have the dimension."""
+    at_end: int
+    """Of these, those at this end."""
+    holds_best: bool
+    """Whether the best one is at this end."""
+    natural: bool
+    """Whether the dimension ends here by nature, so that nobody can widen it."""
+
+
+def standard_error(accuracy: float, images: int) -> float:
+    """Of an accuracy measured on so many images (binomial)."""
+    return math.sqrt(max(accuracy * (1 - accuracy), 0) / images)
+
+
+def _position(dim: Dim, value: Any) -> float | None:
+    """Where a value lies between a dimension's ends, 0 to 1; None if it has no inside."""
+    low, high = dim.ends
+    few = len(dim.choices) < 3 if dim.choices else dim.kind is int and high - low < 2
+    if dim.kind is bool or few or not low <= value <= high:  # a given arch may lie outside
+        return None
+    if dim.log:
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return float((value - low) / (high - low))
+
+
+def edges(run: Run) -> list[Edge]:
+    """Both ends of each sampled dimension that has an inside and enough of the best trials."""
+    table = []
+    for name, dim in run.space.sampled().items():
+        values = [params[name] for row in run.top if name in (params := run.params[row["number"]])]
+        places = [place for value in values if (place := _position(dim, value)) is not None]
+        if len(places) < TOP_LEAST:
+            continue
+        low, high = dim.ends
+        lower = [place <= EDGE_MARGIN for place in places]
+        upper = [place >= 1 - EDGE_MARGIN for place in places]
+        is_floor = low == dimension_of(name).floor
+        is_ceiling = name == "num_blocks" and high == run.space.blocks()[-1]
+        for side, hits, natural in (("lower", lower, is_floor), ("upper", upper, is_ceiling)):
+            table.append(Edge(name, side, len(places), sum(hits), hits[0], natural))
+    return table
+
+
+def _of_the_trials(run: Run) -> list[str]:
+    texts, total = [], len(run.trained)
+    if run.summary["state"] != "completed":
+        texts.append(f"The study is {run.summary['state']}: this is what it had until then.")
+    if run.summary["dataset"] == "sample":
+        texts.append("Trained on the bundled sample: no number compares with a published one.")
+    if not run.completed:
+        texts.append("No trial was completed: all that is here was stopped on the way.")
+    failed, diverged = (
+        sum(row["state"] == state for row in run.trained) for state in ("failed", "diverged")
+    )
+    if failed:
+        texts.append(f"{failed} of {total} trials failed: the report lists their errors.")
+    if diverged > DIVERGED_SHARE * total:
+        texts.append(f"{diverged} of {total} trials diverged: lower the upper end of lr.")
+    dimensions, trials = len(run.space.sampled()), len(run.ranked) + diverged
+    if trials < TRIALS_PER_DIMENSION * dimensions:
+        texts.append(
+            f"The budget is small for the space: {trials} trials for {dimensions} sampled "
+            f"dimensions, where ten a dimension would be {TRIALS_PER_DIMENSION * dimensions}. "
+            "Search longer, or fix what matters least."
+        )
+    return texts
+
+
+def _of_the_lead(run: Run, first: Row, second: Row) -> list[str]:
+    noise = standard_error(first[METRIC], run.val_images)
+    source = f"standard error on {run.val_images:,} validation images"
+    seeds = run.card["metrics"]["test_accuracies"] if run.card else []
+    if len(seeds) > 1 and statistics.stdev(seeds) > noise:
+        noise, source = statistics.stdev(seeds), f"spread over {len(seeds)} champion seeds"
+    lead = first[METRIC] - second[METRIC]
+    if lead >= 2 * noise:
+        return []
+    smaller = min(first, second, key=lambda row: row["num_params"])
+    return [
+        f"Trial {first['number']} leads trial {second['number']} by {lead:.4f}, within "
+        f"{2 * noise:.4f} of noise (twice the {source}): their order may be chance, and trial "
+        f"{smaller['number']} is the smaller network."
+    ]
+
+
+def _of_the_scores(run: Run) -> list[str]:
+    texts = []
+    best, baseline = run.summary[f"best_{METRIC}"], run.baseline
+    if best is not None and baseline is not None and best <= baseline:
+        texts.append(f"Nothing beat the baseline: best {best:.4f}, baseline {baseline:.4f}.")
+    if len(run.completed) >= 2:
+        texts += _of_the_lead(run, *run.completed[:2])
+    if run.card and best is not None:
+        test = run.summary["champion"]["test_accuracy"]
+        test_images = sum(map(sum, run.card["metrics"]["confusion"]))
+        noise = math.hypot(standard_error(best, run.val_images), standard_error(test, test_images))
+        if best - test > max(TEST_GAP, 2 * noise):
+            epochs, asked = run.card["epochs"], run.config["max_epochs"]
+            why = "the search has fitted the validation images. Trust the test score."
+            if epochs < asked:
+                why = f"the champion had fewer epochs ({epochs}) than its trial ({asked})."
+            texts.append(
+                f"The search score {best:.4f} is {best - test:.4f} above the test score "
+                f"{test:.4f}: {why}"
+            )
+    return texts
+
+
+def _of_the_edges(run: Run) -> list[str]:
+    texts = []
+    for side in ("lower", "upper"):
+        names = ", ".join(
+            f"{edge.name} ({edge.at_end} of {edge.trials})"
+            for edge in edges(run)
+            if edge.side == side and edge.holds_best and not edge.natural
+            if edge.at_end >= EDGE_SHARE * edge.trials
+        )
+        if names:
+            texts.append(f"The best trials sit at the {side} edge of {names}: widen it.")
+    return texts
+
+
+def warnings(run: Run) -> list[str]:
+    """One sentence or two for each, gravest first."""
+    return [*_of_the_trials(run), *_of_the_scores(run), *_of_the_edges(run)]
