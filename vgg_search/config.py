@@ -215,7 +215,7 @@ class Config(Fields):
     """Fresh seeds with which the champion is trained; the first is registered."""
 
     space: FromJson[dict[str, Any]] = DEFAULT_SPACE
-    """The search space, as in the README."""
+    """The search space, as in experiments/README.md."""
 
     @cached_property
     def search_space(self) -> Space:
