@@ -40,7 +40,8 @@ class NotebookDisplay:
 
 def as_html(renderable: RenderableType) -> str:
     """What a terminal would show, as preformatted text without colours of its own."""
-    console = Console(file=io.StringIO(), record=True, width=WIDTH, force_terminal=True)
+    # Not as in a notebook: there, printing would add an output to the cell
+    console = Console(file=io.StringIO(), record=True, width=WIDTH, force_jupyter=False)
     console.print(renderable)
     return console.export_html(
         inline_styles=True, code_format="<pre style='line-height:1.3'>{code}</pre>"
