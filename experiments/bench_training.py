@@ -31,7 +31,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from vgg_search.data.splits import MEAN, STD, Splits, load_splits
+from vgg_search.data.splits import Splits, load_splits
 from vgg_search.engine.environment import RAY_ENVIRONMENT
 from vgg_search.space.arch import NOTEBOOK_ARCH
 from vgg_search.training.device import plan, prepare_process
@@ -96,7 +96,7 @@ def ours(spec: dict[str, Any]) -> Callable[[], float]:
     prepare_process(1)
     splits = splits_of(1000, IMAGES[spec["net"]])
     labels = torch.from_numpy(splits.train_labels).long()
-    data = Resident(torch.from_numpy(splits.train_images), labels)
+    data = Resident(torch.from_numpy(splits.train_images), labels, splits.info)
     training = Training(build(NETS[spec["net"]], 0), data, recipe_of(spec), 0)
     rows = training.run(EPOCHS)
     return lambda: next(rows)["images_per_second"]
@@ -110,7 +110,7 @@ def loader(spec: dict[str, Any]) -> Callable[[], float]:
     splits = splits_of(1000, IMAGES[spec["net"]])
     side = NETS[spec["net"]]["resolution"]
     steps = [transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-    steps += [transforms.Normalize(MEAN, STD)]
+    steps += [transforms.Normalize(splits.info.mean, splits.info.std)]
     transform = transforms.Compose(([transforms.Resize(side)] if side != 28 else []) + steps)
 
     network, recipe = build(NETS[spec["net"]], 0).train(), recipe_of(spec)

@@ -48,10 +48,9 @@ def train_champion(
     """Train `best`'s network on train + validation with `champion_seeds` fresh seeds, test it, and
     save the first seed's in the study's `champion` folder.
 
-    Its worst images go to `worst.png`. Returns its card, as in model.json, or None if the study
-    was told to stop. `listen(index of the seed, epochs, row)` hears of each epoch. Raises RayError
-    if a seed's training fails, NodeError where no node is there to train on, DataError if the test
-    split cannot be read.
+    Returns its card, as in model.json, or None if the study was told to stop. `listen(index of the
+    seed, epochs, row)` hears of each epoch. Raises RayError if a seed's training fails, NodeError
+    where no node is there to train on, DataError if the test split cannot be read.
     """
     config = study.config
     epochs = planned_epochs(best, config, splits)

@@ -154,14 +154,12 @@ def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[]
     if cluster.packing:
         log.info(cluster.packing)
     searcher = StudySearcher(study, cluster.slots)
-    placement = tune.PlacementGroupFactory(
-        [cluster.bundle()], bundle_label_selector=[cluster.selector]
-    )
+    group = tune.PlacementGroupFactory([cluster.bundle()], bundle_label_selector=[cluster.selector])
     scratch = tempfile.mkdtemp(prefix="vgg_search-")
     try:
         study.budget.start()
         tune.Tuner(
-            tune.with_resources(trainable, placement),
+            tune.with_resources(trainable, group),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,
