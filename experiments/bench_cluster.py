@@ -75,9 +75,9 @@ def ranks() -> None:
         os.environ.setdefault(name, value)
     import ray
 
-    from vgg_search.engine.checkpoints import Keeper, Task
+    from vgg_search.engine.checkpoints import TrainingCheckpoints, TrainingTask
     from vgg_search.engine.connection import ray_cluster
-    from vgg_search.engine.ddp import train_together
+    from vgg_search.engine.ddp import train_distributed
     from vgg_search.storage.place import Place
     from vgg_search.training.recipe import Recipe
 
@@ -89,11 +89,11 @@ def ranks() -> None:
         stored = ray.put(splits)
         for seed in SEEDS:
             for count in (0, 1, 2):  # 0: the plain loop
-                keeper = Keeper(Place(folder), f"{seed}-{count}", EPOCHS)
-                task = Task(network, recipe, seed, 1, keeper)
+                checkpoints = TrainingCheckpoints(Place(folder), f"{seed}-{count}", EPOCHS)
+                task = TrainingTask(network, recipe, seed, 1, checkpoints)
                 began, share = time.monotonic(), {"cpu": 1.0, "gpu": 0.0}
                 if count:
-                    rows = list(train_together(task, stored, count, share, {}))
+                    rows = list(train_distributed(task, stored, count, share, {}))
                 else:
                     plain = ray.remote(num_cpus=1)(lambda task, data: list(alone(task, data)))
                     rows = ray.get(plain.remote(task, stored))
@@ -113,8 +113,8 @@ def alone(task: Any, splits: Any) -> Any:
 
     prepare_process(1)
     training = task.training(splits, "cpu")
-    for row in training.run(task.keeper.until):
-        task.keeper.after(row, training)
+    for row in training.run(task.checkpoints.until):
+        task.checkpoints.after(row, training)
         yield row
 
 

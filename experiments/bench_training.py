@@ -96,7 +96,7 @@ def ours(spec: dict[str, Any]) -> Callable[[], float]:
     prepare_process(1)
     splits = splits_of(1000, IMAGES[spec["net"]])
     labels = torch.from_numpy(splits.train_labels).long()
-    data = Resident(torch.from_numpy(splits.train_images), labels)
+    data = Resident(torch.from_numpy(splits.train_images), labels, splits.info)
     training = Training(build(NETS[spec["net"]], 0), data, recipe_of(spec), 0)
     rows = training.run(EPOCHS)
     return lambda: next(rows)["images_per_second"]

@@ -15,7 +15,7 @@ from vgg_search.cli.resume import resumed_config
 from vgg_search.config import RESUMABLE, Config, ConfigError
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "ray", "optuna", "mlflow", "pandas", "plotly")
+HEAVY = ("torch", "ray", "optuna", "mlflow", "pandas", "plotly", "rich")
 
 
 @pytest.fixture(autouse=True)

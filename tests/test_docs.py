@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 import yaml
+from test_rooms import HEAVY, LEVELS, LOADS
 
 import vgg_search
 from vgg_search.records import BEST_METRIC, EPOCH_METRICS, State
@@ -59,15 +60,27 @@ def test_python_in_the_readme_is_python() -> None:
             assert name in vgg_search.__all__
 
 
-def test_the_map_has_every_room() -> None:
-    rooms = {
-        name.rstrip("/")
-        for line in section("Rooms").splitlines()
-        if re.match(r"\| \d", line)
-        for name in in_backticks(line.split("|")[2])
+def rooms_of_the_map() -> dict[str, tuple[int, str]]:
+    """Room -> its level, and what is said that it loads."""
+    rows = [line.split("|") for line in section("Rooms").splitlines() if re.match(r"\| \d", line)]
+    return {
+        name.rstrip("/").removesuffix(".py"): (int(level), loads)
+        for _, level, names, _, loads, _ in rows
+        for name in in_backticks(names)
     }
-    files = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
-    assert rooms == files | {init.parent.name for init in PACKAGE.glob("*/__init__.py")}
+
+
+def test_the_map_has_the_rooms_and_levels_that_are_tested() -> None:
+    levels = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+    assert {room: level for room, (level, _) in rooms_of_the_map().items()} == levels
+
+
+def test_the_map_says_what_a_room_loads() -> None:
+    told = {
+        room: loads.partition(";")[0].lower() for room, (_, loads) in rooms_of_the_map().items()
+    }
+    words = {room: set(re.findall(r"\w+", text)) & set(HEAVY) for room, text in told.items()}
+    assert {room: words[room] for room in LOADS} == LOADS
 
 
 def test_the_map_names_files_that_are_there() -> None:

@@ -33,7 +33,7 @@ LOADS: dict[str, set[str]] = {
     "study": {"optuna"},
     "models": {"torch"},
     "finding": {"torch"},
-    "engine": {"torch", "ray", "optuna", "pandas"},
+    "engine": {"torch", "ray", "optuna", "pandas", "rich"},  # Ray Tune loads the last two
     "tracking": {"optuna"},  # MLflow takes seconds, and is imported by the sender's thread
     "report": {"optuna", "plotly"},
     "terminal": {"optuna", "rich"},
@@ -188,3 +188,25 @@ def test_a_library_is_named_in_its_room_alone(library: str, room: str) -> None:
 def test_a_file_is_one_idea(file: Path) -> None:
     assert len(file.read_text().splitlines()) <= 400
     assert file.stem not in {"utils", "common", "helpers", "misc"}
+
+
+# Functions that are longer than a screen, and why
+LONG = {
+    "VGG.__init__": "the network, layer by layer, in the order in which an image meets them",
+}
+
+
+def functions(file: Path) -> dict[str, int]:
+    """Lines of each function and method, by name."""
+    found = {}
+    for owner in ast.walk(ast.parse(file.read_text())):
+        name = f"{owner.name}." if isinstance(owner, ast.ClassDef) else ""
+        for node in ast.iter_child_nodes(owner):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno:
+                found[name + node.name] = node.end_lineno - node.lineno + 1
+    return found
+
+
+def test_a_function_fits_on_a_screen() -> None:
+    lengths = {name: lines for file in FILES for name, lines in functions(file).items()}
+    assert {name for name, lines in lengths.items() if lines > 40} == set(LONG)

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -216,7 +215,7 @@ class Config(Fields):
     """Fresh seeds with which the champion is trained; the first is registered."""
 
     space: FromJson[dict[str, Any]] = DEFAULT_SPACE
-    """The search space, as in the README."""
+    """The search space, as in experiments/README.md."""
 
     @cached_property
     def search_space(self) -> Space:
@@ -248,6 +247,8 @@ class Config(Fields):
 
     def dump(self) -> str:
         """The resolved experiment as YAML, which reads back as an equal one."""
+        import yaml  # 40 ms, of which `--help` has no need
+
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
 
 

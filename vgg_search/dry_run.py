@@ -4,15 +4,16 @@ import os
 from statistics import fmean
 from typing import Any
 
-import optuna
 import torch
 
 from vgg_search.config import Config, ConfigError
 from vgg_search.data.source import UNKNOWN
+from vgg_search.data.splits import SAMPLE_IMAGES, SPLIT_IMAGES
 from vgg_search.models.images import SIDE
 from vgg_search.space.arch import depth, describe
 from vgg_search.space.candidate import Candidate
 from vgg_search.study.budget import Budget
+from vgg_search.study.sampling import random_candidates
 from vgg_search.study.schedulers import make_scheduler
 from vgg_search.terminal.progress import duration
 from vgg_search.training.device import pick_device, prepare_process
@@ -22,7 +23,6 @@ from vgg_search.training.train import Resident, Training
 
 SAMPLES = 10
 PROBE_BATCHES = 3
-SPLIT_IMAGES, SAMPLE_IMAGES = 60_000, 6_000  # of the training splits
 
 
 def forecast(config: Config) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def forecast(config: Config) -> dict[str, Any]:
     Raises ConfigError if the space has no feasible network.
     """
     print(config.dump())
-    candidates = sample(config, SAMPLES)
+    candidates = random_candidates(config, SAMPLES)
     if not candidates:
         raise ConfigError("space must have networks within max_params and max_flops, found none")
     networks = []
@@ -81,20 +81,6 @@ def training_images(config: Config) -> int:
     if config.dataset == "sample":
         images = min(images, SAMPLE_IMAGES - min(config.val_images, SAMPLE_IMAGES // 6))
     return images
-
-
-def sample(config: Config, count: int) -> list[Candidate]:
-    """Feasible candidates as random search would propose them."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=config.seed))
-    space, found = config.search_space, []
-    for _ in range(100 * count):
-        candidate = space.sample(study.ask())
-        if all(value <= 0 for value in space.excess(candidate).values()):
-            found.append(candidate)
-        if len(found) == count:
-            break
-    return found
 
 
 def images_per_second(config: Config, candidate: Candidate) -> float:

@@ -63,10 +63,9 @@ def refine(
     ModelError or DataError before anything is written.
     """
     network, old = load_folder(folder)
-    info = info_of(old)
     splits = _images_of(old, data_dir)
     test = load_test(old["dataset"], data_dir)
-    before = evaluate(Classifier(network, info), *test)["test_accuracy"]
+    before = evaluate(Classifier(network, info_of(old)), *test)["test_accuracy"]
     epochs = epochs or int(old["epochs"])
     card = {name: old[name] for name in KEPT} | facts
     card |= {"seed": seed, "epochs": epochs, "parent_model": parent["model_uri"]}
@@ -79,8 +78,8 @@ def refine(
         return summary | {"champion": None, "unsent": unsent}
 
     refined = training.measured.cpu().eval()
-    metrics = evaluate(Classifier(refined, info), *test) | {"parent_test_accuracy": before}
-    save_model(out / CHAMPION, refined, info, card | {"metrics": metrics})
+    metrics = evaluate(Classifier(refined, info_of(old)), *test) | {"parent_test_accuracy": before}
+    save_model(out / CHAMPION, refined, info_of(old), card | {"metrics": metrics})
     return _conclude(out, sent, {name: metrics[name] for name in SCORES}, summary)
 
 

@@ -81,7 +81,7 @@ def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[s
         with ray_cluster(config):
             stop.install()
             cluster = Cluster(config, Place.of(config.storage_path, folder.name))
-            slots = cluster.places()
+            slots = cluster.slots()
             claim(folder, config, resume)
             study = Study(folder, config, facts=facts)
             stack.callback(study.release)
@@ -243,7 +243,7 @@ class Session:
         recorder.interrupt()
         if study.stopping or study.ranking.incumbent is None or not study.config.champion_epochs:
             return None
-        from vgg_search.engine.champion import crown, planned_epochs
+        from vgg_search.engine.champion import planned_epochs, train_champion
 
         best = study.optuna.get_trials(deepcopy=False)[study.ranking.incumbent[1]]
         card = read_card(study.folder)
@@ -254,7 +254,9 @@ class Session:
             f"champion: trial {best.number}'s network, anew on all training images"
         )
         try:
-            card = crown(study, best, self.splits, cluster, self.facts, self._champion_epoch)
+            card = train_champion(
+                study, best, self.splits, cluster, self.facts, self._champion_epoch
+            )
         except Exception as error:  # whatever it is, what the search has found is to be told
             log.error("the champion failed: %s", _last_line(error))
             log.info("where it failed", exc_info=True)

@@ -1,8 +1,8 @@
 """A Ray cluster of three nodes on this machine, and a command run on it. No containers, no root.
 
-    python experiments/cluster/local_nodes.py                   # a smoke search, about a minute
-    python experiments/cluster/local_nodes.py COMMAND ...       # any command, with RAY_ADDRESS set
-    python experiments/cluster/local_nodes.py --workers 4 COMMAND ...
+python experiments/cluster/local_nodes.py                       # a smoke search, about a minute
+python experiments/cluster/local_nodes.py COMMAND ...           # any command, with RAY_ADDRESS set
+python experiments/cluster/local_nodes.py --workers 4 COMMAND ...
 
 Each node has its own loopback address (127.0.0.2 and up), ports and temporary folder, and knows
 the others by a token only, as on a real network. The head has no cores for trials, a node has one.
@@ -28,8 +28,8 @@ SECONDS = 120.0  # to wait for a node: ten where nothing else runs
 class LocalNodes:
     """Nodes of one cluster, started and ended one by one; in a `with`, ended with it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, python: str = sys.executable) -> None:
+        self.folder, self.python = folder, python
         token = folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
@@ -61,9 +61,9 @@ class LocalNodes:
         if not self.nodes:
             where = ["--head", "--port", str(self.port), "--dashboard-port"]
             where += [self.dashboard.rpartition(":")[2], "--include-dashboard", "true"]
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *where]
-        command += ["--node-ip-address", ip]
-        command += ["--num-cpus", str(num_cpus), "--num-gpus", str(num_gpus)]
+        command = [self.python, "-m", "ray.scripts.scripts", "start", "--block", *where]
+        command += ["--node-ip-address", ip, "--num-cpus", str(num_cpus)]
+        command += ["--num-gpus", str(num_gpus)]
         command += ["--object-store-memory", str(300 * 2**20), "--disable-usage-stats"]
         command += ["--temp-dir", temporary, "--include-log-monitor", "false"]
         names = ["dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export"]
@@ -83,15 +83,12 @@ class LocalNodes:
                 start_new_session=True,
             )
         self.nodes[ip] = process
-        self._wait_until_up(ip, log)
-        return ip
-
-    def _wait_until_up(self, ip: str, log: Path) -> None:
         until = time.monotonic() + SECONDS
         while b"Ray runtime started" not in log.read_bytes():
-            if self.nodes[ip].poll() is not None or time.monotonic() > until:
+            if process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"node {ip} did not start: {log.read_text()}")
             time.sleep(0.1)
+        return ip
 
     @property
     def running(self) -> list[str]:

@@ -13,8 +13,14 @@ from ray.exceptions import RayError
 
 from vgg_search.config import Config
 from vgg_search.data.splits import Splits, load_test
-from vgg_search.engine.champion import FRESH, TIME_SHARE, _train_alone, crown, planned_epochs
-from vgg_search.engine.checkpoints import Keeper, Task
+from vgg_search.engine.champion import (
+    FRESH,
+    TIME_SHARE,
+    _train_alone,
+    planned_epochs,
+    train_champion,
+)
+from vgg_search.engine.checkpoints import TrainingCheckpoints, TrainingTask
 from vgg_search.engine.nodes import NodeError
 from vgg_search.models.evaluation import evaluate
 from vgg_search.models.files import load_classifier
@@ -45,7 +51,9 @@ def test_each_seed_is_trained_whole_and_tested(tmp_path: Path, splits: Splits) -
     config = tiny(champion_epochs=2, champion_seeds=2, seed=3)
     with opened(tmp_path / "s", config) as study:
         best = searched(study)
-        card = crown(study, best, splits, cluster_of(study), FACTS, lambda *row: heard.append(row))
+        card = train_champion(
+            study, best, splits, cluster_of(study), FACTS, lambda *row: heard.append(row)
+        )
     assert card
     rows = {seed: [row for index, _, row in heard if index == seed] for seed in (0, 1)}
     for told in rows.values():
@@ -94,7 +102,7 @@ def test_a_stop_ends_it_without_a_champion(tmp_path: Path, splits: Splits) -> No
         def stop(*_: Any) -> None:
             study.stopping = True
 
-        assert crown(study, best, splits, cluster_of(study), FACTS, stop) is None
+        assert train_champion(study, best, splits, cluster_of(study), FACTS, stop) is None
     assert not (tmp_path / "s" / "champion").exists()
 
 
@@ -103,8 +111,8 @@ def test_a_training_that_is_begun_again_tells_all_and_trains_the_rest(
 ) -> None:
     """Ray runs a task again whose node is gone, and drops as many rows as it had."""
     network = {"arch": ((1, 8),), "hidden_features": 32, "num_hidden": 1, "resolution": 28}
-    keeper = Keeper(Place(str(tmp_path)), "trials/champion", 3)
-    task = Task(network, Recipe(3, 64, 0.05), 7, 1, keeper, whole=True)
+    checkpoints = TrainingCheckpoints(Place(str(tmp_path)), "trials/champion", 3)
+    task = TrainingTask(network, Recipe(3, 64, 0.05), 7, 1, checkpoints, whole=True)
     rows = _train_alone(task, splits)
     before = [next(rows), next(rows)]
     rows.close()
@@ -119,7 +127,7 @@ def test_an_error_in_its_training_is_the_callers(tmp_path: Path, splits: Splits)
     with opened(tmp_path / "s", config) as study:
         best = searched(study)
         with pytest.raises(RayError, match="can't allocate memory"):
-            crown(study, best, splits, cluster_of(study), FACTS, lambda *_: None)
+            train_champion(study, best, splits, cluster_of(study), FACTS, lambda *_: None)
     assert not (tmp_path / "s" / "champion").exists()
 
 
@@ -132,7 +140,9 @@ def test_one_that_diverges_is_an_error_and_not_tested(tmp_path: Path, splits: Sp
     with opened(tmp_path / "s", config) as study:
         best = searched(study)
         with pytest.raises(RayError, match="the loss is not finite any more after epoch 1 of 3"):
-            crown(study, best, splits, cluster_of(study), FACTS, lambda *row: heard.append(row[2]))
+            train_champion(
+                study, best, splits, cluster_of(study), FACTS, lambda *row: heard.append(row[2])
+            )
     assert {row["epoch"] for row in heard} == {1}
     assert not (tmp_path / "s" / "champion").exists()
 
@@ -141,9 +151,9 @@ def test_one_that_diverges_is_an_error_and_not_tested(tmp_path: Path, splits: Sp
 def test_without_a_node_to_train_on_it_says_so(tmp_path: Path, splits: Splits) -> None:
     with opened(tmp_path / "s", tiny(champion_epochs=1)) as study:
         best, cluster = searched(study), cluster_of(study)
-        cluster._sound.clear()  # as when each node is known as unsound, or is being drained
+        cluster._unsound |= {node["NodeID"] for node in cluster._alive}
         with pytest.raises(NodeError, match="no node is there to train it"):
-            crown(study, best, splits, cluster, FACTS, lambda *_: None)
+            train_champion(study, best, splits, cluster, FACTS, lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -167,5 +177,5 @@ def test_epochs_are_what_is_asked_for_or_what_the_time_bears(
 def test_the_test_split_is_read_where_a_model_is_finished() -> None:
     package = Path(__file__).parents[2] / "vgg_search"
     readers = {file.name: file.read_text().count("load_test(") for file in package.rglob("*.py")}
-    once = dict.fromkeys(["commands.py", "champion.py", "splits.py", "refine.py"], 1)
+    once = dict.fromkeys(["champion.py", "commands.py", "refine.py", "splits.py"], 1)
     assert {name: count for name, count in readers.items() if count} == once

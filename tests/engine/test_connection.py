@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from vgg_search.config import Config, ConfigError
-from vgg_search.engine.connection import ray_cluster
-from vgg_search.engine.nodes import DeviceError, alive, look, resources, versions
+from vgg_search.engine.connection import ray_cluster, refusal
+from vgg_search.engine.nodes import DeviceError, alive, probe, resources, versions
 from vgg_search.storage.place import Place
 
 CORES = os.cpu_count() or 1
@@ -119,15 +119,61 @@ def test_an_address_where_no_cluster_is(address: str, rest: str) -> None:
         pass
 
 
+MISMATCH = """Version mismatch: The cluster was started with:
+    Ray: 2.55.0
+    Python: 3.11.8
+This process on Ray Client was started with:
+    Ray: 2.60.0
+    Python: 3.12.1
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            MISMATCH,
+            "the cluster at head:1 runs Ray 2.55.0 on Python 3.11.8, "
+            "this driver has Ray 2.60.0 on Python 3.12.1: they must be the same",
+        ),
+        (
+            "Ray is already\ninitialised",
+            "address must be a Ray cluster that answers, got head:1: Ray is already",
+        ),
+    ],
+)
+def test_a_refusal_is_one_line(text: str, line: str) -> None:
+    assert refusal("head:1", text) == line
+
+
+ENVIRONMENT = """
+import json, os
+from vgg_search.engine.environment import RAY_ENVIRONMENT
+os.environ.update(RAY_ENVIRONMENT)
+from vgg_search.engine.connection import ray_cluster
+from vgg_search.config import Config
+with ray_cluster(Config(address="local")):
+    import ray
+    print(json.dumps(ray.get_runtime_context().runtime_env["env_vars"]))
+    assert ray.get(ray.remote(lambda: os.environ["PL_DISABLE_FORK"]).remote()) == "1"
+"""
+
+
+def test_workers_have_the_environment_that_tune_asks_for() -> None:
+    done = subprocess.run([sys.executable, "-c", ENVIRONMENT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"PL_DISABLE_FORK": "1"}
+
+
 def test_a_node_says_what_it_sees(tmp_path: Path) -> None:
     here, there = Place(str(tmp_path / "here")), Place(str(tmp_path / "there"))
     with here.writing("driver") as folder:
         folder.mkdir(parents=True)
         (folder / "key").write_text("abc")
-    assert look(here, "abc") == (versions(), None)
+    assert probe(here, "abc") == (versions(), "")
     assert versions().keys() == {"Python", "ray", "torch", "vgg_search"}
     other = "storage_path is not the driver's: another disk lies there"
-    assert look(there, "abc") == look(here, "def") == (versions(), other)
+    assert probe(there, "abc") == probe(here, "def") == (versions(), other)
 
 
 LEAVING = """

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from nodes import free_port
 
 from vgg_search.data.splits import Splits, load_splits
-from vgg_search.engine.checkpoints import Keeper
+from vgg_search.engine.checkpoints import TrainingCheckpoints
 from vgg_search.engine.ddp import Rank
 from vgg_search.storage.place import Place, StorageError
 from vgg_search.training.model import build
@@ -61,7 +61,7 @@ def resuming_main(rank: int, ranks: int, port: int, places: list[Place], out: st
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
     data = Resident.load(load_splits("sample", val_images=100, train_images=300), "cpu")
     training = Rank(build(NETWORK, 5), data, RECIPE, 5, rank, ranks)
-    Keeper(places[rank], "trials/7", RECIPE.max_epochs).resume(training)
+    TrainingCheckpoints(places[rank], "trials/7", RECIPE.max_epochs).resume(training)
     try:
         training.check_start()
         told = f"at epoch {training.epoch}"
@@ -73,9 +73,9 @@ def resuming_main(rank: int, ranks: int, port: int, places: list[Place], out: st
 
 def test_ranks_start_at_the_same_epoch_or_not_at_all(tmp_path: Path, splits: Splits) -> None:
     place, elsewhere = Place(str(tmp_path / "here")), Place(str(tmp_path / "elsewhere"))
-    keeper = Keeper(place, "trials/7", 1)
+    checkpoints = TrainingCheckpoints(place, "trials/7", 1)
     training = Training(build(NETWORK, 5), Resident.load(splits, "cpu"), RECIPE, 5)
-    list(keeper.rows(training))
+    list(checkpoints.train(training))
 
     def told(*places: Place) -> list[str]:
         mp.spawn(resuming_main, (2, free_port(), list(places), str(tmp_path)), nprocs=2)

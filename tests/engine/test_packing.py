@@ -1,4 +1,4 @@
-"""How many trials share a GPU. What only a GPU can tell (its memory, its load) is given by hand."""
+"""How many trials share a GPU. What only a GPU can tell (its memory) is given by hand."""
 
 import math
 from dataclasses import replace
@@ -8,8 +8,19 @@ import pytest
 import torch
 from fake_workers import experiment
 
+from vgg_search.engine import packing
 from vgg_search.engine.nodes import room
-from vgg_search.engine.packing import BATCHES, Load, footprint, largest, measure, rehearsal, share
+from vgg_search.engine.packing import (
+    BATCHES,
+    CONTEXT,
+    MOST,
+    GpuMemory,
+    footprint,
+    largest,
+    measure,
+    rehearsal,
+    share,
+)
 
 GIB = 2**30
 SPACE: dict[str, Any] = {
@@ -25,23 +36,23 @@ SPACE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("memory", "busy", "cpus", "trials"),
+    ("own", "others", "cpus", "trials"),
     [
-        (2, 1.0, 16, 1),  # it keeps the GPU busy alone
-        (2, 0.5, 16, 2),
-        (2, 0.4, 16, 3),  # 2.5: what is left idle by two is worth a third
-        (2, 0.01, 16, 8),  # never more than eight
-        (30, 0.1, 16, 2),  # 72 of 80 GiB are usable
-        (41, 0.1, 16, 1),
-        (100, 0.1, 16, 1),  # it does not fit, and will say so itself
-        (2, 0.1, 3, 3),  # three cores
-        (2, 0.1, 0, 1),
+        (2, 0, 16, MOST),
+        (30, 0, 16, 2),  # 72 of 80 GiB are usable
+        (41, 0, 16, 1),
+        (100, 0, 16, 1),  # it does not fit, and will say so itself
+        (16, 40, 16, 2),  # what others hold is taken off once: 32 GiB are left
+        (2, 40, 16, MOST),
+        (2, 79, 16, 1),  # others have it all
+        (2, 0, 3, 3),  # three cores
+        (2, 0, 0, 1),
     ],
 )
-def test_trials_fill_what_one_leaves_idle_within_memory_and_cores(
-    memory: int, busy: float, cpus: int, trials: int
+def test_trials_fill_a_gpu_within_memory_and_cores(
+    own: int, others: int, cpus: int, trials: int
 ) -> None:
-    assert Load(memory * GIB, 80 * GIB, busy).trials(cpus) == trials
+    assert GpuMemory(own * GIB, others * GIB, 80 * GIB).trials(cpus) == trials
 
 
 @pytest.mark.parametrize("trials", range(1, 9))
@@ -50,10 +61,39 @@ def test_shares_of_a_gpu_have_room_on_it(trials: int) -> None:
     assert room({"CPU": 16.0, "GPU": 2.0}, cpu=1.0, gpu=share(trials)) == 2 * trials
 
 
-def test_a_load_says_what_was_measured() -> None:
-    assert str(Load(3 * GIB, 80 * GIB, 0.31)) == (
-        "the largest network takes 3.0 of 80 GiB and keeps the GPU busy for 31% of the time"
+def test_memory_says_what_was_measured() -> None:
+    assert str(GpuMemory(3 * GIB, 40 * GIB, 80 * GIB)) == (
+        "the largest network takes 3.0 of 80 GiB, of which others hold 40.0"
     )
+
+
+class FakeGpu:
+    """80 GiB, of which others hold 10; half a GiB more once a process has its context."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, taken: int, fits: bool = True) -> None:
+        self.free, self.taken, self.fits = 80 * GIB - 10 * GIB - CONTEXT, taken, fits
+        monkeypatch.setattr(packing, "pick_device", lambda: torch.device("cuda"))
+        monkeypatch.setattr(packing, "prepare_process", lambda *_: None)
+        monkeypatch.setattr(packing, "rehearsal", lambda *_: self)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (self.free, 80 * GIB))
+
+    def run(self, epochs: int) -> list[int]:
+        if not self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.free -= self.taken
+        return list(range(epochs))
+
+
+def test_what_others_hold_is_not_a_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeGpu(monkeypatch, taken=2 * GIB)
+    assert measure(experiment()) == GpuMemory(2 * GIB + CONTEXT, 10 * GIB, 80 * GIB)
+
+
+def test_a_network_that_does_not_fit_has_the_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeGpu(monkeypatch, taken=0, fits=False)
+    memory = measure(experiment())
+    assert memory == GpuMemory(80 * GIB, 10 * GIB, 80 * GIB)
+    assert memory.trials(16) == 1
 
 
 def test_the_largest_network_is_a_corner_of_the_space() -> None:
@@ -106,8 +146,8 @@ def test_without_a_gpu_there_is_nothing_to_measure() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_tells_its_load() -> None:
-    load = measure(experiment(space=SPACE))
-    assert load is not None
-    assert 0 < load.memory < load.total
-    assert 0 < load.busy <= 1
+def test_a_gpu_says_what_a_trial_takes() -> None:
+    memory = measure(experiment(space=SPACE))
+    assert memory is not None
+    assert CONTEXT < memory.own < memory.total
+    assert 0 <= memory.others < memory.total

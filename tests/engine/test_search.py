@@ -1,5 +1,6 @@
 """The search on a real Ray: what a trial may ask for, segments on reused workers, and signals."""
 
+import ast
 import os
 import time
 from pathlib import Path
@@ -13,17 +14,14 @@ from ray import tune
 
 from vgg_search.config import Config
 from vgg_search.data.splits import Splits
-from vgg_search.engine.search import (
-    StudySearcher,
-    StudyStopper,
-    _Places,
-    run_search,
-)
+from vgg_search.engine.search import START_SECONDS, StudySearcher, StudyStopper, run_search
+from vgg_search.space.candidate import Candidate
 from vgg_search.study.record import read_trials, rows_of
-from vgg_search.study.segment import Event
+from vgg_search.study.segment import Event, Segment
 from vgg_search.study.study import FINISHED, Study
 
 CORES = os.cpu_count() or 1
+NO_CHECKPOINT = tune.CheckpointConfig(checkpoint_at_end=False)
 
 
 def tiny(**fields: Any) -> Config:
@@ -101,58 +99,66 @@ def test_a_search_without_budget_left_trains_nothing(tmp_path: Path, splits: Spl
     assert not any(rows_of(trial) for trial in read_trials(tmp_path / "s"))
 
 
-@pytest.mark.usefixtures("cluster")
-def test_places_that_are_waited_for_are_looked_for_again_on_other_nodes() -> None:
-    request, here = tune.PlacementGroupFactory([{"CPU": 1}]), ray.nodes()[0]["NodeID"]
-    for _ in range(5):  # which of several Ray calls off is chance
-        places = _Places()
-        places.choose({"ray.io/node-id": "in(none)"})
-        for _ in range(2):
-            places.request_resources(request)
-        assert not places.has_resources_ready(request)
-        places.choose({"ray.io/node-id": f"in({here})"})
-        selectors = [asked.selector for asked in places._pg_to_request.values()]  # type: ignore[attr-defined]
-        assert selectors == [places.selector] * 2
-        until = time.monotonic() + 60
-        while not places.has_resources_ready(request) and time.monotonic() < until:
-            time.sleep(0.05)
-        assert places.has_resources_ready(request)
-        places.clear()
-
-
 # ---- between Ray and the study, without Ray ---------------------------------------------------
 
 
-def flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as Ray hands it on."""
-    return {"number": 0, "training_iteration": 1} | {f"row/{k}": v for k, v in row.items()}
+def heard(row: dict[str, Any], worker: str = "node:1", **more: Any) -> dict[str, Any]:
+    """A result with a row, as Ray hands it on."""
+    return {"worker": worker, "rows": [row], "training_iteration": 1} | more
 
 
 def rows(study: Study, count: int) -> list[dict[str, Any]]:
-    """What a worker would tell of trial 0."""
+    """What a worker would report of trial 0."""
     return [row_at(study.running[0].candidate, epoch) for epoch in range(1, count + 1)]
 
 
 def test_the_searcher_hands_segments_out_and_hears_every_row(tmp_path: Path) -> None:
     with opened(tmp_path / "s", experiment(num_trials=1, scheduler="none")) as study:
         searcher = StudySearcher(study, lambda: 2)
-        given = searcher.suggest("ray-a")
-        assert isinstance(given, dict)
-        assert (given["segment"].number, given["segment"].until) == (0, 4)
+        config = searcher.suggest("ray-a")
+        assert isinstance(config, dict)
+        assert (config["segment"].number, config["segment"].until) == (0, 4)
         assert searcher.suggest("ray-b") is None  # one runs, and there are no more
-        told = [flat(row) for row in rows(study, 4)]
-        for result in told[:3]:
+        results = [heard(row) for row in rows(study, 4)]
+        for result in results[:3]:
             searcher.on_trial_result("ray-a", result)
-        searcher.on_trial_complete("ray-a", told[3] | {"end": "reached", "done": True})
+        searcher.on_trial_complete("ray-a", results[3] | {"end": "reached", "done": True})
         assert [row["epoch"] for row in study.rows(0)] == [1, 2, 3, 4]
-        assert "row/epoch" not in study.rows(0)[0]
         assert searcher.suggest("ray-b") == StudySearcher.FINISHED
         assert FINISHED == "finished"
 
 
+@pytest.mark.usefixtures("cluster")
+def test_a_row_comes_as_the_worker_gave_it() -> None:
+    """Ray flattens dictionaries, and adds keys of its own, but not in a list."""
+    results: list[dict[str, Any]] = []
+
+    class Reporter(tune.Trainable):
+        def step(self) -> dict[str, Any]:
+            return {"worker": "w", "rows": [{"epoch": 1, "of": {"deep": 2}}], "end": "reached"}
+
+    class Listener(StudySearcher):
+        def on_trial_complete(self, trial_id: str, *args: Any, **result: Any) -> None:
+            self.numbers.pop(trial_id)
+            results.append(result["result"])
+
+        def suggest(self, trial_id: str) -> Any:
+            if results or self.numbers:
+                return StudySearcher.FINISHED if results else None
+            return self.numbers.setdefault(trial_id, 0) or {}
+
+    searcher = Listener(None, lambda: 1)  # type: ignore[arg-type]
+    stop = {"training_iteration": 1}
+    run = tune.RunConfig(stop=stop, verbose=0, checkpoint_config=NO_CHECKPOINT)
+    tune.Tuner(
+        Reporter, tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1), run_config=run
+    ).fit()
+    assert results[0]["rows"] == [{"epoch": 1, "of": {"deep": 2}}]
+
+
 @pytest.mark.parametrize(
     ("result", "error"),
-    [(None, True), (None, False), ({"number": 0}, True)],
+    [(None, True), (None, False), ({"worker": "node:1"}, True)],
 )
 def test_a_worker_that_is_gone_is_a_death_and_not_a_failure(
     tmp_path: Path, result: dict[str, Any] | None, error: bool
@@ -166,36 +172,218 @@ def test_a_worker_that_is_gone_is_a_death_and_not_a_failure(
         assert again["segment"].number == 0
 
 
-def test_no_more_segments_than_places_are_handed_out(tmp_path: Path) -> None:
-    places = [1]
+def test_no_more_segments_than_slots_are_handed_out(tmp_path: Path) -> None:
+    slots = [1]
     with opened(tmp_path / "s", experiment(num_trials=9)) as study:
-        searcher = StudySearcher(study, lambda: places[0])
+        searcher = StudySearcher(study, lambda: slots[0])
         assert isinstance(searcher.suggest("ray-a"), dict)
         assert searcher.suggest("ray-b") is None
-        places[0] = 2  # a node has joined
+        slots[0] = 2  # a node has joined
         assert isinstance(searcher.suggest("ray-b"), dict)
         assert searcher.suggest("ray-c") is None
-        places[0] = 0  # all are gone: the next to come is waited for
+        slots[0] = 0  # all are gone: the next to come is waited for
         searcher.on_trial_complete("ray-a", error=True)
         assert searcher.suggest("ray-c") is None
         searcher.on_trial_complete("ray-b", error=True)
         assert isinstance(searcher.suggest("ray-c"), dict)
 
 
+# ---- ends that wait for workers that start ------------------------------------------------------
+
+CANDIDATE = Candidate(
+    arch=((1, 8),),
+    lr=0.1,
+    weight_decay=0.0,
+    batch_size=64,
+    dropout=0.0,
+    hidden_features=8,
+    num_hidden=1,
+    batch_norm=False,
+)
+
+
+class Proposals:
+    """A study of so many trials, of which nothing is asked but that they are handed out."""
+
+    def __init__(self, trials: int) -> None:
+        self.left, self.running = list(range(trials)), 0
+
+    def propose(self) -> Segment | str | None:
+        if not self.left:
+            return None if self.running else FINISHED
+        self.running += 1
+        return Segment(self.left.pop(0), CANDIDATE, seed=0, until=1, known=0, keep_above=0.0)
+
+    def segment_ended(self, *_: Any) -> None:
+        self.running -= 1
+
+
+class Driver:
+    """A searcher and its stopper, driven as Ray drives them, with a clock of its own."""
+
+    def __init__(self, slots: int, monkeypatch: pytest.MonkeyPatch, trials: int = 50) -> None:
+        self.slots, self.now, self.count = slots, 0.0, 0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        self.searcher = StudySearcher(Proposals(trials), lambda: self.slots)  # type: ignore[arg-type]
+        self.stopper = StudyStopper(self.searcher)
+
+    def hand_out(self) -> list[str]:
+        """All segments that there are slots for; Ray's ids of them."""
+        ids = []
+        while isinstance(self.searcher.suggest(name := f"ray-{self.count}"), dict):
+            self.count += 1
+            ids.append(name)
+        return ids
+
+    def start(self, trial_id: str, worker: str) -> None:
+        self.searcher.on_trial_result(trial_id, {"worker": worker, "actor": object()})
+
+    def ends(self, trial_id: str, worker: str) -> bool:
+        """Whether Ray would end the segment now; ends it if so."""
+        end = {"worker": worker, "end": "reached"}
+        if not self.stopper(trial_id, end):
+            self.searcher.on_trial_result(trial_id, end)
+            return False
+        self.searcher.on_trial_complete(trial_id, end | {"done": True})
+        return True
+
+
+def test_no_segment_ends_while_a_worker_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(2, monkeypatch)
+    a, b = driver.hand_out()
+    driver.start(a, "node:0")
+    driver.now = START_SECONDS - 1
+    assert not driver.ends(a, "node:0")
+    assert not driver.stopper(b, {"worker": "node:1", "rows": []})  # no end
+    driver.start(b, "node:1")
+    assert driver.ends(a, "node:0")
+    driver.hand_out()
+    assert driver.ends(b, "node:1")  # the third segment has the first worker
+
+
+def test_a_worker_that_never_starts_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(2, monkeypatch)
+    a, _ = driver.hand_out()  # another job has the second's cores
+    driver.start(a, "node:0")
+    driver.now = START_SECONDS + 1
+    for _ in range(3):
+        assert driver.ends(a, "node:0")
+        (a,) = driver.hand_out()
+    driver.slots = 3  # a node has joined
+    (c,) = driver.hand_out()
+    assert not driver.ends(a, "node:0")
+    driver.start(c, "node:2")
+    assert not driver.ends(a, "node:0")  # the second is still expected, as another has come
+    driver.now += START_SECONDS + 1
+    assert driver.ends(a, "node:0")
+
+
+def test_fewer_trials_than_slots_wait_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(8, monkeypatch, trials=1)
+    (a,) = driver.hand_out()
+    driver.start(a, "node:0")
+    assert driver.ends(a, "node:0")
+
+
+def test_a_dead_workers_successor_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = Driver(2, monkeypatch)
+    a, b = driver.hand_out()
+    driver.start(a, "node:0")
+    driver.start(b, "node:1")
+    driver.now = 1000.0
+    driver.searcher.on_trial_complete(b, error=True)
+    assert driver.ends(a, "node:0")  # one segment, one worker
+    a, b = driver.hand_out()
+    driver.start(b, "node:2")
+    assert driver.ends(a, "node:0")
+
+
+def test_a_worker_that_dies_in_its_start_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(2, monkeypatch)
+    a, b = driver.hand_out()
+    driver.start(a, "node:0")
+    driver.searcher.on_trial_complete(b, error=True)
+    assert driver.ends(a, "node:0")
+
+
+def test_idle_workers_that_ray_ends_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(3, monkeypatch, trials=3)
+    ids = driver.hand_out()
+    for i, trial_id in enumerate(ids):
+        driver.start(trial_id, f"node:{i}")
+    for i in (1, 2):
+        assert driver.ends(ids[i], f"node:{i}")
+        assert driver.hand_out() == []
+    assert len(driver.searcher.workers) == 2  # one at work, one that Ray keeps
+
+
+# ---- how it ends -----------------------------------------------------------------------------
+
+
 def test_the_stopper_looks_at_the_study(tmp_path: Path) -> None:
     config = experiment(num_trials=1, gpu_hours=1 / 3600)
     with opened(tmp_path / "s", config) as study:
-        stopper = StudyStopper(study)
+        stopper = StudyStopper(StudySearcher(study, lambda: 1))
         assert not stopper("any", {})
         assert not stopper.stop_all()
         Workers().run(study, turns=1)  # 2 s of a device
         assert stopper.stop_all()
     with opened(tmp_path / "t", experiment()) as study:
         study.stopping = True
-        assert StudyStopper(study).stop_all()
+        assert StudyStopper(StudySearcher(study, lambda: 1)).stop_all()
 
 
 def test_nothing_of_ours_is_pickled_for_a_restore(tmp_path: Path) -> None:
     with opened(tmp_path / "s", experiment()) as study:
-        for part in (StudySearcher(study, lambda: 2), StudyStopper(study)):
+        searcher = StudySearcher(study, lambda: 2)
+        for part in (searcher, StudyStopper(searcher)):
             assert type(ray.cloudpickle.loads(ray.cloudpickle.dumps(part))) is object
+
+
+# ---- what of Ray is used ---------------------------------------------------------------------
+
+FILES = sorted((Path(__file__).parents[2] / "vgg_search" / "engine").glob("*.py"))
+
+
+def private_names(source: str) -> list[str]:
+    """What a module takes of Ray that is not public: names with an underscore, in imports or after
+    a dot of a module of Ray's, and assignments to attributes of one."""
+    tree, ray_names, found = ast.parse(source), set(), []
+    for node in ast.walk(tree):
+        names = [alias.name for alias in getattr(node, "names", []) if hasattr(alias, "name")]
+        if isinstance(node, ast.Import):
+            paths = [name for name in names if name.split(".")[0] == "ray"]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ray":
+            paths = [f"{node.module}.{name}" for name in names]
+        else:
+            continue
+        if paths:
+            ray_names |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+        found += [path for path in paths if "._" in path]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            text = ast.unparse(node)
+            of_ray = text.split(".")[0] in ray_names
+            if of_ray and ("._" in text or isinstance(node.ctx, ast.Store)):
+                found.append(text)
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_only_public_names_of_ray_are_used(file: Path) -> None:
+    assert private_names(file.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from ray._private.state import state",
+        "import ray\nray._private.state",
+        "from ray import tune\ntune.tune.TuneController = None",
+        "from ray.tune.execution.tune_controller import _ActorClassCache",
+    ],
+)
+def test_private_names_are_seen(source: str) -> None:
+    assert private_names(source)

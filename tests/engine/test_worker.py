@@ -18,7 +18,7 @@ from fake_workers import experiment
 
 from vgg_search.data.splits import Splits
 from vgg_search.engine import checkpoints as checkpoints
-from vgg_search.engine.checkpoints import Keeper, save_checkpoint
+from vgg_search.engine.checkpoints import TrainingCheckpoints, save_checkpoint
 from vgg_search.engine.worker import TrialWorker
 from vgg_search.models.files import info_of, load_folder
 from vgg_search.space.candidate import Candidate
@@ -67,8 +67,10 @@ def results(worker: TrialWorker, most: int = 10) -> list[dict[str, Any]]:
     """What Ray would hear until the segment is done."""
     told = []
     while len(told) < most:
-        told.append(worker.step())
-        if told[-1].get("done"):
+        result = worker.step()
+        if "actor" not in result:
+            told.append(result)
+        if "end" in result:
             break
     return told
 
@@ -79,11 +81,11 @@ def go_on(worker: TrialWorker, next_one: Segment) -> list[dict[str, Any]]:
 
 
 def measured(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: result["row"][key] for key in MEASURED} for result in told]
+    return [{key: result["rows"][0][key] for key in MEASURED} for result in told]
 
 
 def epochs(told: list[dict[str, Any]]) -> list[int]:
-    return [result["row"]["epoch"] for result in told]
+    return [result["rows"][0]["epoch"] for result in told]
 
 
 def checkpoint(folder: Path) -> Path:
@@ -94,13 +96,21 @@ def test_a_segment_is_a_row_an_epoch_and_an_end(make: Make) -> None:
     told = results(make(segment(3)))
     assert epochs(told) == [1, 2, 3]
     assert [result.get("end") for result in told] == [None, None, "reached"]
-    assert [result.get("done", False) for result in told] == [False, False, True]
     for result in told:
-        assert result["number"] == 7
-        assert result["val_accuracy"] == result["row"]["val_accuracy"]
-        assert result["row"]["worker"].endswith(f":{os.getpid()}")
-        assert result["row"]["peak_memory_mib"] > 50
-    assert told[0]["row"]["ended"] < told[2]["row"]["ended"]
+        assert result["worker"] == result["rows"][0]["worker"]
+        assert result["rows"][0]["worker"].endswith(f":{os.getpid()}")
+        assert result["rows"][0]["peak_memory_mib"] > 50
+    assert told[0]["rows"][0]["ended"] < told[2]["rows"][0]["ended"]
+
+
+def test_a_worker_introduces_itself_and_says_its_end_until_it_is_heard(make: Make) -> None:
+    worker = make(segment(1))
+    name = {"worker": worker.worker}
+    assert worker.step() == name | {"actor": None}  # no actor, for there is no Ray here
+    assert worker.step()["end"] == "reached"
+    assert worker.step() == worker.step() == name | {"end": "reached"}
+    assert worker.reset_config({"segment": segment(1, number=8)})
+    assert epochs([worker.step()]) == [1]  # introduced already
 
 
 def test_the_worker_that_holds_a_trial_goes_on_without_its_checkpoint(
@@ -130,8 +140,8 @@ def test_rows_that_the_record_lacks_are_told_again_and_not_trained(make: Make) -
     first = results(make(segment(2)))
     again = results(make(segment(3)))
     assert epochs(again) == [1, 2, 3]
-    assert [r["row"]["epoch_seconds"] for r in again[:2]] == [
-        r["row"]["epoch_seconds"] for r in first
+    assert [r["rows"][0]["epoch_seconds"] for r in again[:2]] == [
+        r["rows"][0]["epoch_seconds"] for r in first
     ]
     assert epochs(results(make(segment(3, known=2)))) == [3]
 
@@ -139,7 +149,7 @@ def test_rows_that_the_record_lacks_are_told_again_and_not_trained(make: Make) -
 def test_a_segment_that_was_trained_to_its_end_tells_the_last_row(make: Make) -> None:
     first = results(make(segment(2)))
     (last,) = results(make(segment(2, known=2)))
-    assert (last["end"], last["done"]) == ("reached", True)
+    assert last["end"] == "reached"
     assert measured([last]) == measured(first[1:])
 
 
@@ -179,7 +189,7 @@ def test_a_checkpoint_that_does_not_say_what_it_is_of_is_not_gone_on_from(
     del state["of"]
     state["rows"][0] |= {"train_loss": 7.0}
     save_checkpoint(checkpoint(tmp_path), state)
-    assert results(make(segment(1)))[0]["row"]["train_loss"] != 7.0
+    assert results(make(segment(1)))[0]["rows"][0]["train_loss"] != 7.0
 
 
 def test_a_storage_that_is_away_for_a_while_is_waited_for(
@@ -234,17 +244,17 @@ def test_of_a_champion_a_checkpoint_without_room_is_an_error(make: Make, tmp_pat
     worker = make(segment(1))
     (told,) = results(worker)
     assert worker.training
-    keeper = Keeper(worker.place, "trials/champion", 1)
+    kept = TrainingCheckpoints(worker.place, "trials/champion", 1)
     with no_room(), pytest.raises(StorageError, match=f"^{tmp_path} cannot be used: a checkpoint"):
-        keeper.after(told["row"], worker.training)
+        kept.save(told["rows"][0], worker.training)
 
 
 def test_a_trial_that_diverges_says_so_whoever_asks(make: Make) -> None:
     wild = replace(CANDIDATE, lr=1e6, batch_norm=False)
     for _ in range(2):  # trained, then told from the checkpoint
         (only,) = results(make(segment(3, candidate=wild)))
-        assert (only["end"], only["done"]) == ("diverged", True)
-        assert not np.isfinite(only["row"]["train_loss"])
+        assert only["end"] == "diverged"
+        assert not np.isfinite(only["rows"][0]["train_loss"])
 
 
 def test_epochs_before_the_divergence_are_told_too(make: Make, tmp_path: Path) -> None:
@@ -253,17 +263,17 @@ def test_epochs_before_the_divergence_are_told_too(make: Make, tmp_path: Path) -
     state["rows"][1] |= {"train_loss": float("nan")}
     save_checkpoint(checkpoint(tmp_path), state)
     told = results(make(segment(4)))
-    assert [(r["row"]["epoch"], r.get("end")) for r in told] == [(1, None), (2, "diverged")]
+    assert [(r["rows"][0]["epoch"], r.get("end")) for r in told] == [(1, None), (2, "diverged")]
 
 
 def test_an_error_in_training_is_a_result(make: Make, splits: Splits) -> None:
     worse = replace(splits, train_labels=np.full_like(splits.train_labels, 200))
     worker = make(segment(2), data=worse)
     (only,) = results(worker)
-    assert (only["end"], only["done"]) == ("failed", True)
+    assert only["end"] == "failed"
     assert only["error"].startswith("Traceback")
     assert only["error"].strip().splitlines()[-1] == "IndexError: Target 200 is out of bounds."
-    assert "row" not in only
+    assert "rows" not in only
     assert worker.training is None
 
 
@@ -279,7 +289,7 @@ def test_a_damaged_checkpoint_fails_its_trial_only(make: Make, tmp_path: Path) -
 def test_a_network_that_does_not_fit_in_memory_is_told_apart(make: Make) -> None:
     worker = make(segment(2, candidate=replace(CANDIDATE, hidden_features=2**40)))
     (only,) = results(worker)
-    assert (only["end"], only["done"]) == ("oom", True)
+    assert only["end"] == "oom"
     assert "can't allocate memory" in only["error"]
     assert epochs(go_on(worker, segment(1, number=8))) == [1]
 
@@ -288,9 +298,9 @@ def test_the_last_network_is_gone_before_the_next_is_built(make: Make) -> None:
     class Watched(TrialWorker):
         gone: list[bool]
 
-        def _forget(self) -> None:
+        def _free_training(self) -> None:
             network = weakref.ref(self.training.network) if self.training else None
-            super()._forget()
+            super()._free_training()
             if network:
                 self.gone.append(network() is None)
 
@@ -321,7 +331,7 @@ def test_the_best_weights_are_those_that_were_validated(
 ) -> None:
     told = results(make(segment(4)))
     network, card = load_folder(tmp_path / "trials" / "7" / BEST)
-    best = max(told, key=lambda result: result["val_accuracy"])["row"]
+    best = max((result["rows"][0] for result in told), key=lambda row: row["val_accuracy"])
     assert (card["trial"], card["epoch"]) == (7, best["epoch"])
     data = Resident.load(splits, "cpu")
     assert data.val_images is not None

@@ -13,7 +13,7 @@ from fake_workers import Workers, experiment, opened, record, search
 from nodes import free_port, s3_server
 
 from vgg_search.data.splits import Splits
-from vgg_search.engine.checkpoints import Keeper
+from vgg_search.engine.checkpoints import TrainingCheckpoints
 from vgg_search.space.candidate import Candidate
 from vgg_search.storage import mirror
 from vgg_search.storage.folder import FolderInUseError, local_folder
@@ -240,6 +240,6 @@ def test_a_trial_outlives_an_outage_and_a_champion_says_so(
     )
     (row,) = training.run(1)
     segment = Segment(number=7, candidate=candidate, seed=0, until=1, known=0, keep_above=0.0)
-    Keeper.of_trial(place, segment, 1).after(row, training)
+    TrainingCheckpoints.of_trial(place, segment, 1).after(row, training)
     with pytest.raises(StorageError, match="cannot be reached"):
-        Keeper(place, "trials/champion", 1).after(row, training)
+        TrainingCheckpoints(place, "trials/champion", 1).after(row, training)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from pydantic import create_model
 from pydantic_settings import CliSettingsSource, EnvSettingsSource
 
@@ -123,6 +122,8 @@ def load_config(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The fields in an experiment file. Raises ConfigError if there are none."""
+    import yaml  # 40 ms, of which `--help` has no need
+
     try:
         content = yaml.safe_load(path.read_text()) or {}
     except (OSError, UnicodeDecodeError) as error:

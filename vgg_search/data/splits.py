@@ -16,6 +16,7 @@ import numpy.typing as npt
 from vgg_search.data.source import Array, DataError, DatasetInfo, Source, Split, UnavailableError
 from vgg_search.records import AUTO, DATASETS
 
+SPLIT_IMAGES, SAMPLE_IMAGES = 60_000, 6_000  # of the training split, and of the sample's
 SPLIT_SEED = 2017
 AUTO_ORDER = ("fashion-mnist", "sample")  # what "auto" tries
 USING_SAMPLE = "USING THE BUNDLED SAMPLE, NOT THE WHOLE OF FASHION-MNIST"

@@ -7,7 +7,7 @@ winner is a maximum over noise, so the champion is not judged by it. The test sp
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,13 @@ from optuna.trial import FrozenTrial
 
 from vgg_search.config import Config
 from vgg_search.data.splits import Splits, load_test
-from vgg_search.engine.checkpoints import Keeper, Task, Together
+from vgg_search.engine.checkpoints import DistributedTraining, TrainingCheckpoints, TrainingTask
 from vgg_search.engine.nodes import Cluster, NodeError
 from vgg_search.models.evaluation import evaluate
 from vgg_search.models.files import Classifier, save_model
 from vgg_search.models.images import contact_sheet
 from vgg_search.records import METRIC
-from vgg_search.storage.folder import TRIALS
+from vgg_search.storage.folder import CHAMPION, TRIALS, WORST_IMAGES
 from vgg_search.storage.place import StorageError
 from vgg_search.study.record import candidate_of, rows_of
 from vgg_search.study.sampling import trial_seed
@@ -37,7 +37,7 @@ TIME_SHARE = 0.6  # of the search's time budget, at most, goes to the champion
 Row = Any
 
 
-def crown(
+def train_champion(
     study: Study,
     best: FrozenTrial,
     splits: Splits,
@@ -48,32 +48,81 @@ def crown(
     """Train `best`'s network on train + validation with `champion_seeds` fresh seeds, test it, and
     save the first seed's in the study's `champion` folder.
 
-    Its worst images go to `worst.png`. Returns its card, as in model.json, or None if the study
-    was told to stop. Seeds run side by side where the cluster has room; `listen(index of the seed,
-    epochs, row)` hears of each epoch. Raises RayError if a seed's training fails, the others too
-    then ending: a mean over those that went well would flatter. Raises NodeError where no node is
-    there to train on, DataError if the test split cannot be read.
+    Returns its card, as in model.json, or None if the study was told to stop. `listen(index of the
+    seed, epochs, row)` hears of each epoch. Raises RayError if a seed's training fails, NodeError
+    where no node is there to train on, DataError if the test split cannot be read.
     """
-    config, candidate = study.config, candidate_of(best.user_attrs)
-    epochs, number = planned_epochs(best, config, splits), config.champion_seeds
-    wanted, nodes = cluster.wanted, [node.get("CPU", 0.0) for node in cluster.nodes()]
-    if not nodes:
+    config = study.config
+    epochs = planned_epochs(best, config, splits)
+    tasks = _tasks(best, config, cluster, epochs)
+    networks = _train_seeds(
+        study, tasks, splits, cluster, lambda index, row: listen(index, epochs, row)
+    )
+    if networks is None:
+        return None
+    card = facts | {
+        "dataset": splits.name,
+        "digest": splits.digest,
+        "study": study.folder.name,
+        "trial": best.number,
+        "seed": tasks[0].seed,
+        "epochs": epochs,
+        "num_params": networks[0].num_params,
+        "params": candidate_of(best.user_attrs).to_dict(),
+        "recipe": {name: getattr(config, name) for name in RECIPE_FIELDS},
+    }
+    card["metrics"] = _scores(networks, config, splits, study.folder) | {METRIC: best.value}
+    save_model(study.folder / CHAMPION, networks[0], splits.info, card)
+    with suppress(StorageError):  # what is left there costs room and nothing else
+        for task in tasks:
+            cluster.place.remove(task.checkpoints.folder)
+    return card
+
+
+def _tasks(best: FrozenTrial, config: Config, cluster: Cluster, epochs: int) -> list[TrainingTask]:
+    """A training a seed. Raises NodeError where no node is there."""
+    candidate, number = candidate_of(best.user_attrs), config.champion_seeds
+    cores = [node.get("CPU", 0.0) for node in cluster.nodes()]
+    if not cores:
         raise NodeError("no node is there to train it")
-    cores = max(1, int(min(max(nodes), sum(nodes) // number)))  # a task has its place on one node
-    cpus = config.cpus_per_trial if wanted["gpu"] else max(config.cpus_per_trial, cores)
-    asked: dict[str, Any] = {"num_cpus": cpus, "num_gpus": wanted["gpu"], "max_retries": 2}
-    together = cluster.together()
-    if together:  # Ray Train asks for what its workers need
-        cpus, asked = config.cpus_per_trial, {"num_cpus": 0}
-    train = ray.remote(**asked, label_selector=cluster.selector)(_train)
+    threads = config.cpus_per_trial
+    if not cluster.resources["gpu"] and config.workers_per_trial == 1:
+        # Side by side where there is room, each on one node
+        threads = max(threads, int(min(max(cores), sum(cores) // number)))
     network, recipe = candidate.network(config.resolution), recipe_of(config, candidate, epochs)
-    seeds = [trial_seed(config.seed, FRESH + i) for i in range(number)]
-    folders = [f"{TRIALS}/champion-{best.number}-{epochs}-{i}" for i in range(number)]
-    data, streams = ray.put(splits), {}  # generators of references to rows -> index of the seed
-    for i, (seed, folder) in enumerate(zip(seeds, folders, strict=True)):
-        keeper = Keeper(cluster.place, folder, epochs)
-        task = Task(network, recipe, seed, max(1, int(cpus)), keeper, whole=True)
-        streams[train.remote(task, [data], together)] = i
+    tasks = []
+    for i in range(number):
+        checkpoints = TrainingCheckpoints(
+            cluster.place, f"{TRIALS}/champion-{best.number}-{epochs}-{i}", epochs
+        )
+        seed = trial_seed(config.seed, FRESH + i)
+        tasks.append(
+            TrainingTask(network, recipe, seed, max(1, int(threads)), checkpoints, whole=True)
+        )
+    return tasks
+
+
+def _train_seeds(
+    study: Study,
+    tasks: list[TrainingTask],
+    splits: Splits,
+    cluster: Cluster,
+    listen: Callable[[int, Row], None],
+) -> list[VGG] | None:
+    """The trained networks, in the order of `tasks`; None if the study was told to stop.
+
+    Seeds run side by side where the cluster has room. Raises RayError if one fails, the others too
+    then ending: a mean over those that went well would flatter.
+    """
+    distributed = cluster.distributed_training()
+    options: dict[str, Any] = {"num_cpus": 0}  # Ray Train asks for what its workers need
+    if not distributed:
+        cpus = max(study.config.cpus_per_trial, tasks[0].threads)
+        options = {"num_cpus": cpus, "num_gpus": cluster.resources["gpu"], "max_retries": 2}
+    train = ray.remote(**options, label_selector=cluster.selector)(_train)
+    data = ray.put(splits)
+    # Generators of references to rows -> index of the task
+    streams = {train.remote(task, [data], distributed): i for i, task in enumerate(tasks)}
     networks: dict[int, VGG] = {}
     try:
         while streams:
@@ -83,46 +132,37 @@ def crown(
             for stream in ready:
                 item: Row = ray.get(next(stream))
                 if "weights" not in item:
-                    listen(streams[stream], epochs, item)
+                    listen(streams[stream], item)
                     continue
-                trained = networks[streams.pop(stream)] = build(network, 0)
-                trained.load_state_dict({k: torch.tensor(v) for k, v in item["weights"].items()})
+                i = streams.pop(stream)
+                networks[i] = build(tasks[i].network, 0)
+                weights = {name: torch.tensor(array) for name, array in item["weights"].items()}
+                networks[i].load_state_dict(weights)
     finally:
         for stream in streams:
             ray.cancel(stream, force=True)
-    card = facts | {
-        "dataset": splits.name,
-        "digest": splits.digest,
-        "study": study.folder.name,
-        "trial": best.number,
-        "seed": seeds[0],
-        "epochs": epochs,
-        "num_params": networks[0].num_params,
-        "params": asdict(candidate),
-        "recipe": {name: getattr(config, name) for name in RECIPE_FIELDS},
-    }
+    return [networks[i] for i in range(len(tasks))]
+
+
+def _scores(networks: list[VGG], config: Config, splits: Splits, folder: Path) -> dict[str, Any]:
+    """Test scores of the first network, and the accuracies of all; its worst images are drawn to
+    `folder`. Raises DataError if the test split cannot be read."""
     images, labels = load_test(splits.name, config.data_dir)
-    scores = [evaluate(Classifier(networks[i], splits.info), images, labels) for i in range(number)]
+    scores = [evaluate(Classifier(network, splits.info), images, labels) for network in networks]
+    worst = contact_sheet(images[[row["image"] for row in scores[0]["worst"]]])
+    worst.save(folder / WORST_IMAGES)
     accuracies = [score["test_accuracy"] for score in scores]
-    card["metrics"] = scores[0] | {
-        METRIC: best.value,
+    spread = float(np.std(accuracies, ddof=1)) if len(scores) > 1 else None  # of a sample
+    return scores[0] | {
         "test_accuracies": accuracies,
         "test_accuracy_mean": float(np.mean(accuracies)),
-        # Of the seeds, which are a sample; one has no spread.
-        "test_accuracy_std": float(np.std(accuracies, ddof=1)) if number > 1 else None,
+        "test_accuracy_std": spread,
     }
-    worst = contact_sheet(images[[row["image"] for row in scores[0]["worst"]]])
-    worst.save(study.folder / "worst.png")
-    save_model(study.folder / "champion", networks[0], splits.info, card)
-    with suppress(StorageError):  # what is left there costs room and nothing else
-        for folder in folders:
-            cluster.place.remove(folder)
-    return card
 
 
 def planned_epochs(best: FrozenTrial, config: Config, splits: Splits) -> int:
-    """Epochs of the champion: what is asked for, or what its share of the time budget bears,
-    judged by what the trial's epochs took."""
+    """Epochs of the champion: what is asked for, or what its share of the time budget has room
+    for, judged by what the trial's epochs took."""
     if config.time_budget is None:
         return config.champion_epochs
     more = 1 + len(splits.val_images) / len(splits.train_images)
@@ -130,19 +170,23 @@ def planned_epochs(best: FrozenTrial, config: Config, splits: Splits) -> int:
     return max(1, min(config.champion_epochs, int(TIME_SHARE * config.time_budget / seconds)))
 
 
-def _train(task: Task, data: list[Any], together: Together | None) -> Iterator[Row]:
-    """Rows of one champion, then {"weights": ...}. All of them again if it was begun before.
+def _train(
+    task: TrainingTask, data: list[Any], distributed: DistributedTraining | None
+) -> Iterator[Row]:
+    """Rows of one champion, then {"weights": name -> array}. All of them again if it was begun
+    before. `data` holds a reference to Splits.
 
     Raises RuntimeError unless it was trained to its last epoch, with a finite loss.
     """
-    yield from together(task, data[0]) if together else _train_alone(task, ray.get(data[0]))
-    training = task.training(ray.get(data[0]), "cpu")
-    if training.diverged or training.epoch < task.keeper.until:
+    splits = ray.get(data[0])
+    yield from distributed(task, data[0]) if distributed else _train_alone(task, splits)
+    training = task.training(splits, "cpu")
+    if training.diverged or training.epoch < task.checkpoints.until:
         what = "the loss is not finite any more" if training.diverged else "it ended"
-        raise RuntimeError(f"{what} after epoch {training.epoch} of {task.keeper.until}")
-    yield {"weights": {name: t.numpy() for name, t in training.weights().items()}}
+        raise RuntimeError(f"{what} after epoch {training.epoch} of {task.checkpoints.until}")
+    yield {"weights": {name: tensor.numpy() for name, tensor in training.weights().items()}}
 
 
-def _train_alone(task: Task, splits: Splits) -> Iterator[Row]:
+def _train_alone(task: TrainingTask, splits: Splits) -> Iterator[Row]:
     prepare_process(task.threads)
-    yield from task.keeper.rows(task.training(splits, pick_device()))
+    yield from task.checkpoints.train(task.training(splits, pick_device()))

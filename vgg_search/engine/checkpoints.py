@@ -27,7 +27,7 @@ LONGEST_PAUSE = 15.0  # between two attempts
 
 
 @dataclass(frozen=True)
-class Keeper:
+class TrainingCheckpoints:
     """Which checkpoints of a training are kept, in `folder` of `place`. Raises StorageError."""
 
     place: Place
@@ -39,7 +39,7 @@ class Keeper:
     """Of a trial, whose best epoch is kept too if it may be among the best of the study."""
 
     @classmethod
-    def of_trial(cls, place: Place, segment: Segment, every: int) -> "Keeper":
+    def of_trial(cls, place: Place, segment: Segment, every: int) -> "TrainingCheckpoints":
         return cls(place, trial_folder(segment.number), segment.until, every, segment)
 
     def resume(self, training: Training) -> None:
@@ -66,20 +66,20 @@ class Keeper:
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def rows(self, training: Training) -> Iterator[Row]:
-        """Train until `until`: a row an epoch, with those before that were not told."""
-        yield from self.untold(training)
+    def train(self, training: Training) -> Iterator[Row]:
+        """Train until `until`: a row an epoch, after those that were not reported."""
+        yield from self.unreported_rows(training)
         for row in training.run(self.until):
-            self.after(row, training)
+            self.save(row, training)
             yield row
 
-    def untold(self, training: Training) -> list[Row]:
-        """Rows that a crash kept from the record: told from the checkpoint, not trained again."""
+    def unreported_rows(self, training: Training) -> list[Row]:
+        """Rows that a crash kept from the record: from the checkpoint, not trained again."""
         known = self.segment.known if self.segment else 0
-        after = [row for row in training.rows if row["epoch"] > known]
-        return after or (training.rows[-1:] if training.epoch >= self.until else [])
+        unreported = [row for row in training.rows if row["epoch"] > known]
+        return unreported or (training.rows[-1:] if training.epoch >= self.until else [])
 
-    def after(self, row: Row, training: Training) -> None:
+    def save(self, row: Row, training: Training) -> None:
         """To be called after each epoch, before more is trained.
 
         A trial goes on without a checkpoint that the storage does not take: what is lost is time,
@@ -101,7 +101,7 @@ class Keeper:
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """A training, and where its checkpoints are."""
 
     network: dict[str, Any]
@@ -109,7 +109,7 @@ class Task:
     recipe: Recipe
     seed: int
     threads: int
-    keeper: Keeper
+    checkpoints: TrainingCheckpoints
     whole: bool = False
     """Train on validation too, and have none."""
 
@@ -117,12 +117,12 @@ class Task:
         """In one process, where its checkpoint ends."""
         data = Resident.load(splits, device, self.whole)
         training = Training(build(self.network, self.seed), data, self.recipe, self.seed)
-        self.keeper.resume(training)
+        self.checkpoints.resume(training)
         return training
 
 
-# `distributed.train_together`, told how many and where: a task and a reference to its data -> rows
-Together = Callable[..., Iterator[Row]]  # of a Task and a reference to Splits
+# `ddp.train_distributed` of so many processes: a task and a reference to its Splits -> rows
+DistributedTraining = Callable[[TrainingTask, Any], Iterator[Row]]
 
 
 def identity(training: Training) -> dict[str, Any]:

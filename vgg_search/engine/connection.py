@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ import ray
 import vgg_search
 from vgg_search.config import Config, ConfigError
 
+# Of the environment of Tune's workers: where the whole job has it, Ray gives them processes that
+# stand ready, instead of new ones
+WORKER_ENVIRONMENT = {"PL_DISABLE_FORK": "1"}
 PACKAGE = Path(vgg_search.__file__).parent
 CONNECT_SECONDS = 10.0
 LOCAL = "local"  # a Ray of our own
@@ -40,35 +44,52 @@ def _check_address(address: str) -> None:
         raise ConfigError(f"{rule}: {error.strerror or error}") from None
 
 
+def refusal(address: str, text: str) -> str:
+    """One line for what Ray says, in several, when it does not connect to `address`."""
+    versions = re.findall(r"(?:Ray|Python): (\S+)", text)
+    if "Version mismatch" in text and len(versions) == 4:
+        ray, python, own_ray, own_python = versions
+        return (
+            f"the cluster at {address} runs Ray {ray} on Python {python}, "
+            f"this driver has Ray {own_ray} on Python {own_python}: they must be the same"
+        )
+    first = text.strip().splitlines()[0]
+    return f"address must be a Ray cluster that answers, got {address}: {first}"
+
+
+def runtime_env(address: str) -> dict[str, Any]:
+    """What the job's workers are given: on a cluster this package, and of the environment what the
+    driver has set for itself."""
+    if address == LOCAL:
+        return {"env_vars": WORKER_ENVIRONMENT}
+    policy = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+    return {"py_modules": [str(PACKAGE)], "env_vars": WORKER_ENVIRONMENT | policy}
+
+
 @contextmanager
 def ray_cluster(config: Config) -> Iterator[None]:
     """A connection to the cluster of `config.address` or RAY_ADDRESS, else a Ray of our own.
 
     A cluster's workers get this package from here; they need its dependencies installed only.
+    Raises ConfigError where there is no cluster, or one of another Ray or Python.
     """
+    address = address_of(config)
+    _check_address(address)
     if ray.is_initialized():  # by the user, who also ends it
         yield
         return
-    address = address_of(config)
-    _check_address(address)
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    shipped: dict[str, Any] = {"py_modules": [str(PACKAGE)]}
-    # Of the driver's environment, what workers on other machines are to have too (see run.py)
-    shipped["env_vars"] = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
     try:
         ray.init(
             address=address,
             include_dashboard=False if address == LOCAL else None,
             log_to_driver=False,
             logging_level=logging.CRITICAL,
-            runtime_env=None if address == LOCAL else shipped,
+            runtime_env=runtime_env(address),
         )
     except (ConnectionError, RuntimeError) as error:
-        text = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"address must be a Ray cluster that answers, got {address}: {text}"
-        ) from error
+        raise ConfigError(refusal(address, str(error))) from error
     try:
         yield
     finally:
@@ -78,7 +99,9 @@ def ray_cluster(config: Config) -> Iterator[None]:
 def _shut_down() -> None:
     """Leave Ray, with no collection of garbage meanwhile.
 
-    Where another thread frees a handle of an actor or an object then, Ray ends the process.
+    Where another thread (the tracker's, say) frees a handle of an actor or an object then, Ray's
+    core aborts the process. Tune leaves its trials in cycles, so handles cannot all be dropped by
+    hand.
     """
     gc.collect()
     gc.disable()

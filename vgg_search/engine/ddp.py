@@ -8,7 +8,7 @@ last checkpoint. Starting them takes 10 to 20 s.
 
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -20,7 +20,7 @@ from ray.util.queue import Empty, Queue
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from vgg_search.engine.checkpoints import Task
+from vgg_search.engine.checkpoints import TrainingTask
 from vgg_search.storage.place import StorageError
 from vgg_search.training.device import prepare_process
 from vgg_search.training.model import VGG, build
@@ -49,10 +49,10 @@ class Rank(Training):
         mine = torch.tensor([self.epoch], device=self.lr.device)
         all_epochs = [torch.zeros_like(mine) for _ in range(self.ranks)]
         dist.all_gather(all_epochs, mine)
-        found = [int(epoch) for epoch in all_epochs]
-        if len(set(found)) > 1:
+        epochs = [int(epoch) for epoch in all_epochs]
+        if len(set(epochs)) > 1:
             rule = "storage_path must be a place that all processes of a trial see"
-            raise StorageError(f"{rule}, got checkpoints of epochs {found}")
+            raise StorageError(f"{rule}, got checkpoints of epochs {epochs}")
 
     def _step(self, batch: Tensor) -> None:
         before = self.totals.clone()
@@ -62,46 +62,59 @@ class Rank(Training):
         self.totals.copy_(before + step)
 
 
-def train_together(
-    task: Task, data: Any, ranks: int, wanted: dict[str, float], selector: dict[str, str]
+def train_distributed(
+    task: TrainingTask,
+    data: Any,
+    processes: int,
+    resources: dict[str, float],
+    selector: dict[str, str],
 ) -> Iterator[Row]:
-    """Rows of the epochs trained by `ranks` processes, each asking for `wanted`; a row once, also
-    if ranks were restarted. `data` is a reference to Splits. Raises what ended the ranks for good.
+    """Rows of the epochs trained by so many processes, each asking for `resources` on nodes of
+    `selector`; a row once, also if ranks were restarted. `data` is a reference to Splits. Raises
+    what ended the ranks for good.
     """
     rows = Queue(actor_options={"num_cpus": 0})
-    asked = {name.upper(): amount for name, amount in wanted.items() if amount}
-    scaling: dict[str, Any] = {"num_workers": ranks, "resources_per_worker": asked}
-    scaling |= {"use_gpu": wanted["gpu"] > 0, "label_selector": selector or None}
-    last = 0
+    where: dict[str, Any] = {"label_selector": selector} if selector else {}
     with tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
         trainer = TorchTrainer(
             train_rank,
             train_loop_config={"task": task, "data": [data], "rows": rows},
-            scaling_config=ScalingConfig(**scaling),
+            scaling_config=ScalingConfig(
+                num_workers=processes,
+                use_gpu=resources["gpu"] > 0,
+                resources_per_worker={k.upper(): v for k, v in resources.items() if v},
+                **where,
+            ),
             run_config=RunConfig(
                 storage_path=scratch, failure_config=FailureConfig(max_failures=RESTARTS)
             ),
         )
         with ThreadPoolExecutor(1) as pool:
             fit = pool.submit(trainer.fit)
-            while True:
-                ended = fit.done()
-                try:
-                    row = rows.get(timeout=None if ended and rows.qsize() else 0.2)
-                except Empty:
-                    if ended:
-                        break
-                    continue
-                if row["epoch"] > last:
-                    last = row["epoch"]
-                    yield row
+            yield from _new_rows(rows, fit)
             fit.result()
     rows.shutdown()
 
 
+def _new_rows(rows: Queue, fit: Future[Any]) -> Iterator[Row]:
+    """What comes through the queue until `fit` has ended, each epoch once."""
+    last = 0
+    while True:
+        ended = fit.done()
+        try:
+            row = rows.get(timeout=None if ended and rows.qsize() else 0.2)
+        except Empty:
+            if ended:
+                return
+            continue
+        if row["epoch"] > last:
+            last = row["epoch"]
+            yield row
+
+
 def train_rank(config: dict[str, Any]) -> None:
-    """What each rank does; the first one tells the rows and keeps the checkpoints."""
-    task: Task = config["task"]
+    """What each rank does; the first one reports the rows and keeps the checkpoints."""
+    task: TrainingTask = config["task"]
     rank, ranks = get_context().get_world_rank(), get_context().get_world_size()
     prepare_process(task.threads)
     device = get_device()
@@ -109,14 +122,14 @@ def train_rank(config: dict[str, Any]) -> None:
     if rank:  # the first alone looks at validation
         data = Resident(data.train_images, data.train_labels, data.info)
     training = Rank(build(task.network, task.seed), data, task.recipe, task.seed, rank, ranks)
-    task.keeper.resume(training)
+    task.checkpoints.resume(training)
     training.check_start()
     if rank == 0:
-        config["rows"].put_nowait_batch(task.keeper.untold(training))
-    while _all_go_on(not training.diverged and training.epoch < task.keeper.until, device):
+        config["rows"].put_nowait_batch(task.checkpoints.unreported_rows(training))
+    while _all_go_on(not training.diverged and training.epoch < task.checkpoints.until, device):
         row = next(training.run(training.epoch + 1))
         if rank == 0:
-            task.keeper.after(row, training)
+            task.checkpoints.save(row, training)
             config["rows"].put(row)
 
 

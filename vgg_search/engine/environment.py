@@ -18,10 +18,6 @@ RAY_ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     # Workers are started side by side: `StudySearcher` sees to it that there are not too many
     "TUNE_MAX_PENDING_TRIALS_PG": "1000000",
-    # Ray's processes import a trial's needs at once, and are not ended when a placement group takes
-    # their cores: together 3 s less until the first trial (with `search._PlainActors`)
-    "RAY_preload_python_modules": "torch,ray.tune,vgg_search.engine.worker",
-    "RAY_idle_worker_killing_time_threshold_ms": "30000",
     # A waiting thread sleeps: two that spin train at a tenth of one's speed on a busy machine
     "OMP_WAIT_POLICY": "PASSIVE",
 }

@@ -1,7 +1,7 @@
 """The cluster a search runs on: what its nodes are, and room for trials there.
 
 Nothing is assumed of a node: before the first trial each one says which versions it has and whether
-it sees the study's storage, and a node that joins later is asked when it does.
+it sees the study's storage. Nodes that join later get trials too, and are not asked.
 """
 
 import hashlib
@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray._private.state import state
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vgg_search.config import Config
@@ -26,10 +25,11 @@ from vgg_search.errors import InputError
 from vgg_search.storage.place import Place, StorageError
 
 if TYPE_CHECKING:
-    from vgg_search.engine.checkpoints import Together
+    from vgg_search.engine.checkpoints import DistributedTraining
 
-ANSWER_SECONDS = 120.0  # for a node to be looked at: to import torch may take a minute there
-LOOK_SECONDS = 2.0  # between two looks at the list of nodes
+PROBE_SECONDS = 120.0  # for a node to be probed: to import torch may take a minute there
+GPU_SECONDS = 60.0  # for a GPU to be free and measured
+LIST_SECONDS = 2.0  # between two readings of the list of nodes
 
 log = logging.getLogger("vgg_search")
 
@@ -47,12 +47,12 @@ def versions() -> dict[str, str]:
     digest = hashlib.sha256()
     for file in sorted(PACKAGE.rglob("*.py")):
         digest.update(f"{file.relative_to(PACKAGE)}\n".encode() + file.read_bytes())
-    found = {name: importlib.metadata.version(name) for name in ("ray", "torch")}
-    return {"Python": platform.python_version(), **found, "vgg_search": digest.hexdigest()[:12]}
+    libraries = {name: importlib.metadata.version(name) for name in ("ray", "torch")}
+    return {"Python": platform.python_version(), **libraries, "vgg_search": digest.hexdigest()[:12]}
 
 
-def look(place: Place, key: str) -> tuple[dict[str, str], str | None]:
-    """On a node: its versions, and what is wrong with the storage as seen from it.
+def probe(place: Place, key: str) -> tuple[dict[str, str], str]:
+    """On a node: its versions, and what is wrong with the storage as seen from it ("": nothing).
 
     A trial's imports are made too: they may be what fails, and Ray keeps the process that has made
     them for the node's first trial.
@@ -68,156 +68,133 @@ def look(place: Place, key: str) -> tuple[dict[str, str], str | None]:
             (folder / uuid.uuid4().hex).touch()
     except (OSError, StorageError) as error:
         return versions(), str(error)
-    return versions(), None
+    return versions(), ""
+
+
+def unsound_nodes(nodes: list[dict[str, Any]], storage_path: str) -> dict[str, str]:
+    """What is wrong with each node that cannot take part, by its id; asked of all of them at once.
+
+    Raises StorageError where the driver itself cannot use the storage.
+    """
+    key = uuid.uuid4().hex
+    place = Place.of(storage_path, f".probe-{key}")
+    with place.writing("driver") as folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "key").write_text(key)
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(probe)
+    answers = {}
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        answers[node["NodeID"]] = task.options(scheduling_strategy=there).remote(place, key)
+    ray.wait(list(answers.values()), num_returns=len(answers), timeout=PROBE_SECONDS)
+    troubles = {node_id: _trouble(answer) for node_id, answer in answers.items()}
+    place.remove("")
+    with suppress(OSError):  # if it was made for this
+        Path(storage_path).rmdir()
+    return {node_id: text for node_id, text in troubles.items() if text}
+
+
+def _trouble(answer: Any) -> str:
+    """What the answer of a node's probe, a reference, says against it."""
+    try:
+        theirs, trouble = ray.get(answer, timeout=0)
+    except GetTimeoutError:
+        return f"no answer in {PROBE_SECONDS:g} s"
+    except RayError as error:
+        return str(error).strip().splitlines()[-1]
+    ours = versions()
+    different = [name for name in ours if theirs[name] != ours[name]]
+    texts = [f"{name} {theirs[name]}, the driver has {ours[name]}" for name in different]
+    return "; ".join(texts + ([trouble] if trouble else []))
 
 
 class Cluster:
     """The nodes of a connected cluster, and how many trials have room on those that are sound."""
 
     def __init__(self, config: Config, place: Place) -> None:
-        """Asks every node. Raises NodeError if one is unsound, unless `skip_bad_nodes`, and
+        """Probes every node. Raises NodeError if one is unsound, unless `skip_bad_nodes`, and
         DeviceError if no node has room for a trial."""
         self.config, self.place = config, place
-        self._look()
-        self._sound: dict[str, bool] = {}  # by the node's id, once it is known
-        self._asked: dict[Any, tuple[dict[str, Any], Place]] = {}  # by reference to the answer
-        if address_of(config) == LOCAL:  # this machine and nothing else
-            self._sound = {node["NodeID"]: True for node in self._alive}
-        else:
-            self._check_all()
+        self._unsound: set[str] = set()  # ids of nodes
+        self._alive, self._listed = alive(), time.monotonic()
+        if address_of(config) != LOCAL:  # else this machine and nothing else
+            self._check_nodes()
+        self.selector = {}  # Ray's label selector of the nodes that are not known as unsound
+        if self._unsound:
+            self.selector["ray.io/node-id"] = f"!in({','.join(sorted(self._unsound))})"
         self.packing = ""  # how many trials share a GPU, and why
         if config.gpus_per_trial == "auto" and config.workers_per_trial == 1:
             config = self._packed(config)
-        self.wanted, _ = resources(config, self.nodes())
+        self.resources, _ = resources(config, self.nodes())  # of a trial, "cpu" and "gpu"
 
-    def _look(self) -> None:
+    def _check_nodes(self) -> None:
+        nodes = {node["NodeID"]: node for node in self._alive}
+        troubles = unsound_nodes(self._alive, self.config.storage_path)
         self._alive, self._listed = alive(), time.monotonic()
-        self._draining = state.get_draining_nodes()
+        self._unsound = troubles.keys() & {node["NodeID"] for node in self._alive}  # else gone
+        for node_id in self._unsound:
+            log.warning("node %s: %s", nodes[node_id]["NodeManagerAddress"], troubles[node_id])
+        unsound, every = len(self._unsound), len(self._alive)
+        sound = every - unsound
+        if unsound and not (sound and self.config.skip_bad_nodes):
+            raise NodeError(
+                f"{unsound} of {every} nodes cannot take part"
+                + (f"; --skip-bad-nodes true starts on the other {sound}" if sound else "")
+            )
 
     def _packed(self, config: Config) -> Config:
-        """With as many trials a GPU as one of the GPUs was found to bear."""
+        """With as many trials a GPU as one of the GPUs was measured to have room for."""
         gpus = [node for node in self.nodes() if node.get("GPU")]
         if not gpus:
             return config
         from vgg_search.engine.packing import measure, share  # torch: without GPUs it can wait
 
-        asked: dict[str, Any] = {"num_cpus": config.cpus_per_trial, "num_gpus": 1}
-        probe = ray.remote(**asked, max_retries=0, label_selector=self.selector)(measure)
+        options: dict[str, Any] = {"num_cpus": config.cpus_per_trial, "num_gpus": 1}
+        task = ray.remote(**options, max_retries=0, label_selector=self.selector)(measure)
+        answer = task.remote(config)
         try:
-            load = ray.get(probe.remote(config))
+            memory = ray.get(answer, timeout=GPU_SECONDS)
+        except GetTimeoutError:
+            ray.cancel(answer, force=True)
+            self.packing = f"a GPU for each trial: none was free within {GPU_SECONDS:g} s"
+            return config
         except RayError as error:
             self.packing = f"a GPU for each trial: {str(error).strip().splitlines()[-1]}"
             return config
-        if load is None:
+        if memory is None:
             return config
         cores = min(node.get("CPU", 0.0) / node["GPU"] for node in gpus)
-        trials = load.trials(int(cores / config.cpus_per_trial))
-        self.packing = f"{trials} trials a GPU: {load}"
+        trials = memory.trials(int(cores / config.cpus_per_trial))
+        self.packing = f"{trials} trials a GPU: {memory}"
         return config.model_copy(update={"gpus_per_trial": share(trials)})
 
-    def _check_all(self) -> None:
-        self._ask(self._alive)
-        until = time.monotonic() + ANSWER_SECONDS
-        while self._asked and time.monotonic() < until:
-            self._hear(0.2)
-        for node, probe in self._asked.values():
-            self._judge(node, f"no answer in {ANSWER_SECONDS:g} s")
-            probe.remove("")
-        self._asked.clear()
-        with suppress(OSError):  # if it was made for this
-            Path(self.config.storage_path).rmdir()
-        rest, every = sum(self._sound.values()), len(self._sound)
-        if rest < every and not (rest and self.config.skip_bad_nodes):
-            raise NodeError(
-                f"{every - rest} of {every} nodes cannot take part"
-                + (f"; --skip-bad-nodes true starts on the other {rest}" if rest else "")
-            )
-
-    def _ask(self, nodes: list[dict[str, Any]]) -> None:
-        key = uuid.uuid4().hex
-        probe = Place.of(self.config.storage_path, f".probe-{key}")
-        with probe.writing("driver") as folder:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "key").write_text(key)
-        asking: Any = ray.remote(num_cpus=0, max_retries=0)(look)
-        for node in nodes:
-            where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            answer = asking.options(scheduling_strategy=where).remote(probe, key)
-            self._asked[answer] = node, probe
-
-    def _hear(self, seconds: float) -> None:
-        ours = versions()
-        for answer in ray.wait(list(self._asked), timeout=seconds)[0]:
-            node, probe = self._asked.pop(answer)
-            try:
-                theirs, trouble = ray.get(answer)
-            except RayError as error:
-                theirs, trouble = ours, str(error).strip().splitlines()[-1]
-            other = [name for name in ours if theirs[name] != ours[name]]
-            wrong = [f"{name} {theirs[name]}, the driver has {ours[name]}" for name in other]
-            if node["NodeID"] in [node["NodeID"] for node in alive()]:  # else it is gone
-                self._judge(node, "; ".join(wrong + ([trouble] if trouble else [])))
-            if probe not in [other for _, other in self._asked.values()]:
-                probe.remove("")
-
-    def _judge(self, node: dict[str, Any], trouble: str) -> None:
-        self._sound[node["NodeID"]] = not trouble
-        if trouble:
-            log.warning("node %s: %s", node["NodeManagerAddress"], trouble)
-
-    @property
-    def selector(self) -> dict[str, str]:
-        """Ray's label selector of the nodes that are not known as unsound."""
-        bad = [node_id for node_id, sound in self._sound.items() if not sound]
-        return {"ray.io/node-id": f"!in({','.join(bad)})"} if bad else {}
-
     def nodes(self) -> list[dict[str, float]]:
-        """What each node has that trials may be sent to."""
-        return [node["Resources"] for node in self._open()]
+        """What each node has that trials may be sent to: "CPU", "GPU" and other names of Ray's."""
+        return [node["Resources"] for node in self._alive if node["NodeID"] not in self._unsound]
 
-    def _open(self) -> list[dict[str, Any]]:
-        sound = [node for node in self._alive if self._sound.get(node["NodeID"])]
-        return [node for node in sound if node["NodeID"] not in self._draining]
-
-    def only(self) -> dict[str, str]:
-        """Ray's label selector of just these nodes; one that joined and is not known yet waits."""
-        ids = [node["NodeID"] for node in self._open()]
-        return {"ray.io/node-id": f"in({','.join(ids) or 'none'})"}
-
-    def leaving(self) -> set[str]:
-        """Addresses of the nodes that are being drained."""
-        return {n["NodeManagerAddress"] for n in self._alive if n["NodeID"] in self._draining}
-
-    def places(self) -> int:
+    def slots(self) -> int:
         """Trials that there is room for now, as nodes come and go."""
-        if time.monotonic() - self._listed > LOOK_SECONDS:
-            self._look()
-            asked = self._sound.keys() | {node["NodeID"] for node, _ in self._asked.values()}
-            joined = [node for node in self._alive if node["NodeID"] not in asked]
-            try:
-                if joined:
-                    self._ask(joined)
-                if self._asked:
-                    self._hear(0)
-            except StorageError as error:
-                log.warning("%s; nodes that joined wait for it", error)
-        return at_a_time(self.config, sum(room(node, **self.wanted) for node in self.nodes()))
+        if time.monotonic() - self._listed > LIST_SECONDS:
+            self._alive, self._listed = alive(), time.monotonic()
+        processes = sum(room(node, **self.resources) for node in self.nodes())
+        return at_a_time(self.config, processes)
 
-    def together(self) -> "Together | None":
+    def distributed_training(self) -> "DistributedTraining | None":
         """How several processes train one network; None where a trial has one."""
-        number, wanted = self.config.workers_per_trial, self.wanted
+        number = self.config.workers_per_trial
         if number == 1:
             return None
-        from vgg_search.engine.ddp import train_together  # seconds, which most searches save
+        from vgg_search.engine.ddp import train_distributed  # seconds, which most searches save
 
-        return partial(train_together, ranks=number, wanted=wanted, selector=self.selector)
+        return partial(
+            train_distributed, processes=number, resources=self.resources, selector=self.selector
+        )
 
     def bundle(self) -> dict[str, float]:
         """What Ray is asked for to run a trial."""
-        bundle = {name.upper(): amount for name, amount in self.wanted.items() if amount}
         if self.config.workers_per_trial > 1:  # Ray Train asks for its workers' own
             return {"memory": 2.0**20}
-        return bundle
+        return {name.upper(): amount for name, amount in self.resources.items() if amount}
 
 
 def alive() -> list[dict[str, Any]]:
@@ -234,24 +211,24 @@ def resources(config: Config, nodes: list[dict[str, float]]) -> tuple[dict[str, 
         raise DeviceError(
             "this experiment needs a GPU, none found; add --needs-gpu false to train on the CPU"
         )
-    wanted = {"cpu": config.cpus_per_trial, "gpu": float(gpus)}
-    for name, amount in wanted.items():
+    needed = {"cpu": config.cpus_per_trial, "gpu": float(gpus)}
+    for name, amount in needed.items():
         if amount > there[name]:
             raise DeviceError(
                 f"{name}s_per_trial must be <= {there[name]:g}, the most that a node has, "
                 f"got {amount:g}"
             )
-    processes = sum(room(node, **wanted) for node in nodes)
+    processes = sum(room(node, **needed) for node in nodes)
     if not processes:
         raise DeviceError(
-            f"no node has what a trial asks for: {wanted['cpu']:g} CPUs and {wanted['gpu']:g} GPUs"
+            f"no node has what a trial asks for: {needed['cpu']:g} CPUs and {needed['gpu']:g} GPUs"
         )
     if config.workers_per_trial > processes:
         raise DeviceError(
             f"workers_per_trial must be <= {processes}, the processes that there is room for, "
             f"got {config.workers_per_trial}"
         )
-    return wanted, at_a_time(config, processes)
+    return needed, at_a_time(config, processes)
 
 
 def at_a_time(config: Config, processes: int) -> int:

@@ -1,58 +1,54 @@
-"""How many trials share a GPU: measured before the search, on the largest network of its space.
+"""How many trials share a GPU: by memory, measured before the search on the largest network of its
+space.
 
-Trials are processes of their own, whose kernels a GPU runs in turn: a second trial fills what the
-first leaves idle (launches, the CPU's part of an epoch), and a third has nothing to fill where the
-first two keep the GPU busy. So the number follows from the share of the time that one trial keeps
-it busy, within what memory allows.
+Trials are processes of their own, whose kernels a GPU runs in turn: a second and a third fill what
+the first leaves idle (launches, the CPU's part of an epoch), and more only wait for each other.
 """
 
 import math
-import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pynvml
 import torch
 
 from vgg_search.config import Config
 from vgg_search.data.source import UNKNOWN
-from vgg_search.dry_run import SPLIT_IMAGES, sample
+from vgg_search.data.splits import SPLIT_IMAGES
 from vgg_search.space.arch import Arch
 from vgg_search.space.candidate import Candidate
 from vgg_search.space.search_space import Space
+from vgg_search.study.sampling import random_candidates
 from vgg_search.training.device import pick_device, prepare_process
 from vgg_search.training.model import build
 from vgg_search.training.recipe import recipe_of
 from vgg_search.training.train import Resident, Training
 
-MOST = 8  # trials a GPU: beyond, each new process costs its CUDA context for little
+MOST = 4  # trials a GPU
 USABLE = 0.9  # of a GPU's memory: allocators of several processes do not fit like bricks
-SECONDS = 3.0  # of training, over which the load is looked at
-BATCHES = 100
+CONTEXT = 2**29  # bytes that CUDA takes in each process before anything can be measured
+BATCHES = 20
 SAMPLES = 100
 
 
 @dataclass(frozen=True)
-class Load:
-    """What one trial asks of a GPU: bytes that its process holds, of `total`, and the share of the
-    time that it keeps the GPU busy (1 where the driver does not tell)."""
+class GpuMemory:
+    """Bytes of a GPU that one trial takes (`own`), that others hold, and that there are."""
 
-    memory: int
+    own: int
+    others: int
     total: int
-    busy: float
 
     def trials(self, cpus: int) -> int:
-        """Trials that may share the GPU, with `cpus` of them at most for lack of cores."""
-        fit = int(USABLE * self.total / self.memory)
-        return max(1, min(fit, math.ceil(round(1 / max(self.busy, 1 / MOST), 6)), cpus, MOST))
+        """Trials that may share the GPU, with `cpus` of them at most for lack of cores; >= 1."""
+        fit = int((USABLE * self.total - self.others) / self.own)
+        return max(1, min(fit, cpus, MOST))
 
     def __str__(self) -> str:
-        held, total = (size / 2**30 for size in (self.memory, self.total))
+        own, others, total = (size / 2**30 for size in (self.own, self.others, self.total))
         return (
-            f"the largest network takes {held:.1f} of {total:.0f} GiB and keeps the GPU busy "
-            f"for {self.busy:.0%} of the time"
+            f"the largest network takes {own:.1f} of {total:.0f} GiB, of which others hold "
+            f"{others:.1f}"
         )
 
 
@@ -76,12 +72,12 @@ class _Largest:
 
 def largest(config: Config) -> Candidate:
     """The network that takes most memory in training: of the space's corners and a hundred random
-    networks those within its limits, and the trials given by hand, which know no limits."""
+    networks those within its limits, and the trials given by hand, for which there are none."""
     space = config.search_space
     corner = space.sample(_Largest())
     depths = (space.sample(_Largest(), corner.arch[:n]) for n in range(1, len(corner.arch) + 1))
-    proposed = [corner, *depths, *sample(config, SAMPLES)]
-    within = [c for c in proposed if all(v <= 0 for v in space.excess(c).values())]
+    proposed = [corner, *depths, *random_candidates(config, SAMPLES)]
+    within = [c for c in proposed if space.feasible(c)]
     by_hand = [replace(corner, arch=t["arch"]) for t in config.trials_by_hand if "arch" in t]
     return max(within + by_hand, key=lambda candidate: footprint(space, candidate))
 
@@ -99,25 +95,28 @@ def _outputs(arch: Arch, resolution: int) -> Iterator[int]:
         yield num_convs * out_channels * (resolution >> block) ** 2
 
 
-def measure(config: Config) -> Load | None:
-    """Train the largest network on noise for a few seconds on this process's GPU; None without one.
+def measure(config: Config) -> GpuMemory | None:
+    """Train the largest network on noise on this process's GPU; None without one.
 
-    What others hold of the GPU at the start counts as this trial's: they are likely to stay.
+    A network that does not fit takes the whole GPU.
     """
     device = pick_device()
     if device.type != "cuda":
         return None
     prepare_process(max(1, int(config.cpus_per_trial)))
     free, total = torch.cuda.mem_get_info(device)
+    others = max(0, total - free - CONTEXT)
     try:
-        busy = _train(rehearsal(config, device))
+        for _ in rehearsal(config, device).run(2):  # the first chooses and compiles its kernels
+            pass
     except torch.OutOfMemoryError:
-        return Load(total, total, 1.0)
-    return Load(total - free + torch.cuda.max_memory_reserved(device), total, busy)
+        return GpuMemory(total, others, total)
+    left, _ = torch.cuda.mem_get_info(device)  # torch keeps what it had at its peak
+    return GpuMemory(CONTEXT + free - left, others, total)
 
 
 def rehearsal(config: Config, device: torch.device) -> Training:
-    """A training of the largest network on noise, with epochs of at most a hundred batches."""
+    """A training of the largest network on noise, with epochs of BATCHES batches at most."""
     candidate = largest(config)
     images = min(config.train_images or SPLIT_IMAGES, BATCHES * candidate.batch_size)
     noise = torch.randint(256, (images, 28, 28), dtype=torch.uint8, device=device)
@@ -126,23 +125,5 @@ def rehearsal(config: Config, device: torch.device) -> Training:
     data = Resident(noise, labels, UNKNOWN, noise[:held_out].clone(), labels[:held_out])
     network = build(candidate.network(config.resolution), config.seed)
     # At a rate at which noise does no harm
-    recipe = recipe_of(config, replace(candidate, lr=1e-6), max_epochs=10_000)
+    recipe = recipe_of(config, replace(candidate, lr=1e-6), max_epochs=2)
     return Training(network, data, recipe, config.seed)
-
-
-def _train(training: Training) -> float:
-    """Share of the time that the GPU was busy, the median over the epochs of SECONDS."""
-    started, readings = time.monotonic(), list[float]()
-    for _ in training.run(training.recipe.max_epochs):
-        if time.monotonic() - started > SECONDS / 3:  # the driver looks back over up to a second
-            readings.append(_busy())
-        if time.monotonic() - started > SECONDS and readings:
-            break
-    return statistics.median(readings)
-
-
-def _busy() -> float:
-    try:
-        return max(torch.cuda.utilization(), 1) / 100
-    except (RuntimeError, pynvml.NVMLError):  # no driver, or a part of a GPU
-        return 1.0

@@ -8,24 +8,21 @@ checkpoints and its restore are not used.
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import ray
 from ray import tune
-from ray.air.execution import PlacementGroupResourceManager, ResourceRequest
-from ray.tune.execution.tune_controller import TuneController
-from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
-from ray.util.placement_group import PlacementGroup, placement_group
 
 from vgg_search.data.splits import Splits
 from vgg_search.engine.nodes import Cluster
 from vgg_search.engine.worker import TrialWorker
-from vgg_search.records import EpochRow
 from vgg_search.study.study import FINISHED, Study
+
+START_SECONDS = 20.0  # for the next worker to start, before it is taken for one that never will
 
 log = logging.getLogger("vgg_search")
 
@@ -38,53 +35,73 @@ class _Unsaved:
 
 
 class StudySearcher(_Unsaved, Searcher):
-    """Lets Ray ask the study, while there are places for more trials. A Ray trial is a segment;
-    its id is known here only. `only` selects the nodes for processes that a trial starts."""
+    """Lets Ray ask the study for segments, at most `slots()` at a time. A Ray trial is a segment;
+    its id is known here only."""
 
-    def __init__(
-        self,
-        study: Study,
-        places: Callable[[], int],
-        only: Callable[[], dict[str, str]] = dict,
-    ) -> None:
+    def __init__(self, study: Study, slots: Callable[[], int]) -> None:
         super().__init__()
-        self.study, self.places, self.only = study, places, only
-        self.numbers: dict[str, int] = {}
-        self.plans: set[str] = set()  # how workers train, and why
+        self.study, self.slots = study, slots
+        self.numbers: dict[str, int] = {}  # trials at work, by Ray's id of their segment
+        self.workers: dict[str, Any] = {}  # handles of the processes that have started, by name
+        self._worker_of: dict[str, str] = {}  # a worker's name, by Ray's id of its segment
+        self._plans: set[str] = set()  # how workers train, and why
+        self._most = 0  # segments at work at once, so far
+        self._given_up = 0  # as many segments have fewer workers, and that will not change
+        self._last_change = time.monotonic()  # a worker was asked for, has started, or died
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        if len(self.numbers) >= max(1, self.places()):
+        if len(self.numbers) >= max(1, self.slots()):
             return None
         segment = self.study.propose()
         if segment is None:
+            for name in list(self.workers.keys() - set(self._worker_of.values()))[1:]:
+                del self.workers[name]  # of idle workers Tune keeps one and ends the others
             return None
         if segment == FINISHED:
             return Searcher.FINISHED
         self.numbers[trial_id] = segment.number
-        return {"segment": segment, "nodes": self.only()}
+        if len(self.numbers) > self._most:
+            self._most, self._last_change = len(self.numbers), time.monotonic()
+        return {"segment": segment}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._report(self.numbers[trial_id], result)
+        """Called with each result but a segment's last."""
+        self._worker_of[trial_id] = name = result["worker"]
+        if "actor" in result:
+            self.workers[name], self._last_change = result["actor"], time.monotonic()
+        for row in result.get("rows", []):
+            self.study.report(self.numbers[trial_id], row)
+        plan = result.get("plan")
+        if plan and plan not in self._plans:
+            self._plans.add(plan)
+            log.info("trials train in %s", plan)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        number = self.numbers.pop(trial_id)
+        """Called with a segment's last result, or with none where its worker is gone."""
         if error or result is None:
+            self.workers.pop(self._worker_of.pop(trial_id, ""), None)
+            self._last_change = time.monotonic()
+            number = self.numbers.pop(trial_id)
             self.study.segment_ended(number, "died", "the worker or its node died")
             return
-        self._report(number, result)  # a trial's last result comes here only
-        self.study.segment_ended(number, result["end"], result.get("error"))
+        self.on_trial_result(trial_id, result)
+        del self._worker_of[trial_id]
+        self.study.segment_ended(self.numbers.pop(trial_id), result["end"], result.get("error"))
 
-    def _report(self, number: int, result: dict[str, Any]) -> None:
-        # Ray flattens what a worker returns: {"row": {"epoch": 1}} comes as {"row/epoch": 1}.
-        row = {key[4:]: value for key, value in result.items() if key.startswith("row/")}
-        if row:
-            self.study.report(number, cast(EpochRow, row))
-        plan = result.get("plan")
-        if plan and plan not in self.plans:
-            self.plans.add(plan)
-            log.info("trials train in %s", plan)
+    def worker_is_starting(self) -> bool:
+        """Whether a segment at work waits for a worker of its own.
+
+        Tune would hand it to the next worker that is free, and end the one that starts: where
+        trials take less time than the start of a process, one worker would train them all. So no
+        segment ends meanwhile, unless no worker has started for START_SECONDS.
+        """
+        waiting = len(self.numbers) > max(len(self.workers), self._given_up)
+        if waiting and time.monotonic() - self._last_change > START_SECONDS:
+            self._given_up = len(self.numbers)
+            return False
+        return waiting
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal is the state."""
@@ -94,16 +111,23 @@ class StudySearcher(_Unsaved, Searcher):
 
 
 class StudyStopper(_Unsaved, Stopper):
-    """Ends everything when the study is told to stop or has used up its budget."""
+    """Ends a segment that its worker is done with, and the search when the study is told to stop or
+    has used up its budget."""
 
-    def __init__(self, study: Study) -> None:
-        self.study = study
+    def __init__(self, searcher: StudySearcher) -> None:
+        self.searcher = searcher
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
+        return "end" in result and not self.searcher.worker_is_starting()
 
     def stop_all(self) -> bool:
-        return self.study.stopping or self.study.budget.used_up
+        study, workers = self.searcher.study, self.searcher.workers
+        if not (study.stopping or study.budget.used_up):
+            return False
+        for worker in workers.values():  # Tune would wait 10 s for their epochs to end
+            ray.kill(worker)  # checkpoints are whole at any time
+        workers.clear()
+        return True
 
 
 class _EachStep(_Unsaved, tune.Callback):
@@ -116,112 +140,28 @@ class _EachStep(_Unsaved, tune.Callback):
         self.draw()
 
 
-class _Request(ResourceRequest):
-    """`request` on the nodes that `selector` has; equal to `request`, which Tune knows it by."""
-
-    def __init__(self, request: ResourceRequest, selector: dict[str, str]) -> None:
-        super().__init__(request.bundles, request.strategy)
-        self.selector = selector
-
-    def to_placement_group(self) -> PlacementGroup:
-        return placement_group(self.bundles, self.strategy, bundle_label_selector=[self.selector])
-
-
-class _Places(PlacementGroupResourceManager):
-    """Asks Ray for a place for each new worker, on nodes known as sound by now."""
-
-    selector: dict[str, str]
-
-    def request_resources(self, resource_request: ResourceRequest) -> None:
-        super().request_resources(_Request(resource_request, self.selector))
-
-    def choose(self, selector: dict[str, str]) -> None:
-        """From now on on the nodes of `selector`, also what was asked for and is not there yet."""
-        self.selector = selector
-        for request, waiting in list(self._request_to_staged_pgs.items()):
-            number = len(waiting)
-            for _ in range(number):  # all first: Ray calls off any of them, a new one too
-                self.cancel_resource_request(request)
-            for _ in range(number):
-                self.request_resources(request)
-
-
-class _PlainActors:
-    """Workers in processes that stand ready.
-
-    Tune asks for an environment with one variable more (PL_DISABLE_FORK), for which Ray starts each
-    worker anew while those that have imported everything stand by: 2 to 3 s until the first trial.
-    """
-
-    def __init__(self) -> None:
-        self.known: dict[type, Any] = {}
-
-    def get(self, trainable: type) -> Any:
-        if trainable not in self.known:
-            self.known[trainable] = ray.remote(trainable)
-        return self.known[trainable]
-
-
-class _Controller(TuneController):
-    """Lets a worker that is starting start, and one go whose node is being drained.
-
-    Tune hands a trial whose worker is starting to the first worker that is free and ends the other:
-    where trials take less time than the start of a process, one worker would train them all.
-    """
-
-    def __init__(self, cluster: Cluster, **kwargs: Any) -> None:
-        self.cluster, self.places = cluster, _Places()
-        self.places.choose(cluster.only())
-        super().__init__(**kwargs, resource_manager_factory=lambda: self.places)
-        self._actor_force_cleanup_timeout = 1  # seconds; checkpoints are whole at any time
-        self._class_cache = _PlainActors()  # type: ignore[assignment]
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        return {name: state[name] for name in state.keys() - {"cluster", "places"}}
-
-    def _maybe_reuse_cached_actor(self, trial: Trial) -> bool:
-        own = self._trial_to_actor.get(trial)
-        starting = own is not None and self._actor_manager.is_actor_started(own)
-        if starting and trial not in self._resetting_trials:
-            return False
-        return super()._maybe_reuse_cached_actor(trial)
-
-    def _maybe_cache_trial_actor(self, trial: Trial) -> bool:
-        leaves = trial.last_result.get("node_ip") in self.cluster.leaving()
-        return not leaves and super()._maybe_cache_trial_actor(trial)
-
-    def _maybe_add_actors(self) -> None:
-        if self.places.selector != (selector := self.cluster.only()):
-            self.places.choose(selector)
-            if self.cluster.leaving():  # a worker there may be one of those that stand ready
-                self._cleanup_cached_actors(force_all=True)
-        super()._maybe_add_actors()  # tries one of those that wait for a place, maybe a wrong one
-        for trial in self._staged_trials & self._pending_trials:
-            self._maybe_reuse_cached_actor(trial)
-
-
 def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[], None]) -> None:
-    """Train until the study has finished, is told to stop, or is out of budget."""
-    scratch = tempfile.mkdtemp(prefix="vgg_search-")
+    """Train until the study has finished, is told to stop, or is out of budget; `draw` is called
+    several times a second."""
     trainable = tune.with_parameters(
         TrialWorker,
         splits=splits,
         experiment=study.config,
         place=cluster.place,
-        together=cluster.together(),
+        distributed=cluster.distributed_training(),
     )
-    study.budget.devices = (cluster.wanted["gpu"] or 1.0) * study.config.workers_per_trial
+    study.budget.devices = (cluster.resources["gpu"] or 1.0) * study.config.workers_per_trial
     if cluster.packing:
         log.info(cluster.packing)
-    # What fit() makes
-    tune.tune.TuneController = partial(_Controller, cluster)  # type: ignore[misc, assignment]
+    searcher = StudySearcher(study, cluster.slots)
+    group = tune.PlacementGroupFactory([cluster.bundle()], bundle_label_selector=[cluster.selector])
+    scratch = tempfile.mkdtemp(prefix="vgg_search-")
     try:
         study.budget.start()
         tune.Tuner(
-            tune.with_resources(trainable, tune.PlacementGroupFactory([cluster.bundle()])),
+            tune.with_resources(trainable, group),
             tune_config=tune.TuneConfig(
-                search_alg=StudySearcher(study, cluster.places, cluster.only),
+                search_alg=searcher,
                 num_samples=-1,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
@@ -229,7 +169,7 @@ def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[]
             run_config=tune.RunConfig(
                 storage_path=scratch,
                 name=study.folder.name,
-                stop=StudyStopper(study),
+                stop=StudyStopper(searcher),
                 callbacks=[_EachStep(draw)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,

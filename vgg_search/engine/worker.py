@@ -15,27 +15,25 @@ from typing import Any
 import ray
 import torch
 from ray import tune
+from ray.actor import ActorHandle
 
 from vgg_search.config import Config
 from vgg_search.data.splits import Splits
-from vgg_search.engine.checkpoints import Keeper, Task, Together
-from vgg_search.records import METRIC, diverged
+from vgg_search.engine.checkpoints import DistributedTraining, TrainingCheckpoints, TrainingTask
+from vgg_search.records import diverged
 from vgg_search.storage.place import Place, StorageError
 from vgg_search.study.segment import Segment
-from vgg_search.training.device import (
-    out_of_memory,
-    peak_memory_mib,
-    pick_device,
-    prepare_process,
-)
+from vgg_search.training.device import out_of_memory, peak_memory_mib, pick_device, prepare_process
 from vgg_search.training.model import build
 from vgg_search.training.recipe import Recipe, recipe_of
 from vgg_search.training.train import Resident, Training
 
+END_SECONDS = 0.05  # until a worker says again that its segment has ended
+
 
 class TrialWorker(tune.Trainable):
-    """One slot of the search. `setup` gets what `run_search` gives it with the config; `together`
-    trains by several processes, where a trial has them."""
+    """One slot of the search. `setup` gets what `run_search` gives it with the config; where a
+    trial has several processes, `distributed` trains by them."""
 
     def setup(  # type: ignore[override]
         self,
@@ -43,79 +41,107 @@ class TrialWorker(tune.Trainable):
         splits: Splits,
         experiment: Config,
         place: Place,
-        together: Together | None = None,
+        distributed: DistributedTraining | None = None,
     ) -> None:
-        self.experiment, self.place, self.together = experiment, place, together
+        self.experiment, self.place, self.distributed = experiment, place, distributed
         self.device = pick_device()
         self.threads = max(1, int(experiment.cpus_per_trial))
         prepare_process(self.threads)
-        if together:
-            self.shared = ray.put(splits)
+        if distributed:
+            self.splits_ref = ray.put(splits)
         else:
             self.data = Resident.load(splits, self.device)
         self.worker = f"{platform.node()}:{os.getpid()}"
+        self.introduced = False  # to the driver
         self.training: Training | None = None
         self.number = -1  # of the trial that `training` is of
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.segment: Segment = new_config["segment"]
-        self.nodes: dict[str, str] = new_config.get("nodes", {})
-        self.rows = self._rows(self.segment)
+        self.rows = self._train_rows(self.segment)
+        self.end: dict[str, Any] | None = None
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch: {"row", "end", "error", "done"}; `end` says how the segment ended."""
-        result: dict[str, Any] = {"number": self.segment.number}
-        row: dict[str, Any] | None = None
-        try:
-            row = next(self.rows)
-        except StorageError:  # not the trial's: another worker may reach it
-            raise
-        except Exception as error:  # the trial's own: it would happen again
-            end = "oom" if out_of_memory(error) else "failed"
-            text = "".join(traceback.format_exception(error))
-        if row is None:  # the error is gone by now, and with it its hold on the network
-            self._forget()
-            return result | {"end": end, "error": text, "done": True}
-        memory = peak_memory_mib(self.device)
-        row = row | {"worker": self.worker, "peak_memory_mib": memory, "ended": time.time()}
-        result |= {"row": row, METRIC: row[METRIC]}
+        """A result for the driver, {"worker": name} and
+
+        - once in a process {"actor": its handle}
+        - for each epoch {"rows": [row], "plan"}; in a list, for Ray flattens dictionaries
+        - with or after the last one {"end": "reached", "diverged", "failed" or "oom"}, and "error"
+          with the latter two. Called again, it says its end again: the driver ends the segment.
+        """
+        result: dict[str, Any] = {"worker": self.worker}
+        if not self.introduced:
+            self.introduced = True
+            return result | {"actor": own_handle()}
+        if self.end:
+            time.sleep(END_SECONDS)
+            return result | self.end
+        row = self._next_row()
+        if row is None:
+            return result | (self.end or {})
         if self.training:
             result["plan"] = str(self.training.plan)
         if diverged(row):
-            return result | {"end": "diverged", "done": True}
-        if row["epoch"] >= self.segment.until:
-            return result | {"end": "reached", "done": True}
-        return result
+            self.end = {"end": "diverged"}
+        elif row["epoch"] >= self.segment.until:
+            self.end = {"end": "reached"}
+        return result | {"rows": [row]} | (self.end or {})
 
-    def _rows(self, segment: Segment) -> Iterator[dict[str, Any]]:
-        keeper = Keeper.of_trial(self.place, segment, self.experiment.checkpoint_every)
-        if self.together:  # this process only listens
-            task = Task(*self._asked_for(segment), segment.seed, self.threads, keeper)
-            yield from self.together(task, self.shared, selector=self.nodes)
+    def _next_row(self) -> dict[str, Any] | None:
+        """The next epoch's; None after an error of the trial's own, which is then in `end`. Raises
+        StorageError: another worker may reach the storage."""
+        try:
+            row = next(self.rows)
+        except StorageError:
+            raise
+        except Exception as error:  # it would happen again
+            end = "oom" if out_of_memory(error) else "failed"
+            self.end = {"end": end, "error": "".join(traceback.format_exception(error))}
+        if self.end:  # the error is gone by now, and with it its hold on the network
+            self._free_training()
+            return None
+        memory = peak_memory_mib(self.device)
+        return row | {"worker": self.worker, "peak_memory_mib": memory, "ended": time.time()}
+
+    def _train_rows(self, segment: Segment) -> Iterator[dict[str, Any]]:
+        checkpoints = TrainingCheckpoints.of_trial(
+            self.place, segment, self.experiment.checkpoint_every
+        )
+        if self.distributed:  # this process only listens
+            network, recipe = self._network_and_recipe(segment)
+            task = TrainingTask(network, recipe, segment.seed, self.threads, checkpoints)
+            yield from self.distributed(task, self.splits_ref)
             return
-        yield from keeper.rows(self._training(segment, keeper))
+        yield from checkpoints.train(self._resume(segment, checkpoints))
 
-    def _asked_for(self, segment: Segment) -> tuple[dict[str, Any], Recipe]:
+    def _network_and_recipe(self, segment: Segment) -> tuple[dict[str, Any], Recipe]:
         """What a segment's network is built from, and its recipe."""
         candidate, experiment = segment.candidate, self.experiment
         recipe = recipe_of(experiment, candidate, experiment.max_epochs)
         return candidate.network(experiment.resolution), recipe
 
-    def _training(self, segment: Segment, keeper: Keeper) -> Training:
+    def _resume(self, segment: Segment, checkpoints: TrainingCheckpoints) -> Training:
+        """The training as this process has it, else from its last checkpoint, else new."""
         if self.training and (self.number, self.training.epoch) == (segment.number, segment.known):
             return self.training
-        self._forget()
-        network, recipe = self._asked_for(segment)
+        self._free_training()
+        network, recipe = self._network_and_recipe(segment)
         training = Training(build(network, segment.seed), self.data, recipe, segment.seed)
-        keeper.resume(training)
+        checkpoints.resume(training)
         self.training, self.number = training, segment.number
         return training
 
-    def _forget(self) -> None:
+    def _free_training(self) -> None:
         """Free the last network before the next is built, or both are in memory at once."""
         self.training = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self.device)  # what is told is of one trial
+            torch.cuda.reset_peak_memory_stats(self.device)  # what is reported is of one trial
+
+
+def own_handle() -> ActorHandle | None:
+    """Of the actor that this process is; None where it is none."""
+    context = ray.get_runtime_context()
+    return context.current_actor if context.get_actor_id() else None

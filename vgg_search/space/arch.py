@@ -4,7 +4,6 @@ An `arch` is a tuple of `(num_convs, out_channels)` pairs, one a block, as in th
 "Networks Using Blocks (VGG)"; the paper is Simonyan and Zisserman, arXiv:1409.1556, section 2.1.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 
 Arch = tuple[tuple[int, int], ...]
@@ -46,11 +45,6 @@ def width(arch: Arch) -> int:
 def describe(arch: Arch) -> str:
     """A short name: ((1, 32), (2, 64)) is "1x32-2x64"."""
     return "-".join(f"{num_convs}x{out_channels}" for num_convs, out_channels in arch)
-
-
-def read_arch(text: str) -> Arch:
-    """An arch from its short name, or from its list or tuple form as text."""
-    return as_arch(re.findall(r"(\d+)\D+(\d+)", str(text)))
 
 
 def _layers(

@@ -5,6 +5,10 @@ import warnings
 import numpy as np
 import optuna
 
+from vgg_search.config import Config
+from vgg_search.space.candidate import Candidate
+
+DRAWS = 100  # for each feasible candidate, before a space is taken for one without
 TRAINING, PROPOSING = 0, 1  # independent streams of a trial's seed
 VALUES_ONLY = ("gp", "cmaes")  # samplers that learn from complete trials alone
 
@@ -32,3 +36,18 @@ def make_sampler(kind: str, seed: int) -> optuna.samplers.BaseSampler:
         if kind == "cmaes":
             return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
         return optuna.samplers.RandomSampler(seed=seed)
+
+
+def random_candidates(config: Config, count: int) -> list[Candidate]:
+    """Feasible candidates as random search would propose them; fewer than `count`, or none, where
+    the limits of the space leave few."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=make_sampler("random", config.seed))
+    space, candidates = config.search_space, list[Candidate]()
+    for _ in range(DRAWS * count):
+        candidate = space.sample(study.ask())
+        if space.feasible(candidate):
+            candidates.append(candidate)
+        if len(candidates) == count:
+            break
+    return candidates
