@@ -25,10 +25,14 @@ def notebook_vgg(arch, resolution, hidden_features):
     return nn.Sequential(
         *layers,
         nn.Flatten(),
-        nn.Linear(channels * side * side, hidden_features), nn.ReLU(), nn.Dropout(0.5),
-        nn.Linear(hidden_features, hidden_features), nn.ReLU(), nn.Dropout(0.5),
+        nn.Linear(channels * side * side, hidden_features),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(hidden_features, hidden_features),
+        nn.ReLU(),
+        nn.Dropout(0.5),
         nn.Linear(hidden_features, 10),
-    )  # fmt: skip
+    )
 
 
 def weighted(network):

@@ -79,25 +79,32 @@ class VGG(nn.Module):
             self.arch, **head, batch_norm=batch_norm
         )
 
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        channels = in_channels
-        for i, (num_convs, out_channels) in enumerate(self.arch, 1):
-            layers[f"block{i}"] = vgg_block(
-                channels, num_convs, out_channels, batch_norm=batch_norm
-            )
-            channels = out_channels
-        layers["flatten"] = nn.Flatten()
-        features = channels * (resolution >> len(self.arch)) ** 2
-        for i in range(1, num_hidden + 1):
-            layers[f"hidden{i}"] = nn.Sequential(
-                nn.Linear(features, hidden_features), nn.ReLU(inplace=True), nn.Dropout(dropout)
-            )
-            features = hidden_features
-        layers["output"] = nn.Linear(features, num_classes)
-        self.layers = nn.Sequential(layers)
+        self.layers = self._build()
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
+
+    def _build(self) -> nn.Sequential:
+        """Blocks, then the linear layers, by name."""
+        options = self._options
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        channels = options["in_channels"]
+        for i, (num_convs, out_channels) in enumerate(self.arch, 1):
+            layers[f"block{i}"] = vgg_block(
+                channels, num_convs, out_channels, batch_norm=options["batch_norm"]
+            )
+            channels = out_channels
+        layers["flatten"] = nn.Flatten()
+        features = channels * (self.resolution >> len(self.arch)) ** 2
+        for i in range(1, options["num_hidden"] + 1):
+            layers[f"hidden{i}"] = nn.Sequential(
+                nn.Linear(features, options["hidden_features"]),
+                nn.ReLU(inplace=True),
+                nn.Dropout(options["dropout"]),
+            )
+            features = options["hidden_features"]
+        layers["output"] = nn.Linear(features, options["num_classes"])
+        return nn.Sequential(layers)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images)
@@ -108,9 +115,9 @@ class VGG(nn.Module):
 
     def layer_summary(self, x_shape: Sequence[int]) -> list[tuple[str, tuple[int, ...]]]:
         """(name, output shape) of each block and layer for images of `x_shape` (NCHW)."""
-        wanted = (self._options["in_channels"], self.resolution, self.resolution)
-        if tuple(x_shape[1:]) != wanted:
-            raise ValueError(f"x_shape must be (N, {', '.join(map(str, wanted))}), got {x_shape}")
+        expected = (self._options["in_channels"], self.resolution, self.resolution)
+        if tuple(x_shape[1:]) != expected:
+            raise ValueError(f"x_shape must be (N, {', '.join(map(str, expected))}), got {x_shape}")
         # By arithmetic: a run takes half a second at 224 px, the meta device seconds of imports.
         shapes: list[tuple[int, ...]] = []
         for i, (_, out_channels) in enumerate(self.arch, 1):
