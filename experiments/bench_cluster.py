@@ -114,7 +114,7 @@ def alone(task: Any, splits: Any) -> Any:
     prepare_process(1)
     training = task.training(splits, "cpu")
     for row in training.run(task.checkpoints.until):
-        task.checkpoints.after(row, training)
+        task.checkpoints.save(row, training)
         yield row
 
 

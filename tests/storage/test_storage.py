@@ -240,6 +240,6 @@ def test_a_trial_outlives_an_outage_and_a_champion_says_so(
     )
     (row,) = training.run(1)
     segment = Segment(number=7, candidate=candidate, seed=0, until=1, known=0, keep_above=0.0)
-    TrainingCheckpoints.of_trial(place, segment, 1).after(row, training)
+    TrainingCheckpoints.of_trial(place, segment, 1).save(row, training)
     with pytest.raises(StorageError, match="cannot be reached"):
-        TrainingCheckpoints(place, "trials/champion", 1).after(row, training)
+        TrainingCheckpoints(place, "trials/champion", 1).save(row, training)

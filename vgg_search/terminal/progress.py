@@ -186,18 +186,8 @@ def closing(summary: dict[str, Any], folder: Path, uri: str, storage_path: str =
             f"{METRIC} {accuracy(summary['best_val_accuracy'])} "
             f"(baseline {accuracy(base)}{after})"
         )
-    champion = summary["champion"]
-    if champion:
-        spread = champion.get("test_accuracy_std")
-        mean = accuracy(champion.get("test_accuracy_mean"))
-        spread = f"; mean of its seeds {mean}, spread {spread:.4f}" if spread is not None else ""
-        where = f", registered as {champion['model_uri']}" if champion["model_uri"] else ""
-        lines.append(
-            f"champion  test_accuracy {accuracy(champion['test_accuracy'])}, "
-            f"{champion['num_params']:,} parameters{where}{spread}"
-        )
-        if champion.get("alias_text"):
-            lines.append(f"alias     {champion['alias_text']}")
+    if summary["champion"]:
+        lines += _champion_lines(summary["champion"])
     lines += [f"warning   {text}" for text in summary["warnings"]]
     if summary["refused"]:
         look = command(f"vgg-search status {summary['study']}", storage_path)
@@ -209,6 +199,17 @@ def closing(summary: dict[str, Any], folder: Path, uri: str, storage_path: str =
     here = uri == f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     database = "mlflow ui" if here else f"mlflow ui --backend-store-uri {uri}"
     lines.append(f"compare   {masked(uri if uri.startswith('http') else database)}")
-    if champion:
+    if summary["champion"]:
         lines.append(f"use       {command('python -m vgg_search predict IMAGE.png', storage_path)}")
     return "\n".join(lines)
+
+
+def _champion_lines(champion: dict[str, Any]) -> list[str]:
+    spread = champion.get("test_accuracy_std")
+    mean = accuracy(champion.get("test_accuracy_mean"))
+    spread = f"; mean of its seeds {mean}, spread {spread:.4f}" if spread is not None else ""
+    where = f", registered as {champion['model_uri']}" if champion["model_uri"] else ""
+    score = f"test_accuracy {accuracy(champion['test_accuracy'])}"
+    lines = [f"champion  {score}, {champion['num_params']:,} parameters{where}{spread}"]
+    alias = champion.get("alias_text")
+    return lines + ([f"alias     {alias}"] if alias else [])
