@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -89,7 +89,7 @@ def search(
     config = stored or config
     from vgg_search import session
 
-    with silence() if quiet else nullcontext():
+    with _messages(quiet):
         _, summary = session.run(config, stored is not None, quiet, in_python=True)
     folder = local_folder(config.storage_path, str(config.name))
     if summary["state"] == "failed":
@@ -98,11 +98,16 @@ def search(
 
 
 @contextmanager
-def silence() -> Iterator[None]:
-    """Warnings of this package go to log.txt alone."""
-    log, handler = logging.getLogger("vgg_search"), logging.NullHandler()
-    propagate, log.propagate = log.propagate, False
-    log.addHandler(handler)  # without one, Python prints warnings by itself
+def _messages(quiet: bool) -> Iterator[None]:
+    """Warnings of this package go to stderr, unless `quiet` or the user's own logging takes them;
+    everything goes to log.txt."""
+    log, handler = logging.getLogger("vgg_search"), logging.StreamHandler()
+    handler.setLevel(logging.CRITICAL + 1 if quiet else logging.WARNING)
+    propagate = log.propagate
+    # Libraries that a search imports configure logging too: their handlers print every line
+    log.propagate = bool(logging.getLogger().handlers) and not quiet
+    if not log.propagate:
+        log.addHandler(handler)
     try:
         yield
     finally:
