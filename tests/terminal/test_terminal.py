@@ -36,6 +36,7 @@ enqueue:
 - {{arch: [[1, 16], [1, 16]], hidden_features: 32, lr: 0.01}}
 num_trials: {TRIALS}
 max_epochs: 9
+scheduler: asha
 time_budget: null
 dataset: sample
 train_images: 3000
