@@ -107,7 +107,7 @@ def test_the_time_budget_ends_a_search(tmp_path: Path) -> None:
     summary = json.loads(out.splitlines()[-1])
     assert summary["state"] == "completed"
     assert 0 < summary["num_trials"] < 1000
-    with search(tmp_path, "--resume", "study", "--time-budget", "40s", "--json") as driver:
+    with search(tmp_path, "--resume", "study", "--time-budget", "65s", "--json") as driver:
         out, err = driver.communicate(timeout=300)
     assert driver.returncode == 0, err
     assert json.loads(out.splitlines()[-1])["num_trials"] > summary["num_trials"]
