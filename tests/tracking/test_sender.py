@@ -24,11 +24,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from vgg_search.storage.addresses import without_password
-from vgg_search.tracking.connect import sync
 from vgg_search.tracking.mlflow_adapter import default_uri
 from vgg_search.tracking.outbox import Outbox, Row
 from vgg_search.tracking.registry import fetch_champion
-from vgg_search.tracking.sender import MlflowTracker, calls
+from vgg_search.tracking.sender import MlflowTracker, calls, sync
 
 EXPERIMENT = "vgg-search"
 pytestmark = [  # MLflow's own

@@ -111,14 +111,12 @@ def refine(argv: Sequence[str]) -> Result:
     os.environ.update(RAY_ENVIRONMENT | os.environ)  # before torch, as in a search
     from vgg_search import refine as refinement
     from vgg_search.finding import find_model
-    from vgg_search.tracking.mlflow_adapter import default_uri
 
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    uri = options.tracking_uri or default_uri()
-    folder = find_model(options.model, options.storage_path, uri)
-    parent = refinement.lineage(options.model, folder, uri)
+    folder = find_model(options.model, options.storage_path, options.tracking_uri)
+    parent = refinement.lineage(options.model, folder, options.tracking_uri)
     out = local_folder(options.storage_path, datetime.now().strftime("refined-%Y%m%d-%H%M%S.%f"))
-    tracker = {"tracking_uri": uri, "experiment": options.experiment}
+    tracker = {"tracking_uri": options.tracking_uri, "experiment": options.experiment}
     how = options.champion_epochs, options.seed, options.data_dir
     result = refinement.refine(folder, parent, out, tracker, provenance(), _print_epoch, *how)
     if result["champion"] is None:
@@ -199,7 +197,7 @@ def sync(argv: Sequence[str]) -> Result:
     options = parse_options(sync, argv, [STUDY, timeout])
     folder = _study_folder(options, OUTBOX)
     from vgg_search.models.files import servable
-    from vgg_search.tracking.connect import sync as send
+    from vgg_search.tracking.sender import sync as send
 
     result = send(folder, servable, timeout=options.timeout)
     text = f"{result['unsent']} rows unsent, {result['refused']} refused"
