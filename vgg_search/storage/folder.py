@@ -2,7 +2,10 @@
 
 import fcntl
 import json
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
@@ -20,8 +23,6 @@ LOCK = ".driver.lock"
 
 
 class FolderInUseError(InputError):
-    """Another driver works in the run folder."""
-
     def __init__(self, folder: Path) -> None:
         super().__init__(f"study {folder.name} is in use by a running search")
 
@@ -53,6 +54,18 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     file = folder / CHAMPION / CARD
     card: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
     return card
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary neighbour of `path` that takes its place, at once, if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class FolderLock:
