@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from vgg_search.cli.arguments import flag, load_config, parse_options
-from vgg_search.cli.resume import resumed_config
+from vgg_search.cli.arguments import flag, load_config, parse_options, resumed_config
 from vgg_search.config import ConfigError, Dataset, Positive
 from vgg_search.errors import InputError, did_you_mean
 from vgg_search.storage.addresses import command
@@ -225,13 +224,6 @@ ALL: tuple[Command, ...] = (run, predict, evaluate, refine, export, report, stat
 COMMANDS = {function.__name__: function for function in ALL}
 
 
-class _Warnings(logging.Handler):
-    """Warnings, to whatever is stderr at the time: the live table takes it while it is shown."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
-
-
 def _usage() -> str:
     lines = [f"  {name:<10} {function.__doc__}" for name, function in COMMANDS.items()]
     return "\n".join(["usage: vgg-search COMMAND ...; COMMAND --help tells more", "", *lines])
@@ -243,7 +235,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
-    logging.basicConfig(handlers=[_Warnings(logging.WARNING)], format="vgg-search: %(message)s")
+    # Its stream is stderr as it is at the time: the live table takes it while it is shown
+    if warnings := logging.lastResort:
+        logging.basicConfig(handlers=[warnings], format="vgg-search: %(message)s")
     try:
         if argv[0] not in COMMANDS:
             hint = did_you_mean(argv[0], COMMANDS) or f" of {', '.join(COMMANDS)}"
