@@ -64,7 +64,7 @@ def refine(
     network, old = load_folder(folder)
     splits, info = _images_of(old, data_dir), info_of(old)
     test = load_test(old["dataset"], data_dir)
-    before = evaluate(Classifier(network, info), *test)["test_accuracy"]
+    before = evaluate(folder, *test)["test_accuracy"]
     epochs = epochs or int(old["epochs"])
     card = {name: old[name] for name in KEPT} | facts
     card |= {"seed": seed, "epochs": epochs, "parent_model": parent["model_uri"]}

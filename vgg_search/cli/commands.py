@@ -65,11 +65,8 @@ def predict(argv: Sequence[str]) -> Result:
     model = load(options.model, options.storage_path, options.tracking_uri)
     rows = evaluation.predict(model, options.images)
     problems = [f"{row['file']} {row['error']}" for row in rows if "error" in row]
-    lines = [
-        f"{row['file']}: {row['class']} {row['probability']:.3f} ({row['assumed']})"
-        for row in rows
-        if "error" not in row
-    ]
+    line = "{file}: {class} {probability:.3f} ({assumed})"
+    lines = [line.format_map(row) for row in rows if "error" not in row]
     return Result({"predictions": rows}, "\n".join(lines), problems, int(bool(problems)))
 
 
@@ -119,8 +116,8 @@ def refine(argv: Sequence[str]) -> Result:
     how = options.champion_epochs, options.seed, options.data_dir
     result = refinement.refine(folder, parent, out, tracker, provenance(), _print_epoch, *how)
     if result["champion"] is None:
-        problem = "the loss is not finite any more; the model is as it was"
-        return Result(result, problems=[problem], code=1)
+        problems = ["the loss is not finite any more; the model is as it was"]
+        return Result(result, problems=problems, code=1)
     text = _refinement_text(result, options.storage_path)
     return Result(result, text, code=int(result["unsent"] > 0))
 
@@ -213,15 +210,15 @@ def _study_folder(options: Namespace, file: str) -> Path:
         if not (folder / file).is_file():
             raise ConfigError(f"no study named {options.name} in {runs}")
         return folder
-    files = sorted(runs.glob(f"*/{file}"), key=lambda found: found.stat().st_mtime)
-    if not files:
-        raise ConfigError(f"no study found under {runs}")
-    return files[-1].parent
+    if latest := max(runs.glob(f"*/{file}"), key=lambda path: path.stat().st_mtime, default=None):
+        return latest.parent
+    raise ConfigError(f"no study found under {runs}")
 
 
-Command = Callable[[Sequence[str]], Result]
-ALL: tuple[Command, ...] = (run, predict, evaluate, refine, export, report, status, sync)
-COMMANDS = {function.__name__: function for function in ALL}
+COMMANDS: dict[str, Callable[[Sequence[str]], Result]] = {
+    function.__name__: function
+    for function in (run, predict, evaluate, refine, export, report, status, sync)
+}
 
 
 def _usage() -> str:

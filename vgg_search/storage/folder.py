@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +16,14 @@ RUNS = "runs"  # where run folders are by default, and those of studies in a buc
 CONFIG, JOURNAL, OUTBOX, LOG = "config.yaml", "study.journal", "outbox.db", "log.txt"
 SUMMARY, TRIALS_TABLE, EPOCHS_TABLE = "summary.json", "trials.csv", "epochs.csv"
 REPORT, PLOTS = "report.html", "plots"
+RESULTS = (
+    REPORT,
+    PLOTS,
+    TRIALS_TABLE,
+    EPOCHS_TABLE,
+    SUMMARY,
+    JOURNAL,
+)  # sent at the end
 WORST_IMAGES, WORST_COLUMNS = "worst.png", 5  # a contact sheet, so many pictures side by side
 TRIALS, BEST, LAST = "trials", "best", "last.pt"  # trials/<number>/last.pt, trials/<number>/best/
 CHAMPION, WEIGHTS, CARD = "champion", "model.safetensors", "model.json"
@@ -74,17 +82,13 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         """Raises FolderInUseError if another process holds the folder."""
         self._file: IO[str] = (folder / LOCK).open("a")
-        if not (self._take() or self._take(after=0.1)):  # `in_use` takes it for an instant
-            self._file.close()
-            raise FolderInUseError(folder)
-
-    def _take(self, after: float = 0.0) -> bool:
-        time.sleep(after)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        for seconds in (0.0, 0.1):  # `in_use` takes it for an instant
+            time.sleep(seconds)
+            with suppress(BlockingIOError):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+        self._file.close()
+        raise FolderInUseError(folder)
 
     def release(self) -> None:
         self._file.close()
@@ -95,8 +99,6 @@ def in_use(folder: Path) -> bool:
     try:
         with (folder / LOCK).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
+    except (BlockingIOError, FileNotFoundError) as error:
+        return isinstance(error, BlockingIOError)
     return False
