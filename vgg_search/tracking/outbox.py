@@ -169,12 +169,7 @@ class Outbox(Tracker):
     def rows(self, count: int = -1) -> list[Row]:
         """The oldest unsent rows; all without a count."""
         rows = self._query("SELECT id, time, run, kind, body FROM rows ORDER BY id LIMIT ?", count)
-        return [_row(values) for values in rows]
-
-    def refusals(self) -> list[tuple[Row, str]]:
-        """Rows, or parts of them, that the tracker will never take, and why."""
-        rows = self._query("SELECT id, time, run, kind, body, error FROM refused ORDER BY id, body")
-        return [(_row(values), error) for *values, error in rows]
+        return [Row(i, time, run, kind, json.loads(body)) for i, time, run, kind, body in rows]
 
     def refuse(self, row: Row, error: str) -> bool:
         """Sets a row, or a part of it, aside; False if it was deleted meanwhile."""
@@ -222,11 +217,6 @@ def sending(folder: Path) -> tuple[int, int, Sequence[str]]:
         unsent, refused = db.execute(counts).fetchone()
         reasons = db.execute("SELECT run || ': ' || error FROM refused LIMIT 3")
         return unsent, refused, [text for (text,) in reasons]
-
-
-def _row(values: Sequence[Any]) -> Row:
-    *start, body = values
-    return Row._make([*start, json.loads(body)])
 
 
 def _items(sort: str, named: Mapping[str, Any], step: int | None = None) -> list[Any]:
