@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from vgg_search.cli.arguments import load_config, read_yaml
-from vgg_search.cli.resume import resumed_config
+from vgg_search.cli.arguments import load_config, read_yaml, resumed_config
 from vgg_search.config import RESUMABLE, Config, ConfigError
 
 ROOT = Path(__file__).parent.parent

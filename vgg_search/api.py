@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgg_search.cli.resume import resumed_config
+from vgg_search.cli.arguments import resumed_config
 from vgg_search.config import Config, validated
 from vgg_search.errors import SearchError
 from vgg_search.storage.folder import LOG, REPORT, local_folder, new_name

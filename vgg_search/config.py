@@ -150,11 +150,7 @@ class Config(Fields):
     """At a rung a trial goes on or ends (asha), or waits to be promoted (asha-promote)."""
     sampler: Literal["tpe", "tpe-joint", "random", "gp", "cmaes"] = "tpe"
     """Who proposes: Optuna's TPE (one dimension at a time, or jointly), random, GP or CMA-ES."""
-    baseline: FromJson[Arch | None] = (
-        (1, 16),
-        (1, 32),
-        (2, 64),
-    )
+    baseline: FromJson[Arch | None] = ((1, 16), (1, 32), (2, 64))
     """An arch trained to the end as trial 0, beside which the best is shown; null: none."""
     enqueue: FromJson[list[QueuedTrial]] = []
     """Trials to start with: each a map of an `arch` and of sampled dimensions."""

@@ -34,9 +34,12 @@ def forecast(config: Config) -> dict[str, Any]:
     candidates = random_candidates(config, SAMPLES)
     if not candidates:
         raise ConfigError("space must have networks within max_params and max_flops, found none")
-    networks = []
+    networks: list[dict[str, Any]] = []
     for candidate in candidates:
-        network = network_forecast(config, candidate)
+        params, flops = config.search_space.costs(candidate)
+        seconds = training_images(config) / images_per_second(config, candidate)
+        network = {"arch": candidate.arch, "num_params": params, "flops_per_image": flops}
+        network |= {"epoch_seconds": round(seconds, 2)}
         print(network_text(config, candidate, network))
         networks.append(network)
     epoch_seconds = fmean(network["epoch_seconds"] for network in networks)
@@ -51,14 +54,6 @@ def forecast(config: Config) -> dict[str, Any]:
         f"{epochs:.1f} epochs a trial; then the champion"
     )
     return {"networks": networks, "trials": trials, "search_seconds": round(seconds, 1)}
-
-
-def network_forecast(config: Config, candidate: Candidate) -> dict[str, Any]:
-    """A candidate's costs; the speed is measured by a few steps on noise."""
-    params, flops = config.search_space.costs(candidate)
-    seconds = training_images(config) / images_per_second(config, candidate)
-    costs = {"num_params": params, "flops_per_image": flops, "epoch_seconds": round(seconds, 2)}
-    return {"arch": candidate.arch} | costs
 
 
 def network_text(config: Config, candidate: Candidate, network: dict[str, Any]) -> str:
@@ -84,7 +79,7 @@ def training_images(config: Config) -> int:
 
 
 def images_per_second(config: Config, candidate: Candidate) -> float:
-    """Training speed of a candidate's network on one worker of this machine."""
+    """Training speed on one worker of this machine, measured by a few steps on noise."""
     prepare_process(max(1, int(config.cpus_per_trial)))
     count = PROBE_BATCHES * candidate.batch_size
     device = pick_device()

@@ -1,11 +1,10 @@
 """A champion trained on, for another cycle of its recipe: a warm restart (arXiv:1608.03983).
 
 It goes on from the champion's weights, on the same images: the whole training split. The champion
-has seen the validation images, so no score on them would be honest any more, and there is no other
-split to choose by. A refinement is therefore chosen by nothing: its epochs are fixed beforehand,
-its last weights are taken, and, without a `val_accuracy` to compare, it never takes the alias from
-another model. The test split is read once, for the champion and for what came of it; nothing is
-chosen by it.
+has seen the validation images, so no score on them would be honest, and there is no other split to
+choose by. Nothing is therefore chosen: the epochs are fixed beforehand, the last weights are taken,
+and without a `val_accuracy` to compare it never takes the alias from another model. The test split
+is read once, for the champion and for its refinement.
 """
 
 import json
@@ -28,10 +27,10 @@ from vgg_search.records import State
 from vgg_search.space.candidate import Candidate
 from vgg_search.storage.folder import CHAMPION, SUMMARY
 from vgg_search.study.tables import write_summary
-from vgg_search.tracking.connect import connect
 from vgg_search.tracking.recorder import REFINEMENT as RUN
 from vgg_search.tracking.recorder import end_run, log_row, register_champion, start_run
 from vgg_search.tracking.registry import version_of
+from vgg_search.tracking.sender import connect
 from vgg_search.tracking.tracker import ANSWERS, SEND_SECONDS, STOPPED_SECONDS, Tracker
 from vgg_search.training.device import pick_device, prepare_process
 from vgg_search.training.model import VGG
@@ -42,45 +41,49 @@ from vgg_search.training.train import Resident, Training
 KEPT = ("dataset", "digest", "study", "trial", "num_params", "params", "recipe")
 SCORES = ("test_accuracy", "test_loss", "parent_test_accuracy")
 Card = dict[str, Any]
+Listener = Callable[[int, dict[str, Any]], None]  # of epochs in all, and a row
 
 
 def refine(
     folder: Path,
     parent: dict[str, str],
     out: Path,
-    tracker: dict[str, str],
+    tracker: dict[str, Any],
     facts: dict[str, Any],
-    listen: Callable[[int, dict[str, Any]], None],
+    listen: Listener,
     epochs: int | None = None,
     seed: int = 0,
     data_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Train the champion in `folder` on, into the run folder `out`, as a run of its own in MLflow.
 
-    `parent` is what `lineage` says, `tracker` the address and experiment, `facts` are for the card;
-    `listen(epochs, row)` hears of each epoch; `epochs` defaults to the champion's. Returns what
-    `out`/summary.json says, and `unsent`; `champion` is None if the training diverged. Raises
-    ModelError or DataError before anything is written.
+    `parent` is what `lineage` says, `tracker` the address and experiment, `facts` go into the card,
+    `epochs` is by default the champion's. Returns what `out`/summary.json says, and `unsent`; the
+    `champion` of a training that diverged is None. Raises ModelError or DataError before it writes.
     """
     network, old = load_folder(folder)
-    splits = _images_of(old, data_dir)
+    splits, info = _images_of(old, data_dir), info_of(old)
     test = load_test(old["dataset"], data_dir)
-    before = evaluate(Classifier(network, info_of(old)), *test)["test_accuracy"]
+    before = evaluate(folder, *test)["test_accuracy"]
     epochs = epochs or int(old["epochs"])
     card = {name: old[name] for name in KEPT} | facts
     card |= {"seed": seed, "epochs": epochs, "parent_model": parent["model_uri"]}
     training = _training(network, splits, card)
 
     sent = _start(out, tracker, card, splits, parent.get("run_id"))
-    state, unsent = _train(training, epochs, sent, listen)
-    summary = {"study": out.name, "state": state, "parent": parent, "epochs": epochs}
-    if state == "failed":
-        return summary | {"champion": None, "unsent": unsent}
-
+    summary = {"study": out.name, "parent": parent, "epochs": epochs}
+    if not _train(training, epochs, sent, listen):
+        return summary | {"state": "failed", "champion": None, "unsent": sent.unsent}
     refined = training.measured.cpu().eval()
-    metrics = evaluate(Classifier(refined, info_of(old)), *test) | {"parent_test_accuracy": before}
-    save_model(out / CHAMPION, refined, info_of(old), card | {"metrics": metrics})
-    return _conclude(out, sent, {name: metrics[name] for name in SCORES}, summary)
+    metrics = evaluate(Classifier(refined, info), *test) | {"parent_test_accuracy": before}
+    save_model(out / CHAMPION, refined, info, card | {"metrics": metrics})
+    scores = {name: metrics[name] for name in SCORES}
+    register_champion(sent, RUN, scores, epochs, out / CHAMPION)
+    unsent, answers = sent.close(SEND_SECONDS), sent.results(RUN)
+    champion = scores | {name: answers.get(name) for name in ANSWERS}
+    summary |= {"state": "completed", "champion": champion}
+    write_summary(out, summary)
+    return summary | {"unsent": unsent}
 
 
 def _images_of(card: Card, data_dir: Path | None) -> Splits:
@@ -105,10 +108,9 @@ def _training(network: VGG, splits: Splits, card: Card) -> Training:
 
 
 def _start(
-    out: Path, address: dict[str, str], card: Card, splits: Splits, parent_id: str | None
+    out: Path, address: dict[str, Any], card: Card, splits: Splits, parent_id: str | None
 ) -> Tracker:
-    """Makes the run folder and opens the run, which MLflow shows under the champion's if that is
-    known."""
+    """Opens the run, which MLflow shows under the champion's if that is known."""
     out.mkdir(parents=True)
     tracker = connect(out, **address, study=out.name, servable=servable)
     tags = {name: card[name] for name in ("dataset", "seed", "study", "commit", "parent_model")}
@@ -120,16 +122,10 @@ def _start(
     return tracker
 
 
-def _train(
-    training: Training,
-    epochs: int,
-    tracker: Tracker,
-    listen: Callable[[int, dict[str, Any]], None],
-) -> tuple[State, int]:
-    """Train to the end; returns the state, and the rows unsent. A run that is not completed is
-    closed, also by what stops the process."""
+def _train(training: Training, epochs: int, tracker: Tracker, listen: Listener) -> bool:
+    """Train to the end; False if it diverged. A run that is not completed is closed, also by what
+    stops the process."""
     state: State = "interrupted"
-    unsent = 0
     try:
         for row in training.run(epochs):
             log_row(tracker, RUN, row)
@@ -141,22 +137,11 @@ def _train(
     finally:
         if state != "completed":
             end_run(tracker, RUN, state)
-            unsent = tracker.close(STOPPED_SECONDS)
-    return state, unsent
+            tracker.close(STOPPED_SECONDS)
+    return state == "completed"
 
 
-def _conclude(
-    out: Path, tracker: Tracker, scores: dict[str, float], summary: dict[str, Any]
-) -> dict[str, Any]:
-    """Register the refined champion, wait for the answer, and write summary.json."""
-    register_champion(tracker, RUN, scores, summary["epochs"], out / CHAMPION)
-    unsent, answers = tracker.close(SEND_SECONDS), tracker.results(RUN)
-    summary |= {"champion": scores | {name: answers.get(name) for name in ANSWERS}}
-    write_summary(out, summary)
-    return summary | {"unsent": unsent}
-
-
-def lineage(model: str | None, folder: Path, tracking_uri: str) -> dict[str, str]:
+def lineage(model: str | None, folder: Path, tracking_uri: str | None) -> dict[str, str]:
     """model_uri, and where it is known run_id, of the champion in `folder`, found as `model`."""
     if model and model.startswith("models:/"):
         version = version_of(model, tracking_uri)

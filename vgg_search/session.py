@@ -38,11 +38,10 @@ from vgg_search.study.study import Study
 from vgg_search.study.tables import summarise, write_summary, write_tables
 from vgg_search.study.warm_start import DIGEST, KNOWN, knowledge
 from vgg_search.terminal.progress import Progress, closing
-from vgg_search.tracking.connect import connect
 from vgg_search.tracking.mlflow_adapter import ENVIRONMENT as MLFLOW_ENVIRONMENT
-from vgg_search.tracking.mlflow_adapter import default_uri
 from vgg_search.tracking.recorder import PARENT, Recorder, champion_key
 from vgg_search.tracking.retention import Retention
+from vgg_search.tracking.sender import connect
 from vgg_search.tracking.tracker import ANSWERS, SEND_SECONDS, STOPPED_SECONDS, Tracker
 
 if TYPE_CHECKING:
@@ -114,8 +113,7 @@ def _session(study: Study, splits: "Splits", place: Place, quiet: bool) -> Itera
 
         if splits.name == "sample":  # said before there was a log
             log.info(USING_SAMPLE)
-        uri = config.tracking_uri or default_uri()
-        tracker = connect(folder, uri, config.experiment, folder.name, servable)
+        tracker = connect(folder, config.tracking_uri, config.experiment, folder.name, servable)
         try:
             yield Session(study, splits, tracker, provenance(), checkpoints, Progress(study, quiet))
         finally:

@@ -1,6 +1,5 @@
-"""A command line is read: flags over environment over experiment file over defaults.
-
-Nothing but the experiment file is opened. Every mistake is a ConfigError of one line.
+"""A command line is read: flags over environment over experiment file over defaults, and over the
+stored experiment of a study that is resumed. Every mistake is a ConfigError of one line.
 """
 
 import argparse
@@ -13,9 +12,19 @@ from typing import Any, NoReturn
 from pydantic import create_model
 from pydantic_settings import CliSettingsSource, EnvSettingsSource
 
-from vgg_search.config import ENV_PREFIX, Config, ConfigError, Fields, check_tracker, validated
+from vgg_search.config import (
+    ENV_PREFIX,
+    RESUMABLE,
+    Config,
+    ConfigError,
+    Fields,
+    check_tracker,
+    validated,
+)
 from vgg_search.errors import did_you_mean
-from vgg_search.storage.folder import new_name
+from vgg_search.storage.folder import CONFIG, local_folder, new_name
+from vgg_search.storage.mirror import bring
+from vgg_search.storage.place import Place
 
 Flag = tuple[str, dict[str, Any]]  # a name, and what argparse's add_argument takes
 
@@ -40,7 +49,7 @@ SERVICE = re.compile(r"_SERVICE_(HOST|PORT\w*)$|_PORT(_\d+_(TCP|UDP)\w*)?$")
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line: its usage, of a screen, is not printed."""
+    """argparse whose errors are one line, without its usage, which fills a screen."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
@@ -136,3 +145,37 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(f"experiment file {path} must be a map of fields, got {content!r:.60}")
     return content
+
+
+def resumed_config(changes: Config, name: str) -> Config | None:
+    """The stored experiment of the study `name`, with the fields that `changes` sets over it.
+
+    The run folder is first brought from its bucket, if it has one. None if there is no such study
+    and `changes` has its name: it is to be started. Raises ConfigError if there is none otherwise,
+    or if a field differs that makes it another study.
+    """
+    fields = changes.model_dump(exclude_unset=True) | {"name": name}
+    path = validated(Config, fields).storage_path
+    folder, place = local_folder(path, name), Place.of(path, name)
+    if place.remote:  # perhaps of a driver on another machine
+        bring(place, folder)
+    if not (folder / CONFIG).is_file():
+        if changes.name == name:
+            return None
+        raise ConfigError(f"no study named {name} in {path}")
+    stored = validated(Config, read_yaml(folder / CONFIG))
+    config = validated(Config, stored.model_dump() | fields)
+    _check_same_study(stored, config)
+    return config
+
+
+def _check_same_study(stored: Config, config: Config) -> None:
+    """Raise ConfigError if a field differs that is not RESUMABLE."""
+    for field in sorted(Config.model_fields.keys() - RESUMABLE):
+        old, new = getattr(stored, field), getattr(config, field)
+        if old == new:
+            continue
+        if field == "space":  # name what differs in it
+            part = next(name for name in old | new if old.get(name) != new.get(name))
+            field, old, new = f"space.{part}", old.get(part), new.get(part)
+        raise ConfigError(f"{field} must stay {old!r} when a study is resumed, got {new!r}")

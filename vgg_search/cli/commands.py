@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from vgg_search.cli.arguments import flag, load_config, parse_options
-from vgg_search.cli.resume import resumed_config
+from vgg_search.cli.arguments import flag, load_config, parse_options, resumed_config
 from vgg_search.config import ConfigError, Dataset, Positive
 from vgg_search.errors import InputError, did_you_mean
 from vgg_search.storage.addresses import command
@@ -66,11 +65,8 @@ def predict(argv: Sequence[str]) -> Result:
     model = load(options.model, options.storage_path, options.tracking_uri)
     rows = evaluation.predict(model, options.images)
     problems = [f"{row['file']} {row['error']}" for row in rows if "error" in row]
-    lines = [
-        f"{row['file']}: {row['class']} {row['probability']:.3f} ({row['assumed']})"
-        for row in rows
-        if "error" not in row
-    ]
+    line = "{file}: {class} {probability:.3f} ({assumed})"
+    lines = [line.format_map(row) for row in rows if "error" not in row]
     return Result({"predictions": rows}, "\n".join(lines), problems, int(bool(problems)))
 
 
@@ -111,19 +107,17 @@ def refine(argv: Sequence[str]) -> Result:
     os.environ.update(RAY_ENVIRONMENT | os.environ)  # before torch, as in a search
     from vgg_search import refine as refinement
     from vgg_search.finding import find_model
-    from vgg_search.tracking.mlflow_adapter import default_uri
 
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    uri = options.tracking_uri or default_uri()
-    folder = find_model(options.model, options.storage_path, uri)
-    parent = refinement.lineage(options.model, folder, uri)
+    folder = find_model(options.model, options.storage_path, options.tracking_uri)
+    parent = refinement.lineage(options.model, folder, options.tracking_uri)
     out = local_folder(options.storage_path, datetime.now().strftime("refined-%Y%m%d-%H%M%S.%f"))
-    tracker = {"tracking_uri": uri, "experiment": options.experiment}
+    tracker = {"tracking_uri": options.tracking_uri, "experiment": options.experiment}
     how = options.champion_epochs, options.seed, options.data_dir
     result = refinement.refine(folder, parent, out, tracker, provenance(), _print_epoch, *how)
     if result["champion"] is None:
-        problem = "the loss is not finite any more; the model is as it was"
-        return Result(result, problems=[problem], code=1)
+        problems = ["the loss is not finite any more; the model is as it was"]
+        return Result(result, problems=problems, code=1)
     text = _refinement_text(result, options.storage_path)
     return Result(result, text, code=int(result["unsent"] > 0))
 
@@ -199,7 +193,7 @@ def sync(argv: Sequence[str]) -> Result:
     options = parse_options(sync, argv, [STUDY, timeout])
     folder = _study_folder(options, OUTBOX)
     from vgg_search.models.files import servable
-    from vgg_search.tracking.connect import sync as send
+    from vgg_search.tracking.sender import sync as send
 
     result = send(folder, servable, timeout=options.timeout)
     text = f"{result['unsent']} rows unsent, {result['refused']} refused"
@@ -216,22 +210,15 @@ def _study_folder(options: Namespace, file: str) -> Path:
         if not (folder / file).is_file():
             raise ConfigError(f"no study named {options.name} in {runs}")
         return folder
-    files = sorted(runs.glob(f"*/{file}"), key=lambda found: found.stat().st_mtime)
-    if not files:
-        raise ConfigError(f"no study found under {runs}")
-    return files[-1].parent
+    if latest := max(runs.glob(f"*/{file}"), key=lambda path: path.stat().st_mtime, default=None):
+        return latest.parent
+    raise ConfigError(f"no study found under {runs}")
 
 
-Command = Callable[[Sequence[str]], Result]
-ALL: tuple[Command, ...] = (run, predict, evaluate, refine, export, report, status, sync)
-COMMANDS = {function.__name__: function for function in ALL}
-
-
-class _Warnings(logging.Handler):
-    """Warnings, to whatever is stderr at the time: the live table takes it while it is shown."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+COMMANDS: dict[str, Callable[[Sequence[str]], Result]] = {
+    function.__name__: function
+    for function in (run, predict, evaluate, refine, export, report, status, sync)
+}
 
 
 def _usage() -> str:
@@ -245,7 +232,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
-    logging.basicConfig(handlers=[_Warnings(logging.WARNING)], format="vgg-search: %(message)s")
+    # Its stream is stderr as it is at the time: the live table takes it while it is shown
+    if warnings := logging.lastResort:
+        logging.basicConfig(handlers=[warnings], format="vgg-search: %(message)s")
     try:
         if argv[0] not in COMMANDS:
             hint = did_you_mean(argv[0], COMMANDS) or f" of {', '.join(COMMANDS)}"

@@ -13,11 +13,10 @@ from vgg_search.models.files import (
     ModelError,
     PathLike,
     load_folder,
-    replacing,
     save_weights,
     servable,
 )
-from vgg_search.storage.folder import CARD
+from vgg_search.storage.folder import CARD, replacing
 
 # Largest difference in a probability that an export may show. Measured: 0 for safetensors and pt2,
 # 1.2e-6 at most for ONNX (five networks), whose runtime adds up in another order.

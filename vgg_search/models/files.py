@@ -6,9 +6,6 @@ code) and `model.json`, its card: `options` (they rebuild the network), `arch`,
 """
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from torch import Tensor, nn
 from vgg_search.data.source import DatasetInfo
 from vgg_search.errors import InputError
 from vgg_search.models.images import SIDE
-from vgg_search.storage.folder import CARD, WEIGHTS
+from vgg_search.storage.folder import CARD, WEIGHTS, replacing
 from vgg_search.training.inference import prepare
 from vgg_search.training.model import VGG
 
@@ -74,18 +71,6 @@ def save_model(folder: PathLike, network: VGG, info: DatasetInfo, card: dict[str
 def save_weights(path: Path, weights: Weights, metadata: dict[str, str] | None = None) -> None:
     """A safetensors file. Channels-last weights are not contiguous, which it refuses."""
     save_file({name: t.cpu().contiguous() for name, t in weights.items()}, path, metadata)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of `path` that takes its place, at once, if the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_folder(folder: PathLike) -> tuple[VGG, dict[str, Any]]:

@@ -4,7 +4,6 @@ It opens with the answer, then what to distrust, then the evidence, then how to 
 text is in page.html.
 """
 
-import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from vgg_search.report import champion_figures, look, search_figures, space_figu
 from vgg_search.report.run import Run, load
 from vgg_search.report.warnings import standard_error, warnings
 from vgg_search.storage.addresses import masked, resume_command
-from vgg_search.storage.folder import PLOTS, REPORT, RUNS
+from vgg_search.storage.folder import PLOTS, REPORT, RUNS, replacing
 
 PAGES = {  # in plots/
     "search": ("How the search went", search_figures.FIGURES),
@@ -78,9 +77,8 @@ def _write(path: Path, **values: Any) -> Path:
         "clock": lambda seconds: timedelta(seconds=round(seconds)),
     }
     page = environment.get_template("page.html").render(plotlyjs=get_plotlyjs(), **values)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(page, "utf-8")
-    os.replace(draft, path)
+    with replacing(path) as temporary:
+        temporary.write_text(page, "utf-8")
     return path
 
 

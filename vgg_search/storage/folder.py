@@ -2,7 +2,10 @@
 
 import fcntl
 import json
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +16,14 @@ RUNS = "runs"  # where run folders are by default, and those of studies in a buc
 CONFIG, JOURNAL, OUTBOX, LOG = "config.yaml", "study.journal", "outbox.db", "log.txt"
 SUMMARY, TRIALS_TABLE, EPOCHS_TABLE = "summary.json", "trials.csv", "epochs.csv"
 REPORT, PLOTS = "report.html", "plots"
+RESULTS = (
+    REPORT,
+    PLOTS,
+    TRIALS_TABLE,
+    EPOCHS_TABLE,
+    SUMMARY,
+    JOURNAL,
+)  # sent at the end
 WORST_IMAGES, WORST_COLUMNS = "worst.png", 5  # a contact sheet, so many pictures side by side
 TRIALS, BEST, LAST = "trials", "best", "last.pt"  # trials/<number>/last.pt, trials/<number>/best/
 CHAMPION, WEIGHTS, CARD = "champion", "model.safetensors", "model.json"
@@ -20,8 +31,6 @@ LOCK = ".driver.lock"
 
 
 class FolderInUseError(InputError):
-    """Another driver works in the run folder."""
-
     def __init__(self, folder: Path) -> None:
         super().__init__(f"study {folder.name} is in use by a running search")
 
@@ -55,23 +64,31 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     return card
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary neighbour of `path` that takes its place, at once, if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 class FolderLock:
     """Held while a driver works in a run folder; the kernel releases it however the driver ends."""
 
     def __init__(self, folder: Path) -> None:
         """Raises FolderInUseError if another process holds the folder."""
         self._file: IO[str] = (folder / LOCK).open("a")
-        if not (self._take() or self._take(after=0.1)):  # `in_use` takes it for an instant
-            self._file.close()
-            raise FolderInUseError(folder)
-
-    def _take(self, after: float = 0.0) -> bool:
-        time.sleep(after)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        for seconds in (0.0, 0.1):  # `in_use` takes it for an instant
+            time.sleep(seconds)
+            with suppress(BlockingIOError):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+        self._file.close()
+        raise FolderInUseError(folder)
 
     def release(self) -> None:
         self._file.close()
@@ -82,8 +99,6 @@ def in_use(folder: Path) -> bool:
     try:
         with (folder / LOCK).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
+    except (BlockingIOError, FileNotFoundError) as error:
+        return isinstance(error, BlockingIOError)
     return False

@@ -1,8 +1,8 @@
 """The driver's files of a study that has a bucket: copied there, and brought from there.
 
 The run folder, whose journal is the record, stays on the driver's disk. A driver on another machine
-goes on from the copy, at most seconds behind: checkpoints are never older than the record, and what
-a checkpoint knows and the record does not is told from it.
+goes on from the copy, at most seconds behind; epochs that a checkpoint has and the record lacks are
+reported from it.
 """
 
 import logging
@@ -45,23 +45,24 @@ def bring(place: Place, folder: Path) -> None:
 
     The checkpoints of the best come along; the others stay where the workers find them.
     """
-    found = place.files()
-    journal, here = found.get(JOURNAL), folder / JOURNAL
+    files = place.files()
+    journal, here = files.get(JOURNAL), folder / JOURNAL
     if journal is None or (here.exists() and here.stat().st_size >= journal.size):
         return
-    live = {name.rsplit("/", 1)[0] for name in found if _is_last(Path(name))}
-    for suffix in ("-wal", "-shm"):  # of the outbox that lay here: SQLite would apply them to that
+    live = {name.rsplit("/", 1)[0] for name in files if _is_last(Path(name))}
+    for suffix in ("-wal", "-shm"):  # SQLite would apply those of the old outbox to the new one
         (folder / f"{OUTBOX}{suffix}").unlink(missing_ok=True)
     # The journal comes last: until all the rest is here, what is there is ahead
-    for name in sorted(found, key=lambda name: name == JOURNAL):
-        parent = name.split(f"/{BEST}/")[0]
-        wanted = f"/{BEST}/" in name and parent not in live if name.startswith(TRIALS) else True
-        if wanted and not name.startswith(DRIVER):
+    for name in sorted(files, key=lambda name: name == JOURNAL):
+        trial, best, _ = name.partition(f"/{BEST}/")
+        skipped = name.startswith(TRIALS) and (not best or trial in live)
+        if not skipped and not name.startswith(DRIVER):
             place.get(name, folder / name)
 
 
 class Checkpoints:
-    """The checkpoints of finished trials, as the driver keeps or removes them."""
+    """The checkpoints of finished trials, as the driver keeps or removes them: in a folder that
+    workers and driver share."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -87,10 +88,10 @@ class Checkpoints:
         shutil.rmtree(self.folder / trial_folder(number), ignore_errors=True)
 
     def start(self) -> None:
-        """Nothing is copied: workers and driver share the folder."""
+        """Begin to copy what has to be copied."""
 
     def stop(self) -> None:
-        """Nothing was started."""
+        """Copy the end, if anything is copied."""
 
 
 def _numbers(names: Iterable[Path]) -> set[int]:
@@ -99,11 +100,9 @@ def _numbers(names: Iterable[Path]) -> set[int]:
 
 
 class Mirror(Checkpoints):
-    """A run folder whose study has a bucket. Copies it there, every few seconds and at the end.
-
-    Nothing waits for the copies, which a thread makes; an outage is said once and outlived.
-    Checkpoints in the bucket are removed once the record that gives them up is there.
-    """
+    """A run folder whose study has a bucket. A thread copies it there, every few seconds and at the
+    end; an outage is reported once and survived. Checkpoints in the bucket are removed once the
+    record that gives them up is there."""
 
     def __init__(self, folder: Path, place: Place) -> None:
         super().__init__(folder)
@@ -136,11 +135,7 @@ class Mirror(Checkpoints):
         if before:
             time.sleep(ALIVE_SECONDS)
             after = self.place.files(DRIVER)
-            if any(
-                after[name].mtime_ns != sign.mtime_ns
-                for name, sign in before.items()
-                if name in after
-            ):
+            if any(after[name].mtime_ns != before[name].mtime_ns for name in before.keys() & after):
                 raise FolderInUseError(self.folder)
         self.copy()
         self._thread.start()
@@ -184,9 +179,8 @@ class Mirror(Checkpoints):
 
     def _copy(self, file: Path, scratch: Path) -> None:
         name = file.relative_to(self.folder).as_posix()
-        if file.name.startswith((".", f"{OUTBOX}-")) or name.startswith(TRIALS):
-            return
-        if not file.is_file():
+        skipped = file.name.startswith((".", f"{OUTBOX}-")) or name.startswith(TRIALS)
+        if skipped or not file.is_file():
             return
         # SQLite writes to a log beside the file first
         parts = [p for p in (file, file.with_name(f"{file.name}-wal")) if p.exists()]

@@ -6,18 +6,17 @@ checkpoints there; the run folder stays on the driver's disk and is copied there
 Credentials and endpoints come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...).
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vgg_search.errors import InputError
-from vgg_search.storage.folder import is_remote
+from vgg_search.storage.folder import is_remote, replacing
 
 if TYPE_CHECKING:  # at run time when it is needed: it takes a second to import
     from pyarrow.fs import FileInfo, FileSystem
@@ -28,24 +27,15 @@ class StorageError(InputError):
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Whatever pyarrow raises, as one line: its texts are long, and its types many."""
+def _errors_of(kind: type[Exception] | tuple[type[Exception], ...], fault: str) -> Iterator[None]:
+    """Turns an error of this kind into a StorageError of one line."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        if isinstance(error, StorageError):
-            raise
-        text = str(error).split(". Detail:")[0].splitlines()[0]
-        raise StorageError(f"{what} cannot be reached: {text[:300]}") from error
-
-
-@contextmanager
-def _used(root: str) -> Iterator[None]:
-    """What a disk refuses (it is full, or gone, or its server is), as one line."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{root} cannot be used: {error}") from error
+    except StorageError:
+        raise
+    except kind as error:
+        text = str(error).split(". Detail:")[0].splitlines()[0]  # pyarrow's are long
+        raise StorageError(f"{fault}: {text[:300]}") from error
 
 
 @cache
@@ -75,6 +65,14 @@ class Place:
     def remote(self) -> bool:
         return is_remote(self.root)
 
+    def _used(self) -> AbstractContextManager[None]:
+        """For what a disk refuses: it is full, or gone, or its server is."""
+        return _errors_of(OSError, f"{self.root} cannot be used")
+
+    def _reached(self) -> AbstractContextManager[None]:
+        """For whatever pyarrow raises."""
+        return _errors_of((OSError, ValueError), f"{self.root} cannot be reached")
+
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """A local folder; what the block leaves there is then in folder `name`.
@@ -82,31 +80,31 @@ class Place:
         A file appears whole or not at all: here by the block's own doing, in a bucket by its. An
         OSError of the block is the storage's.
         """
-        if not self.remote:
-            with _used(self.root):
+        with self._used():
+            if not self.remote:
                 yield Path(self.root, name)
-            return
-        with _used(self.root), tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
-            yield Path(scratch)
-            # A card, which makes a folder a model, is written last and goes last
-            for file in sorted(Path(scratch).iterdir(), key=lambda file: file.stat().st_mtime_ns):
-                self.put(file, f"{name}/{file.name}")
+                return
+            with tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
+                yield Path(scratch)
+                # A card, which makes a folder a model, is written last and goes last
+                for file in sorted(Path(scratch).iterdir(), key=lambda f: f.stat().st_mtime_ns):
+                    self.put(file, f"{name}/{file.name}")
 
     @contextmanager
     def reading(self, name: str) -> Iterator[Path | None]:
         """File `name` as a local one, None if there is none. An OSError of the block is the
         storage's."""
-        if not self.remote:
-            with _used(self.root):
+        with self._used():
+            if not self.remote:
                 file = Path(self.root, name)
                 yield file if file.exists() else None
-            return
-        with _used(self.root), tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
-            yield self.get(name, Path(scratch, "file"))
+                return
+            with tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
+                yield self.get(name, Path(scratch, "file"))
 
     def put(self, file: Path, name: str) -> None:
         """Copy a local file to `name`."""
-        with _explained(self.root):
+        with self._reached():
             file_system, path = _file_system(self.root)
             content = file.read_bytes()  # in one write: it is whole before it is seen
             with file_system.open_output_stream(f"{path}/{name}") as stream:
@@ -114,39 +112,38 @@ class Place:
 
     def get(self, name: str, file: Path) -> Path | None:
         """Copy `name` to a local file, whole or not at all; None if there is none."""
-        with _explained(self.root):
+        with self._reached():
             file_system, path = _file_system(self.root)
             try:
-                with file_system.open_input_stream(f"{path}/{name}") as stream:
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    temporary = file.with_name(f".{os.getpid()}-{file.name}")
-                    with temporary.open("wb") as out:
-                        shutil.copyfileobj(stream, out, 2**20)
+                with (
+                    file_system.open_input_stream(f"{path}/{name}") as stream,
+                    replacing(file) as temporary,
+                    temporary.open("wb") as out,
+                ):
+                    shutil.copyfileobj(stream, out, 2**20)
             except FileNotFoundError:
                 return None
-            os.replace(temporary, file)
         return file
 
     def files(self, name: str = "") -> "dict[str, FileInfo]":
         """The files under folder `name`, by name relative to the root."""
         from pyarrow.fs import FileSelector, FileType
 
-        with _explained(self.root):
+        with self._reached():
             file_system, path = _file_system(self.root)
             where = f"{path}/{name}".rstrip("/")
-            found = file_system.get_file_info(
-                FileSelector(where, allow_not_found=True, recursive=True)
-            )
-        return {f.path.removeprefix(f"{path}/"): f for f in found if f.type == FileType.File}
+            selector = FileSelector(where, allow_not_found=True, recursive=True)
+            infos = file_system.get_file_info(selector)
+        return {f.path.removeprefix(f"{path}/"): f for f in infos if f.type == FileType.File}
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder and what is in it; it need not be there."""
         if not self.remote:
             shutil.rmtree(Path(self.root, name), ignore_errors=True)
             return
-        found = self.files(name) or [name]
-        with _explained(self.root):
+        files = self.files(name) or [name]
+        with self._reached():
             file_system, path = _file_system(self.root)
-            for each in found:
+            for file in files:
                 with suppress(FileNotFoundError):
-                    file_system.delete_file(f"{path}/{each}")
+                    file_system.delete_file(f"{path}/{file}")

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vgg_search.records import BEST_METRIC, COUNTED, EPOCH_COLUMNS, METRIC, UNTRAINED
 from vgg_search.space.arch import as_arch
-from vgg_search.storage.folder import EPOCHS_TABLE, SUMMARY, TRIALS_TABLE
+from vgg_search.storage.folder import EPOCHS_TABLE, SUMMARY, TRIALS_TABLE, replacing
 from vgg_search.study.record import candidate_of, rows_of
 
 # What is written of a proposal last: `status` may read a record that is being written.
@@ -149,6 +148,5 @@ def write_tables(folder: Path, trials: list[FrozenTrial]) -> None:
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """summary.json, whole or not at all: the next session reads it."""
-    draft = folder / "summary.tmp"
-    draft.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(draft, folder / SUMMARY)
+    with replacing(folder / SUMMARY) as temporary:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")

@@ -1,8 +1,8 @@
-"""Where the search leaves what the tracker shall get: a local SQLite file, so that it never waits.
+"""What the tracker is to get, in a local SQLite file first, so that the search never waits.
 
-Putting is one small transaction (0.1 ms); a row stays until the tracker has it, through kill -9
-of the driver (WAL; synchronous = NORMAL gives up only power failures). Timestamps are fixed when
-a row is put: a point that is sent twice with the same step and timestamp is one point to MLflow.
+To put a row takes 0.1 ms; it stays until the tracker has it, through kill -9 of the driver (WAL;
+synchronous = NORMAL gives up only power failures). Its timestamp is fixed when it is put: a point
+sent twice with the same step and timestamp is one point to MLflow.
 """
 
 import json
@@ -48,20 +48,11 @@ class Row(NamedTuple):
     body: Any
 
 
-class Sending(NamedTuple):
-    """How much of a study the tracker has not got."""
-
-    unsent: int = 0
-    refused: int = 0
-    refusals: Sequence[str] = ()
-    """Of the first that were refused: run and reason."""
-
-
 class Outbox(Tracker):
     """A tracker that keeps everything in `folder`/outbox.db, until somebody sends it."""
 
     def __init__(self, folder: Path, tracking_uri: str, experiment: str, study: str) -> None:
-        """Opens the file, made if absent; it holds no password, for it is copied."""
+        """Opens the file or makes it; it holds no password, for it is copied."""
         self.folder = folder.resolve()
         self.uri, self.experiment, self.study = tracking_uri, experiment, study
         self._lock = threading.Lock()  # one connection: nobody sleeps in SQLite's busy handler
@@ -73,7 +64,7 @@ class Outbox(Tracker):
         with self._lock, self._db as db:
             before = dict(db.execute("SELECT name, value FROM meta"))
             if before and any(without_password(before[k]) != v for k, v in now.items()):
-                # Another tracker knows none of our runs: they are looked for there, or made anew.
+                # Another tracker knows none of our runs
                 db.execute("UPDATE runs SET run_id = NULL, params = '{}'")
                 db.execute("DELETE FROM results")
             meta = {"id": uuid.uuid4().hex[:12]} | before | now
@@ -82,8 +73,8 @@ class Outbox(Tracker):
 
     @staticmethod
     def stored(folder: Path) -> dict[str, str]:
-        """The arguments with which a folder's outbox was opened last; the tracker's password comes
-        from the environment, where an address of the same tracker has one. Raises ValueError."""
+        """The last arguments of a folder's outbox; the password comes from the environment, where
+        an address of the same tracker has one. Raises ValueError."""
         if not (folder / OUTBOX).is_file():
             raise ValueError(f"no outbox in {folder}")
         with closing(sqlite3.connect(folder / OUTBOX, timeout=30)) as db:
@@ -93,8 +84,6 @@ class Outbox(Tracker):
                 meta["tracking_uri"] = address
         return meta
 
-    # ---- what is put
-
     def run(
         self,
         key: str,
@@ -103,8 +92,7 @@ class Outbox(Tracker):
         params: Mapping[str, Any],
         parent: str | None = None,
     ) -> None:
-        """As Tracker says. MLflow never changes a param: one that differs from the run's first
-        (the budget of a resumed study) becomes a tag `now.<name>`."""
+        # MLflow never changes a param: another value (the budget of a resumed study) is a tag
         stored = self._query("SELECT params FROM runs WHERE key = ?", key)
         before = json.loads(stored[0][0]) if stored else {}
         texts = {param: str(value) for param, value in params.items()}
@@ -160,8 +148,6 @@ class Outbox(Tracker):
     def register(self, key: str, name: str, folder: Path) -> None:
         self._put(key, [("register", {"name": name, "folder": self._stored_path(folder)})])
 
-    # ---- what is in it, and what became of it
-
     @property
     def unsent(self) -> int:
         return int(self._query("SELECT count(*) FROM rows")[0][0])
@@ -177,25 +163,16 @@ class Outbox(Tracker):
     def results(self, key: str) -> dict[str, Any]:
         run_id = self._query("SELECT run_id FROM runs WHERE key = ? AND run_id NOT NULL", key)
         body = self._query("SELECT body FROM results WHERE key = ?", key)
-        if not run_id:
-            return {}
-        return {"run_id": run_id[0][0]} | (json.loads(body[0][0]) if body else {})
+        results = json.loads(body[0][0]) if body else {}
+        return {"run_id": run_id[0][0]} | results if run_id else {}
 
     def rows(self, count: int = -1) -> list[Row]:
-        """The oldest rows that have not been sent; all without a count."""
+        """The oldest unsent rows; all without a count."""
         rows = self._query("SELECT id, time, run, kind, body FROM rows ORDER BY id LIMIT ?", count)
         return [Row(i, time, run, kind, json.loads(body)) for i, time, run, kind, body in rows]
 
-    def refusals(self) -> list[tuple[Row, str]]:
-        """Rows, or parts of them, that the tracker will never take, and why."""
-        rows = self._query("SELECT id, time, run, kind, body, error FROM refused ORDER BY id, body")
-        return [
-            (Row(i, time, run, kind, json.loads(body)), error)
-            for i, time, run, kind, body, error in rows
-        ]
-
     def refuse(self, row: Row, error: str) -> bool:
-        """Sets a row, or a part of it, aside; False for one that was taken back meanwhile."""
+        """Sets a row, or a part of it, aside; False if it was deleted meanwhile."""
         return self._write(
             "REPLACE INTO refused SELECT id, time, run, kind, ?, ? FROM rows WHERE id = ?",
             [(json.dumps(row.body), error, row.id)],
@@ -229,16 +206,17 @@ class Outbox(Tracker):
             )
 
 
-def sending(folder: Path, most: int = 3) -> Sending:
-    """What a run folder's outbox holds, and `most` reasons; it is only read, sent from or not."""
+def sending(folder: Path) -> tuple[int, int, Sequence[str]]:
+    """Of a run folder's outbox, which is only read: rows unsent, rows refused, and run and reason
+    of the first three refused."""
     file = folder / OUTBOX
     if not file.is_file():
-        return Sending()
+        return 0, 0, ()
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
         counts = "SELECT (SELECT count(*) FROM rows), (SELECT count(*) FROM refused)"
         unsent, refused = db.execute(counts).fetchone()
-        reasons = db.execute("SELECT run || ': ' || error FROM refused LIMIT ?", (most,))
-        return Sending(unsent, refused, [text for (text,) in reasons])
+        reasons = db.execute("SELECT run || ': ' || error FROM refused LIMIT 3")
+        return unsent, refused, [text for (text,) in reasons]
 
 
 def _items(sort: str, named: Mapping[str, Any], step: int | None = None) -> list[Any]:

@@ -12,17 +12,7 @@ from vgg_search.records import BEST_METRIC, METRIC, UNTRAINED, EpochRow, metrics
 from vgg_search.space.arch import describe
 from vgg_search.space.candidate import Candidate
 from vgg_search.storage.addresses import masked
-from vgg_search.storage.folder import (
-    CHAMPION,
-    CONFIG,
-    EPOCHS_TABLE,
-    JOURNAL,
-    PLOTS,
-    REPORT,
-    SUMMARY,
-    TRIALS_TABLE,
-    read_card,
-)
+from vgg_search.storage.folder import CHAMPION, CONFIG, RESULTS, read_card
 from vgg_search.study.record import candidate_of
 from vgg_search.study.segment import Event
 from vgg_search.study.study import Study
@@ -30,7 +20,6 @@ from vgg_search.tracking.tracker import Status, Tracker
 
 PARENT, REFINEMENT = "study", "refinement"  # keys of runs
 REGISTERED = "vgg-search"  # the registered model
-FILES = (REPORT, PLOTS, TRIALS_TABLE, EPOCHS_TABLE, SUMMARY, JOURNAL)
 CHAMPION_METRICS = (METRIC, "test_accuracy", "test_loss", "test_accuracy_mean", "test_accuracy_std")
 STATUS: dict[str, Status] = {"failed": "FAILED", "interrupted": "KILLED"}
 
@@ -89,7 +78,7 @@ class Recorder:
         """`facts` (versions, commit, host) become tags of the parent."""
         self.tracker, self.study, self.config = tracker, study, study.config
         self.dataset, self.digest, self.facts = splits.name, splits.digest, facts
-        self.champion = ""  # key of the one that is being trained
+        self.champion = ""  # key of the run of the one that is being trained
         trials = [t for t in study.optuna.get_trials(deepcopy=False) if t.state.is_finished()]
         states = Counter(trial.user_attrs.get("state") for trial in trials)
         self.untrained = {state: states[state] for state in UNTRAINED}
@@ -113,8 +102,7 @@ class Recorder:
             self.tracker.artifact(PARENT, self.study.folder / CONFIG)
 
     def _describe_data(self, key: str) -> None:
-        fields = ("val_images", "train_images")
-        profile = {name: getattr(self.config, name) for name in fields}
+        profile = self.config.model_dump(include={"val_images", "train_images"})
         self.tracker.dataset(key, self.dataset, self.digest, profile)
 
     def __call__(self, event: Event) -> None:
@@ -157,11 +145,8 @@ class Recorder:
             self.tracker.log(PARENT, {BEST_METRIC: ranking.incumbent[0]}, len(ranking.best))
 
     def catch_up(self) -> None:
-        """Put what a driver that was killed had in the record and not yet in the outbox.
-
-        An outbox that was copied after the record knows of trials that the record lacks, or has
-        not begun: their runs stay open until they are proposed again.
-        """
+        """Put what a killed driver had in the record and not yet in the outbox. Runs of trials that
+        the outbox has and the record lacks stay open until these are proposed again."""
         live, trials = self.study.unfinished, self.study.optuna.get_trials(deepcopy=False)
         begun = {trial.number: trial for trial in trials if trial.state is not TrialState.WAITING}
         card = read_card(self.study.folder)
@@ -184,18 +169,17 @@ class Recorder:
             end_run(self.tracker, run_key(number), "interrupted")
 
     def champion_started(self, best: FrozenTrial, epochs: int) -> None:
-        """The champion's own run; its epochs are logged like a trial's."""
+        """Opens the champion's own run."""
         self.champion, candidate = champion_key(best.number, epochs), candidate_of(best.user_attrs)
         tags = {"dataset": self.dataset, "trial_number": best.number}
         start_run(self.tracker, self.champion, "champion", candidate, tags, {}, PARENT)
         self._describe_data(self.champion)
 
     def champion_row(self, row: EpochRow) -> None:
-        """An epoch of the champion."""
         log_row(self.tracker, self.champion, row)
 
     def champion_lost(self, state: Literal["failed", "interrupted"]) -> None:
-        """There is no champion in the end."""
+        """The champion's run ends without one."""
         end_run(self.tracker, self.champion, state)
 
     def champion_ended(self, card: dict[str, Any], folder: Path) -> None:
@@ -206,7 +190,7 @@ class Recorder:
 
     def finish(self, state: str) -> None:
         """Send the run folder's files and close the parent."""
-        for name in FILES:
+        for name in RESULTS:
             path = self.study.folder / name
             if path.exists():
                 self.tracker.artifact(PARENT, path, name if path.is_dir() else None)

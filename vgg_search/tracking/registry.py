@@ -5,6 +5,7 @@ same data set and resolution, for accuracies under different ones cannot be rank
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,10 +42,10 @@ def register(
     if a later champion has taken the folder, which an outage can bring about.
     """
     card = json.loads((folder / CARD).read_text())
-    trial = client.get_run(run_id).data.tags.get("trial_number", str(card.get("trial")))
-    if trial != str(card.get("trial")):
-        rule = f"the folder must hold the champion of trial {trial}"
-        raise ValueError(f"{rule}, got that of trial {card.get('trial')}")
+    found = str(card.get("trial"))
+    trial = client.get_run(run_id).data.tags.get("trial_number", found)
+    if trial != found:
+        raise ValueError(f"the folder must hold the champion of trial {trial}, got that of {found}")
     facts = card | card["metrics"]
     tags = {tag: str(facts[tag]) for tag in TAGS if facts.get(tag) is not None}
     client.log_artifacts(run_id, str(folder), FOLDER)
@@ -70,29 +71,23 @@ def register(
 def _log_pt2(
     client: "MlflowClient", run_id: str, network: "torch.nn.Module", example: "np.ndarray"
 ) -> str:
-    """Logs the network among the artifacts of the run, without pickle and with its signature;
-    returns where. What a sender that was killed has left there is written again.
+    """Logs the network among the artifacts of the run, without pickle; returns its address. What a
+    killed sender has left there is written again.
 
-    Not by `mlflow.pytorch.log_model`, which needs the process-wide tracking address and active
-    run: they are the user's. Nor is the answer "runs:/ID/model", which is looked up there.
+    `mlflow.pytorch.log_model` needs the process-wide tracking address and active run, which are the
+    user's, and so does the address runs:/ID/model.
     """
     import mlflow.pytorch
     import numpy as np
     import torch
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
 
     with torch.no_grad():
         output = network(torch.from_numpy(example)).numpy()
-    inputs, outputs = (
-        Schema([TensorSpec(np.dtype(array.dtype), (-1, *array.shape[1:]))])
-        for array in (example, output)
-    )
     with TemporaryDirectory() as scratch:
         mlflow.pytorch.save_model(
             network,
             f"{scratch}/{PROGRAM}",
-            signature=ModelSignature(inputs, outputs),
+            signature=mlflow.models.infer_signature(example, output),  # any number of images
             input_example=example,
             serialization_format="pt2",
             # Given, since MLflow would load the model in another process to find them out.
@@ -132,13 +127,13 @@ def _better(new: Mapping[str, str], old: Mapping[str, str] | None) -> tuple[bool
 def version_of(model_uri: str, tracking_uri: str | None) -> "ModelVersion":
     """The version that models:/NAME@ALIAS or models:/NAME/VERSION means. Raises ValueError if
     there is no such model, ConnectionError if the tracker does not answer."""
-    name, at, alias = model_uri.removeprefix("models:/").partition("@")
-    name, _, number = (name, "", "") if at else name.partition("/")
-    if not model_uri.startswith("models:/") or not name or not (alias or number):
+    parts = re.fullmatch(r"models:/(.+?)(?:@(.+)|/([^@]+))", model_uri)
+    if not parts:
         rule = "model must be models:/NAME@ALIAS or models:/NAME/VERSION"
         raise ValueError(f"{rule}, got {model_uri!r}")
-    with _client_for(model_uri, tracking_uri or mlflow_adapter.default_uri()) as client:
-        if at:
+    name, alias, number = parts.groups()
+    with _client_for(model_uri, tracking_uri) as client:
+        if alias:
             return client.get_model_version_by_alias(name, alias)
         return client.get_model_version(name, number)
 
@@ -147,18 +142,19 @@ def fetch_champion(model_uri: str, tracking_uri: str | None, target: Path) -> Pa
     """Downloads that version's model.safetensors and model.json into a folder under `target`.
     Raises as `version_of` does."""
     version = version_of(model_uri, tracking_uri)
-    with _client_for(model_uri, tracking_uri or mlflow_adapter.default_uri()) as client:
+    with _client_for(model_uri, tracking_uri) as client:
         return Path(client.download_artifacts(version.run_id or "", FOLDER, str(target)))
 
 
 @contextmanager
-def _client_for(model_uri: str, tracking_uri: str) -> "Iterator[MlflowClient]":
+def _client_for(model_uri: str, tracking_uri: str | None) -> "Iterator[MlflowClient]":
     """A client, whose errors are about a model."""
-    file = mlflow_adapter.database(tracking_uri)
+    uri = tracking_uri or mlflow_adapter.default_uri()
+    file = mlflow_adapter.database(uri)
     if file and not file.exists():  # MLflow would make one
         raise ValueError(f"no model {model_uri}: there is no database {file}")
     try:
-        yield mlflow_adapter.connected(tracking_uri)
+        yield mlflow_adapter.connected(uri)
     except Exception as error:
         text = mlflow_adapter.in_a_line(error)
         if mlflow_adapter.permanent(error):

@@ -9,15 +9,14 @@ from vgg_search.tracking.tracker import Tracker
 
 
 class Retention:
-    """A listener of the study, before its recorder, which closes the runs. The files that stay do
-    not depend on the tracker.
+    """A listener of the study, before its recorder, which closes the runs. To be made before the
+    study is opened, which opens runs. The files that stay do not depend on the tracker.
 
-    It is done again when a driver was killed in it: a deletion is put before the files are removed,
+    What a killed driver did not end is repeated: a deletion is put before the files are removed,
     and a trial counts as kept once its checkpoint has been put.
     """
 
     def __init__(self, study: Study, checkpoints: Checkpoints, tracker: Tracker) -> None:
-        """To be made before the study is opened, which opens runs."""
         self.study, self.checkpoints, self.tracker = study, checkpoints, tracker
         # Of a trial whose run is open, the tracker may not have been sent the checkpoint
         kept = filter(checkpoints.is_kept, self._ended())
@@ -32,7 +31,7 @@ class Retention:
             self._update({event.number})
 
     def catch_up(self) -> None:
-        """What a killed driver had recorded and not done, once the study is open."""
+        """Does what a killed driver had only recorded, once the study is open."""
         present = self.checkpoints.numbers() & self._ended()
         if left := present - self.kept.intersection(self.study.ranking.top()):
             self._update(left)

@@ -2,8 +2,7 @@
 
 The sender takes the oldest rows, groups them by run, sends each group, and only then removes it;
 so an outage loses nothing, and neither does kill -9. What is sent again adds nothing: runs are
-found again by a tag, points have fixed timestamps. What the tracker refuses for good is set
-aside. MLflow takes seconds to import, which this thread does.
+found by a tag, points have fixed timestamps. MLflow takes seconds to import; this thread does it.
 """
 
 import fcntl
@@ -16,16 +15,23 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from vgg_search.storage.folder import SUMMARY, read_card
+from vgg_search.study.tables import write_summary
 from vgg_search.tracking import mlflow_adapter
 from vgg_search.tracking.mlflow_adapter import in_a_line, permanent
 from vgg_search.tracking.outbox import Outbox, Row
+from vgg_search.tracking.recorder import REFINEMENT, champion_key
 from vgg_search.tracking.registry import Servable, register
+from vgg_search.tracking.tracker import ANSWERS, Tracker
 
 KEY_TAG = "vgg_search.key"
 PARENT_TAG = "mlflow.parentRunId"
 # Tags that MLflow's page has a place for, by our names
-TAGS = {"parent_id": PARENT_TAG, "description": "mlflow.note.content"}
-TAGS |= {"source": "mlflow.source.name"}
+TAGS = {
+    "parent_id": PARENT_TAG,
+    "description": "mlflow.note.content",
+    "source": "mlflow.source.name",
+}
 ROUND_SECONDS, LONGEST_PAUSE, HURRY_SECONDS = 1.0, 15.0, 0.1
 ROWS = 1000  # of a round
 LIMITS = {"metric": 800, "param": 100, "tag": 100}  # of a call; MLflow takes 1,000 items in all
@@ -46,7 +52,6 @@ class MlflowTracker(Outbox):
         self._thread: threading.Thread | None = None
         self._client: Any = None
         self._experiment_id = ""
-        self._created: str | None = None  # a run that needs not be opened again
 
     def start(self, after: float = 0.0) -> None:
         """As Tracker says. Import torch and Ray first: two threads that import the same packages
@@ -138,15 +143,13 @@ class MlflowTracker(Outbox):
                 log.warning("tracker: refused %s: %s", call[0].run, in_a_line(error))
 
     def _send(self, rows: list[Row]) -> None:
-        """Sends rows of the kind "batch", or one of another."""
+        """Sends rows of the kind "batch", or one row of another kind."""
         client, row = self._client, rows[0]
         body, run_id = row.body, self._run_id(row.run)
         if row.kind == "batch":
             self._send_batch(run_id, rows)
         elif row.kind == "run":
-            if run_id != self._created:
-                client.update_run(run_id, "RUNNING", body["name"])
-            self._created = None
+            client.update_run(run_id, "RUNNING", body["name"])
         elif row.kind == "end":
             client.set_terminated(run_id, body["status"], row.time)
         elif row.kind == "artifact":
@@ -188,7 +191,7 @@ class MlflowTracker(Outbox):
         self._client.log_inputs(run_id, [DatasetInput(data, training)])
 
     def _run_id(self, key: str) -> str:
-        """The run of this key: known, found by its tag, or created."""
+        """The run of this key, created if MLflow has none with its tag."""
         query = "SELECT name, parent, time, run_id FROM runs WHERE key = ?"
         ((name, parent, start, run_id),) = self._query(query, key)
         if run_id:
@@ -198,11 +201,10 @@ class MlflowTracker(Outbox):
         stored = self._client.search_runs([self._experiment_id], query, max_results=1)
         if parent:
             tags[PARENT_TAG] = self._run_id(parent)
-        if stored:
-            run_id = stored[0].info.run_id
-        else:
-            created = self._client.create_run(self._experiment_id, start, tags, name)
-            run_id = self._created = created.info.run_id
+        run = (
+            stored[0] if stored else self._client.create_run(self._experiment_id, start, tags, name)
+        )
+        run_id = run.info.run_id
         self._write("UPDATE runs SET run_id = ? WHERE key = ?", [(run_id, key)])
         return str(run_id)
 
@@ -221,3 +223,30 @@ def calls(rows: list[Row], limits: dict[str, int]) -> Iterator[list[Row]]:
         while any(items.values()):
             yield [row for sort, most in limits.items() for row in items[sort][:most]]
             items = {sort: items[sort][most:] for sort, most in limits.items()}
+
+
+def connect(
+    folder: Path, tracking_uri: str | None, experiment: str, study: str, servable: Servable
+) -> Tracker:
+    """The tracker of the study in `folder`, by default MLflow's own default: the one place that
+    chooses. Nothing is sent before its `start`."""
+    uri = tracking_uri or mlflow_adapter.default_uri()
+    return MlflowTracker(folder, uri, experiment, study, servable)
+
+
+def sync(folder: Path, servable: Servable, timeout: float) -> dict[str, Any]:
+    """Sends what a run folder's outbox still holds, in at most `timeout` s, and adds MLflow's
+    answers to its summary: {"unsent", "refused", "error"}. Beside a live search it waits for the
+    search's own sender. Raises ValueError without an outbox."""
+    tracker = connect(folder, **Outbox.stored(folder), servable=servable)
+    tracker.start()
+    unsent = tracker.close(timeout)
+    file, card = folder / SUMMARY, read_card(folder)
+    summary = json.loads(file.read_text()) if file.is_file() else {}
+    if card and summary.get("champion"):
+        refined = "parent_model" in card
+        key = REFINEMENT if refined else champion_key(card["trial"], card["epochs"])
+        answers = tracker.results(key)
+        summary["champion"] |= {name: answers[name] for name in ANSWERS if name in answers}
+        write_summary(folder, summary)
+    return {"unsent": unsent, "refused": tracker.refused, "error": tracker.error}

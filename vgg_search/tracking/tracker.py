@@ -1,6 +1,6 @@
 """What a search says to a tracker. `Tracker` itself does nothing: it is a search without one.
 
-To write another, subclass it in a file of its own and choose it in `connect.connect`.
+To write another, subclass it in a file of its own and choose it in `sender.connect`.
 """
 
 from collections.abc import Mapping
@@ -16,15 +16,12 @@ STOPPED_SECONDS = 3.0  # the same after a signal, which is to end all within 10 
 class Tracker:
     """The runs of one study. Each has a key, unique in the study: "study", "trial/7".
 
-    No call waits for a server or raises because of one, and none after `run` is made for a key
-    that `run` has not had. A resumed or killed search repeats calls: a run that is there is opened
-    again, a step that a run has is dropped.
+    No call waits for a server or raises because of one. `run` comes before any other call for its
+    key. A resumed search repeats calls: a run that exists is opened again, a repeated step dropped.
     """
 
-    uri: str = ""
-    """Its address, as it is told to the user."""
-    error: str | None = None
-    """Why the last attempt to send failed, in a line; None after one that did not."""
+    uri = ""  # its address, as the user is told it
+    error: str | None = None  # of the last attempt to send, one line; None if that worked
 
     def run(
         self,
@@ -36,8 +33,8 @@ class Tracker:
     ) -> None:
         """Creates the run, or opens it again. `parent` is the key of an earlier run.
 
-        Three tags are shown in places of their own: `description` (Markdown), `source` (a command)
-        and `parent_id`, by which a run of another study is the parent (its `run_id`).
+        Three tags have a special meaning: `description` (Markdown), `source` (a command) and
+        `parent_id`, the run_id of a parent in another study.
         """
 
     def log(self, key: str, metrics: Mapping[str, float], step: int) -> None:
@@ -55,29 +52,28 @@ class Tracker:
         must stay as it is until then."""
 
     def delete_artifact(self, key: str, artifact_path: str) -> None:
-        """Takes a file or folder back, sent or not. To be called before the local one is removed,
-        so that it is done again if the process is killed between the two."""
+        """Removes a file or folder, sent or not. Call it before the local one is removed: then it
+        is repeated if the process is killed between the two."""
 
     def dataset(self, key: str, name: str, digest: str, profile: Mapping[str, Any]) -> None:
         """The data that a run trains on; `profile` says how much of it."""
 
     def register(self, key: str, name: str, folder: Path) -> None:
-        """Makes a champion folder a version of the registered model `name`, and the one that the
-        alias names if it is better. `results` tells the outcome."""
+        """Makes a champion folder a version of the registered model `name`; the alias moves to it
+        if it is better. `results` tells the outcome."""
 
     def results(self, key: str) -> dict[str, Any]:
         """What the tracker has answered: run_id, and of a registered champion model_uri, version,
-        alias_moved and alias_text (why). Empty until it is known."""
+        alias_moved and alias_text (why). Empty until there is an answer."""
         return {}
 
     @property
     def open_runs(self) -> list[str]:
-        """Keys of the runs that nobody has ended: after a crash, those that it left running."""
+        """Keys of the runs that have not ended: after a crash, those that it left running."""
         return []
 
     @property
     def unsent(self) -> int:
-        """Rows that have not been sent."""
         return 0
 
     @property
@@ -93,5 +89,5 @@ class Tracker:
         return self.unsent
 
     def close(self, timeout: float) -> int:
-        """Flushes and ends the sending; nothing is said to it after. Returns the rows unsent."""
+        """Flushes and stops sending; the last call. Returns the number of rows unsent."""
         return self.flush(timeout)
