@@ -42,17 +42,27 @@ def open_journal(folder: Path) -> tuple[optuna.Study, Journal]:
     ), storage
 
 
-def read_trials(folder: Path) -> list[FrozenTrial]:
-    """A study's trials, read only, running or not. Raises StudyError if there is no study."""
+def read_study(folder: Path, name: str | None = None) -> optuna.Study | None:
+    """A run folder's study of that name (else the first), to be read only; None without one."""
     path = folder / JOURNAL
     if not path.is_file():
-        raise StudyError(f"no study in {folder}: {JOURNAL} is missing")
+        return None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = JournalStorage(JournalFileBackend(str(path)))
-    try:
-        study = optuna.load_study(study_name=folder.name, storage=storage)
-    except KeyError:  # a folder that was renamed, or a driver that has only just begun
-        raise StudyError(f"no study named {folder.name} in {path}") from None
+    names = optuna.get_all_study_names(storage)
+    name = name or next(iter(names), None)
+    return optuna.load_study(study_name=name, storage=storage) if name in names else None
+
+
+def read_trials(folder: Path) -> list[FrozenTrial]:
+    """A study's trials, running or not. Raises StudyError if none has the folder's name: the folder
+    was renamed, or the driver has only just begun."""
+    study = read_study(folder, folder.name)
+    if study is None:
+        path = folder / JOURNAL
+        if path.is_file():
+            raise StudyError(f"no study named {folder.name} in {path}")
+        raise StudyError(f"no study in {folder}: {JOURNAL} is missing")
     return study.get_trials(deepcopy=False)
 
 
@@ -72,18 +82,18 @@ def rows_by_epoch(trial: FrozenTrial) -> dict[int, EpochRow]:
 
 def candidate_of(attrs: dict[str, Any]) -> Candidate:
     """The resolved proposal in a trial's user attributes."""
-    stored = attrs["candidate"]
-    return Candidate.from_dict(stored)
+    return Candidate.from_dict(attrs["candidate"])
 
 
 def write_candidate(
     trial: optuna.Trial, candidate: Candidate, costs: tuple[int, int], seed: int
 ) -> None:
     """Add a resolved proposal to a trial's record; `costs` are its parameters and FLOPs."""
-    attrs: dict[str, Any] = {"candidate": candidate.to_dict(), "arch": candidate.arch, "seed": seed}
-    attrs |= dict(zip(("num_params", "flops_per_image"), costs, strict=True))
-    for key, value in attrs.items():
-        trial.set_user_attr(key, value)
+    trial.set_user_attr("candidate", candidate.to_dict())
+    trial.set_user_attr("arch", candidate.arch)
+    trial.set_user_attr("seed", seed)
+    trial.set_user_attr("num_params", costs[0])
+    trial.set_user_attr("flops_per_image", costs[1])
 
 
 def write_row(trial: optuna.Trial, row: EpochRow) -> None:
@@ -103,7 +113,7 @@ def constrain(trial: optuna.Trial, constraints: dict[str, float]) -> None:
 
 
 def tell(study: optuna.Study, trial: optuna.Trial, value: float | None) -> None:
-    """Say that a trial has ended: complete with that value, else pruned."""
+    """End a trial: complete with that value, else pruned."""
     with warnings.catch_warnings():  # CMA-ES does without constraints, and says so each time
         warnings.simplefilter("ignore", UserWarning)
         study.tell(trial, value, TrialState.PRUNED if value is None else None)
