@@ -94,10 +94,10 @@ def parse_dim(name: str, row: Dimension, spec: Any) -> Dim:
         is_range = len(values) == 2 and all(is_number(as_number(value)) for value in values)
     if not isinstance(values, list) or not values:
         raise ValueError(f"space.{name} must name at least one value, got {values!r}")
-    checked = [_value(name, row, raw) for raw in values]
-    low, high = checked[0], checked[-1]
+    values = [_value(name, row, raw) for raw in values]
+    low, high = values[0], values[-1]
     if not is_range or low == high:
-        return Dim(row.kind, tuple(dict.fromkeys(checked)))
+        return Dim(row.kind, tuple(dict.fromkeys(values)))
     if low > high:
         raise ValueError(f"space.{name} must have low <= high, got [{low}, {high}]")
     if log_required and low <= 0:

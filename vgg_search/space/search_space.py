@@ -135,11 +135,11 @@ class Space:
         """The arch's dimensions by name; empty if this space cannot propose it."""
         values = {"num_blocks": len(arch), **block_values(arch)}
         widths = [out_channels for _, out_channels in arch]
-        fits = (not self.non_decreasing or widths == sorted(widths)) and all(
+        can_propose = (not self.non_decreasing or widths == sorted(widths)) and all(
             name in self.dims and self.dims[name].match(value) is not None
             for name, value in values.items()
         )
-        return values if fits else {}
+        return values if can_propose else {}
 
     def costs(self, candidate: Candidate) -> tuple[int, int]:
         """(parameters, FLOPs of an image's forward pass), without building the network."""

@@ -62,9 +62,9 @@ class Journal(JournalStorage):
 def _copy(trial: FrozenTrial, state: TrialState, value: float | None = None) -> FrozenTrial:
     """The trial in another state, without constraints: a complete one of ours has none."""
     attrs = {k: v for k, v in trial.system_attrs.items() if not k.startswith("constraints")}
-    copied = copy.copy(trial)
-    copied.state, copied.value, copied.system_attrs = state, value, attrs
-    return copied
+    other = copy.copy(trial)
+    other.state, other.value, other.system_attrs = state, value, attrs
+    return other
 
 
 def _as_complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -102,7 +102,7 @@ def draw_again(trial: optuna.Trial, record: FrozenTrial) -> None:
     trial._cached_frozen_trial = fresh
 
 
-def stored(trial: optuna.Trial) -> FrozenTrial:
+def journal_trial(trial: optuna.Trial) -> FrozenTrial:
     """The trial as the journal has it: perhaps further than the object, by a driver that was
     stopped just then."""
     return trial.storage.get_trial(trial._trial_id)

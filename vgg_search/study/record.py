@@ -14,7 +14,7 @@ from vgg_search.errors import InputError
 from vgg_search.records import METRIC, EpochRow
 from vgg_search.space.candidate import Candidate
 from vgg_search.storage.folder import JOURNAL
-from vgg_search.study.optuna_adapter import Journal, stored
+from vgg_search.study.optuna_adapter import Journal, journal_trial
 
 EPOCH_KEY = "epoch_"  # user attribute of one epoch's row: epoch_1, epoch_2, ...
 
@@ -99,7 +99,7 @@ def write_candidate(
 def write_row(trial: optuna.Trial, row: EpochRow) -> None:
     """Add an epoch's row to a trial's record, and its value where it is finite."""
     epoch, value = row["epoch"], row[METRIC]
-    if math.isfinite(value) and epoch not in stored(trial).intermediate_values:
+    if math.isfinite(value) and epoch not in journal_trial(trial).intermediate_values:
         trial.report(value, epoch)
     # JSON readers other than Python's know no NaN
     plain = {k: None if v != v or v in (math.inf, -math.inf) else v for k, v in row.items()}
@@ -108,7 +108,7 @@ def write_row(trial: optuna.Trial, row: EpochRow) -> None:
 
 def constrain(trial: optuna.Trial, constraints: dict[str, float]) -> None:
     """Tell the sampler by how much a trial exceeds its limits."""
-    for name in constraints.keys() - stored(trial).constraints.keys():
+    for name in constraints.keys() - journal_trial(trial).constraints.keys():
         trial.set_constraint(name, constraints[name])
 
 
@@ -120,7 +120,7 @@ def tell(study: optuna.Study, trial: optuna.Trial, value: float | None) -> None:
 
 
 def copy_values(trial: optuna.Trial, twin: FrozenTrial) -> None:
-    """Give a trial what its finished twin was told."""
-    for epoch in sorted(twin.intermediate_values.keys() - stored(trial).intermediate_values):
+    """Give a trial the values and constraints of its finished twin."""
+    for epoch in sorted(twin.intermediate_values.keys() - journal_trial(trial).intermediate_values):
         trial.report(twin.intermediate_values[epoch], epoch)
     constrain(trial, twin.constraints)

@@ -99,15 +99,15 @@ def as_trials(space: Space, rows: Sequence[dict[str, Any]]) -> list[FrozenTrial]
     trials of no study, -1: older than this study's first, and Optuna has seen none lower."""
     trials = []
     for row in rows:
-        fixed = optuna.trial.FixedTrial(row["params"])
+        fixed_trial = optuna.trial.FixedTrial(row["params"])
         for name in row["params"]:
-            space.dims[name].suggest(fixed, name)
+            space.dims[name].suggest(fixed_trial, name)
         trials.append(
             optuna.trial.create_trial(
                 state=TrialState.PRUNED if row["value"] is None else TrialState.COMPLETE,
                 value=row["value"],
                 params=row["params"],
-                distributions=fixed.distributions,
+                distributions=fixed_trial.distributions,
                 intermediate_values=dict(row["values"]),
                 constraints={"infeasible": 1.0} if row["infeasible"] else None,
             )
