@@ -104,7 +104,7 @@ class Space:
                     for name in BLOCK_DIMENSIONS
                 )
                 if self.non_decreasing and blocks:
-                    # A sampler cannot be told of a bound that moves within a trial: the value
+                    # A sampler knows no bound that moves within a trial: the value
                     # stands for "at least", so no proposal is wasted.
                     out_channels = max(out_channels, blocks[-1][1])
                 blocks.append((num_convs, out_channels))

@@ -10,7 +10,7 @@ from vgg_search.records import EpochRow
 
 @dataclass
 class Budget:
-    """Time and device seconds of a search, over all its sessions."""
+    """What a search has used up, over all its sessions."""
 
     config: Config
     worker_seconds: float = 0.0  # of training and validation

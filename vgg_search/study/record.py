@@ -24,7 +24,7 @@ class StudyError(InputError):
 
 
 def open_journal(folder: Path) -> tuple[optuna.Study, Journal]:
-    """The study in `folder` for its driver, who holds the folder's lock; made if there is none.
+    """The study in `folder` for its driver, who holds its lock; a new one if there is none.
 
     A line torn by a crash is cut off first: the next write would make the file unreadable. So is
     the journal's own lock, which a crash leaves behind to be waited for.

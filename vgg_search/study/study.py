@@ -61,7 +61,7 @@ class Study:
         self.finished = False  # nothing is left to propose
         self._untrained_in_a_row = 0
         self._values_only = False
-        self._live: dict[int, optuna.Trial] = {}  # not told yet: queued, running or waiting
+        self._live: dict[int, optuna.Trial] = {}  # queued, running or waiting
         self._queue: deque[Segment] = deque()
         self._deaths: Counter[int] = Counter()
         self._rows: dict[int, dict[int, EpochRow]] = {}
@@ -107,7 +107,7 @@ class Study:
 
     def _reattach(self, recorded: FrozenTrial) -> None:
         number, attrs = recorded.number, recorded.user_attrs
-        # The object lets the sampler propose as it is made: of use for the last trial at most
+        # A new object lets the sampler propose: of use for the last trial at most
         self._set_sampler(number, "random" if "until" in attrs else self.config.sampler)
         with self._sampling():
             self._live[number] = trial = reattach(self.optuna, recorded)
@@ -196,13 +196,13 @@ class Study:
         return self._prepare(trial)
 
     def _prepare(self, trial: optuna.Trial) -> Segment | None:
-        """Let a trial be sampled; None if there is nothing to train, which is then told."""
+        """Let a trial be sampled; None if there is nothing to train: the trial is ended."""
         arch = trial.user_attrs.get("given_arch")
         with self._sampling():
             candidate = self.space.sample(trial, arch and as_arch(arch))
         seed = trial_seed(self.config.seed, trial.number)
         record.write_candidate(trial, candidate, self.space.costs(candidate), seed)
-        # What was asked for by hand is trained whatever it costs
+        # A trial by hand is trained whatever it costs
         excess = {} if trial.user_attrs.get("by_hand") else self.space.excess(candidate)
         twin = self._done.get(candidate)
         if twin is None and all(value <= 0 for value in excess.values()):

@@ -1,4 +1,4 @@
-"""What another study found out, as knowledge of this study's sampler, and as nothing else.
+"""Another study's trials as knowledge of this study's sampler, and as nothing else.
 
 The other study's finished trials are copied into this study's record once, when it begins: a
 resume sees them as they were. The sampler is shown them among its own; they are no trials of this
