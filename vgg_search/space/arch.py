@@ -4,7 +4,8 @@ An `arch` is a tuple of `(num_convs, out_channels)` pairs, one a block, as in th
 "Networks Using Blocks (VGG)"; the paper is Simonyan and Zisserman, arXiv:1409.1556, section 2.1.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 
 Arch = tuple[tuple[int, int], ...]
 
@@ -32,41 +33,23 @@ def check_arch(arch: Arch, resolution: int) -> None:
             raise ValueError(f"out_channels must be >= 1, got {out_channels}")
 
 
+def block_values(arch: Arch) -> dict[str, int]:
+    """num_convs_1, out_channels_1, num_convs_2, ... by the names that a sampler sees."""
+    return {
+        f"{name}_{i}": value
+        for i, block in enumerate(arch, 1)
+        for name, value in zip(("num_convs", "out_channels"), block, strict=True)
+    }
+
+
 def depth(arch: Arch) -> int:
     """Number of convolutions."""
     return sum(num_convs for num_convs, _ in arch)
 
 
-def width(arch: Arch) -> int:
-    """Widest out_channels."""
-    return max(out_channels for _, out_channels in arch)
-
-
 def describe(arch: Arch) -> str:
     """A short name: ((1, 32), (2, 64)) is "1x32-2x64"."""
     return "-".join(f"{num_convs}x{out_channels}" for num_convs, out_channels in arch)
-
-
-def _layers(
-    arch: Arch,
-    num_classes: int,
-    in_channels: int,
-    resolution: int,
-    hidden_features: int,
-    num_hidden: int,
-) -> Iterator[tuple[int, int, int, bool]]:
-    """(inputs, outputs, positions, is a convolution) of each weighted layer, in order."""
-    channels, side = in_channels, resolution
-    for num_convs, out_channels in arch:
-        for _ in range(num_convs):
-            yield 9 * channels, out_channels, side * side, True
-            channels = out_channels
-        side //= 2
-    features = channels * side * side
-    for _ in range(num_hidden):
-        yield features, hidden_features, 1, False
-        features = hidden_features
-    yield features, num_classes, 1, False
 
 
 def network_costs(
@@ -85,10 +68,18 @@ def network_costs(
     Weights, biases, batch-norm scales and shifts; 2 FLOPs a multiply-add of Conv and Linear.
     """
     num_params = flops = 0
-    for inputs, outputs, positions, is_conv in _layers(
-        arch, num_classes, in_channels, resolution, hidden_features, num_hidden
+    channels, side = in_channels, resolution
+    for num_convs, out_channels in arch:
+        for _ in range(num_convs):
+            weights = 9 * channels * out_channels
+            # Before a batch norm there is no bias; the norm has a scale and a shift
+            num_params += weights + out_channels * (2 if batch_norm else 1)
+            flops += 2 * weights * side * side
+            channels = out_channels
+        side //= 2
+    for inputs, outputs in pairwise(
+        (channels * side * side, *[hidden_features] * num_hidden, num_classes)
     ):
-        # A convolution before a batch norm has no bias, the norm has a scale and a shift.
-        num_params += inputs * outputs + outputs * (2 if is_conv and batch_norm else 1)
-        flops += 2 * inputs * outputs * positions
+        num_params += inputs * outputs + outputs
+        flops += 2 * inputs * outputs
     return num_params, flops

@@ -6,10 +6,10 @@ an argument of `training.model.VGG` of that name, one of the recipe a field of
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from vgg_search.space.arch import Arch, as_arch, depth, describe, width
+from vgg_search.space.arch import Arch, as_arch, block_values, depth, describe
 
 Value = bool | int | float | str
 NETWORK, RECIPE = "network", "recipe"
@@ -20,21 +20,17 @@ class Dimension:
     """What may be said of one dimension in an experiment's `space`."""
 
     kind: type
-    default: Value | None
-    """The value where the space is silent; None: it must be said."""
-    rule: str
-    """In words, for an error."""
+    rule: str  # in words, for an error
     holds: Callable[[Any], bool]
-    log: bool = False
-    """Whether a range is on a log scale unless it says otherwise."""
-    floor: Value | None = None
-    """Where the dimension ends by nature, so that nobody can widen it."""
+    default: Value | None = None  # where the space is silent; None: the space must name a value
+    log: bool = False  # scale of a range that does not say
+    floor: Value | None = None  # where the dimension ends by nature: nobody can widen it
     part: str = NETWORK
 
 
-def dimension(kind: type, rule: str, holds: Callable[[Any], bool], **given: Any) -> Any:
+def dimension(kind: type, rule: str, holds: Callable[[Any], bool], **options: Any) -> Any:
     """A field of Candidate with its row of the table."""
-    row = Dimension(kind, given.pop("default", None), rule, holds, **given)
+    row = Dimension(kind, rule, holds, **options)
     default: dict[str, Any] = {} if row.default is None else {"default": row.default}
     return field(metadata={"dimension": row}, **default)
 
@@ -58,8 +54,7 @@ class Candidate:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Candidate":
-        """The candidate that `to_dict` gave, perhaps by way of JSON. A record from before a
-        dimension was added lacks it, and has its default."""
+        """From `to_dict`, perhaps by way of JSON; a dimension that is missing has its default."""
         return cls(**{**stored, "arch": as_arch(stored["arch"])})
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,34 +77,26 @@ class Candidate:
         return {n: getattr(self, n) for n, row in DIMENSIONS.items() if row.part == part}
 
     def params(self) -> dict[str, Any]:
-        """What a trial is described by, in MLflow and in tables: the arch in short, its depth and
-        width, then every dimension."""
-        shape = {"arch": describe(self.arch), "depth": depth(self.arch), "width": width(self.arch)}
-        return {**shape, "num_blocks": len(self.arch), **self.values()}
-
-    def block_params(self) -> dict[str, int]:
-        """num_convs_1, out_channels_1, num_convs_2, ... by the names that a sampler sees."""
+        """What describes a trial, in MLflow and in tables: the arch in short, its depth and width,
+        then every dimension."""
         return {
-            f"{name}_{i}": value
-            for i, block in enumerate(self.arch, 1)
-            for name, value in zip(BLOCK_DIMENSIONS, block, strict=True)
+            "arch": describe(self.arch),
+            "depth": depth(self.arch),
+            "width": max(out_channels for _, out_channels in self.arch),
+            "num_blocks": len(self.arch),
+            **self.values(),
         }
 
-
-def _row(of: "Field[Any]") -> Dimension | None:
-    row: Dimension | None = of.metadata.get("dimension")
-    return row
+    def block_params(self) -> dict[str, int]:
+        """The arch's dimensions by the names that a sampler sees."""
+        return block_values(self.arch)
 
 
 DIMENSIONS: dict[str, Dimension] = {
-    of.name: row for of in fields(Candidate) if (row := _row(of)) is not None
+    f.name: f.metadata["dimension"] for f in fields(Candidate) if f.metadata
 }
-# Of the arch: `num_blocks`, and the other two for each block
+# Dimensions of each block
 BLOCK_DIMENSIONS = {
-    "num_convs": Dimension(int, 1, ">= 1", lambda v: v >= 1, floor=1),
-    "out_channels": Dimension(int, None, ">= 1", lambda v: v >= 1, log=True),
-}
-ARCH_DIMENSIONS = {
-    "num_blocks": Dimension(int, None, ">= 1", lambda v: v >= 1, floor=1),
-    **BLOCK_DIMENSIONS,
+    "num_convs": Dimension(int, ">= 1", lambda v: v >= 1, default=1, floor=1),
+    "out_channels": Dimension(int, ">= 1", lambda v: v >= 1, log=True),
 }

@@ -18,7 +18,7 @@ class Suggester(Protocol):
 
 @dataclass(frozen=True)
 class Dim:
-    """The values of a dimension: fixed (one choice), a choice (several), or an inclusive range."""
+    """Fixed (one choice), a choice (several), or an inclusive range."""
 
     kind: type
     choices: tuple[Value, ...] = ()
@@ -54,14 +54,12 @@ class Dim:
     def match(self, raw: Any) -> Value | None:
         """`raw` as a value of this dimension; None where it is none."""
         value = as_number(raw)
-        if self.choices:
-            same = (
-                c for c in self.choices if c == value and (type(c) is bool) == (type(value) is bool)
-            )
+        if self.choices:  # True == 1, but they are different choices
+            is_bool = isinstance(value, bool)
+            same = (c for c in self.choices if c == value and isinstance(c, bool) == is_bool)
             return next(same, None)
-        if not is_number(value) or not self.low <= value <= self.high:
-            return None
-        return self.kind(value) if self.kind is float or value == int(value) else None
+        inside = is_number(value) and self.low <= value <= self.high
+        return self.kind(value) if inside and value == self.kind(value) else None
 
 
 def is_number(value: Any) -> bool:
@@ -70,59 +68,52 @@ def is_number(value: Any) -> bool:
 
 def as_number(value: Any) -> Any:
     """Text that YAML did not read as the number it is (1e-4 has no dot) as that number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def parse_dim(name: str, row: Dimension, spec: Any) -> Dim:
-    """The values that `spec` allows dimension `name`, whose rule and type `row` has.
+    """The values that `spec` allows dimension `name`. Raises ValueError.
 
     A single value (or a list of one) is fixed; a list of two numbers is an inclusive range; any
-    other list is a choice; {low, high, log} and {choices} say it explicitly. Raises ValueError.
+    other list is a choice; {low, high, log} and {choices} say it explicitly.
     """
-    log, explicit = row.log, isinstance(spec, Mapping)
-    if explicit:
+    log, log_required = row.log, False
+    if isinstance(spec, Mapping):
         is_range = {"low", "high"} <= set(spec) <= {"low", "high", "log"}
         if not is_range and set(spec) != {"choices"}:
             raise ValueError(
                 f"space.{name} must be {{low, high, log}} or {{choices}}, got {dict(spec)}"
             )
-        log = bool(spec.get("log", log))
+        log, log_required = bool(spec.get("log", log)), bool(spec.get("log"))
         values = [spec["low"], spec["high"]] if is_range else spec["choices"]
     else:
         values = spec if isinstance(spec, list) else [spec]
-        is_range = len(values) == 2 and all(map(is_number, map(as_number, values)))
+        is_range = len(values) == 2 and all(is_number(as_number(value)) for value in values)
     if not isinstance(values, list) or not values:
         raise ValueError(f"space.{name} must name at least one value, got {values!r}")
-    checked = [_value(name, row, raw) for raw in values]
-    if not is_range:
-        return Dim(row.kind, tuple(dict.fromkeys(checked)))
-    low, high = checked
+    values = [_value(name, row, raw) for raw in values]
+    low, high = values[0], values[-1]
+    if not is_range or low == high:
+        return Dim(row.kind, tuple(dict.fromkeys(values)))
     if low > high:
         raise ValueError(f"space.{name} must have low <= high, got [{low}, {high}]")
-    if low == high:
-        return Dim(row.kind, (low,))
-    if log and low <= 0:
-        if explicit and spec.get("log"):
-            raise ValueError(f"space.{name} on a log scale must have low > 0, got {low}")
-        log = False
-    return Dim(row.kind, (), low, high, log)
+    if log_required and low <= 0:
+        raise ValueError(f"space.{name} on a log scale must have low > 0, got {low}")
+    return Dim(row.kind, (), low, high, log and low > 0)
 
 
 def _value(name: str, row: Dimension, raw: Any) -> Any:
-    kind = row.kind
     try:
-        value = float(raw) if kind in (int, float) else raw
-        typed = kind(value)
-        ok = (type(raw) is bool) == (kind is bool) and typed == value and row.holds(typed)
-        ok = ok and (kind is str or math.isfinite(value))
+        number = float(raw) if row.kind in (int, float) else raw
+        value = row.kind(number)
+        typed = isinstance(raw, bool) == (row.kind is bool) and value == number
+        finite = row.kind is str or math.isfinite(number)
+        if typed and finite and row.holds(value):
+            return value
     except (TypeError, ValueError, OverflowError):
-        ok = False
-    if not ok:
-        what = "an integer " if kind is int else ""
-        raise ValueError(f"space.{name} must be {what}{row.rule}, got {raw!r}")
-    return typed
+        pass
+    what = "an integer " if row.kind is int else ""
+    raise ValueError(f"space.{name} must be {what}{row.rule}, got {raw!r}")

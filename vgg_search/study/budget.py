@@ -1,4 +1,4 @@
-"""The budget of a search: time, device seconds and epochs, over all its sessions."""
+"""The budget of a search: what limits it, and what it has used up."""
 
 import time
 from collections.abc import Iterable
@@ -10,20 +10,20 @@ from vgg_search.records import EpochRow
 
 @dataclass
 class Budget:
-    """Time and device seconds of a search, over all its sessions."""
+    """What a search has used up, over all its sessions."""
 
     config: Config
     worker_seconds: float = 0.0  # of training and validation
     epochs: int = 0
+    # What a trial occupies: a share of a GPU or several; on a CPU, a place for each process
     devices: float = field(init=False)
-    """What a trial occupies: a share of a GPU or several; on a CPU, a place for each process."""
     _before: float = 0.0  # seconds of the sessions before this one
     _started: float | None = None
 
     def __post_init__(self) -> None:
         gpus = self.config.gpus_per_trial
-        each = 1.0 if gpus == "auto" or not gpus else gpus
-        self.devices = each * self.config.workers_per_trial
+        share = 1.0 if gpus == "auto" or not gpus else gpus
+        self.devices = share * self.config.workers_per_trial
 
     def restore(self, rows: Iterable[EpochRow]) -> None:
         """Count the epochs of an earlier session."""

@@ -3,14 +3,12 @@
 - A trial found RUNNING in a journal is taken up again: `optuna.Trial(study, id)`, and its private
   copy of the record where its proposal has to be drawn anew.
 - A sampler sees the study otherwise than the record has it: it asks the storage for all trials, so
-  the storage answers with a view. Copies of trials need their number, their id and the system
-  attributes in which Optuna keeps constraints.
+  the storage answers with a view. Constraints are kept in system attributes.
 """
 
 import copy
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import optuna
 from optuna.storages import JournalStorage
@@ -21,11 +19,11 @@ from optuna.trial import FrozenTrial, TrialState
 class Journal(JournalStorage):
     """Optuna's journal storage, with a view for a sampler that is proposing (`sampling`).
 
-    A waiting trial is RUNNING in the record, for a told trial cannot be opened again. But a sampler
-    takes RUNNING for "bad so far" and not for an observation. It is shown a trial pruned at its
-    rung, which is what this one will be if it is never promoted. The trials `warm_start` of another
-    study come before this study's own, and to a sampler that learns from `values_only` each pruned
-    trial is a complete one.
+    A waiting trial is RUNNING in the record, for a finished trial cannot be opened again. But a
+    sampler takes RUNNING for "bad so far" and not for an observation. It is shown a trial pruned at
+    its rung, which is what this one will be if it is never promoted. The trials `warm_start` of
+    another study come before this study's own, and to a sampler that learns from `values_only` each
+    pruned trial is a complete one.
     """
 
     warm_start: Sequence[FrozenTrial] = ()
@@ -64,16 +62,9 @@ class Journal(JournalStorage):
 def _copy(trial: FrozenTrial, state: TrialState, value: float | None = None) -> FrozenTrial:
     """The trial in another state, without constraints: a complete one of ours has none."""
     attrs = {k: v for k, v in trial.system_attrs.items() if not k.startswith("constraints")}
-    copied = optuna.trial.create_trial(
-        state=state,
-        value=value,
-        params=trial.params,
-        distributions=trial.distributions,
-        user_attrs=trial.user_attrs,
-        system_attrs=attrs,
-        intermediate_values=trial.intermediate_values,
-    )
-    return numbered(copied, trial.number, trial._trial_id)
+    other = copy.copy(trial)
+    other.state, other.value, other.system_attrs = state, value, attrs
+    return other
 
 
 def _as_complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -82,24 +73,19 @@ def _as_complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     Optuna's GP and CMA-ES learn from complete trials only. Under a scheduler these are so few that
     GP's first ten random proposals were thirty (seen: random search to the digit).
     """
-
-    def last(trial: FrozenTrial) -> float | None:
-        feasible = all(value <= 0 for value in trial.constraints.values())
-        values = trial.intermediate_values
-        return values[max(values)] if values and feasible else None
-
-    worst = min((value for value in map(last, trials) if value is not None), default=0.0)
-    pruned, complete = TrialState.PRUNED, TrialState.COMPLETE
-    return [
-        _copy(t, complete, worst if (v := last(t)) is None else v) if t.state is pruned else t
-        for t in trials
+    last_values = [
+        trial.intermediate_values[trial.last_step]
+        if trial.last_step is not None and all(v <= 0 for v in trial.constraints.values())
+        else None
+        for trial in trials
     ]
-
-
-def numbered(trial: FrozenTrial, number: int, trial_id: int) -> FrozenTrial:
-    """The trial with that number, which Optuna gives only to trials of a study."""
-    trial.number, trial._trial_id = number, trial_id
-    return trial
+    worst = min((value for value in last_values if value is not None), default=0.0)
+    return [
+        _copy(trial, TrialState.COMPLETE, worst if value is None else value)
+        if trial.state is TrialState.PRUNED
+        else trial
+        for trial, value in zip(trials, last_values, strict=True)
+    ]
 
 
 def reattach(study: optuna.Study, record: FrozenTrial) -> optuna.Trial:
@@ -116,16 +102,7 @@ def draw_again(trial: optuna.Trial, record: FrozenTrial) -> None:
     trial._cached_frozen_trial = fresh
 
 
-def stored(trial: optuna.Trial) -> FrozenTrial:
+def journal_trial(trial: optuna.Trial) -> FrozenTrial:
     """The trial as the journal has it: perhaps further than the object, by a driver that was
     stopped just then."""
     return trial.storage.get_trial(trial._trial_id)
-
-
-def first_study(path: Path) -> tuple[dict[str, object], list[FrozenTrial]]:
-    """(attributes, trials) of the only study in a journal, whatever its name."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = JournalStorage(JournalFileBackend(str(path)))
-    for study in storage.get_all_studies():
-        return study.user_attrs, storage.get_all_trials(study._study_id, deepcopy=False)
-    return {}, []

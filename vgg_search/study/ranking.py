@@ -24,8 +24,9 @@ class Ranking:
             insort(self._order, (-max(finite), number))
         if state == "completed" and value is not None:
             # Of equals the first by number, whatever the order in which they ended
-            known = [self.incumbent] if self.incumbent else []
-            self.incumbent = max([*known, (value, number)], key=lambda best: (best[0], -best[1]))
+            best = self.incumbent
+            if best is None or (value, -number) > (best[0], -best[1]):
+                self.incumbent = value, number
 
     def top(self) -> list[int]:
         """Numbers of the top K by their best val_accuracy, best first."""

@@ -14,7 +14,7 @@ from vgg_search.errors import InputError
 from vgg_search.records import METRIC, EpochRow
 from vgg_search.space.candidate import Candidate
 from vgg_search.storage.folder import JOURNAL
-from vgg_search.study.optuna_adapter import Journal, stored
+from vgg_search.study.optuna_adapter import Journal, journal_trial
 
 EPOCH_KEY = "epoch_"  # user attribute of one epoch's row: epoch_1, epoch_2, ...
 
@@ -24,7 +24,7 @@ class StudyError(InputError):
 
 
 def open_journal(folder: Path) -> tuple[optuna.Study, Journal]:
-    """The study in `folder` for its driver, who holds the folder's lock; made if there is none.
+    """The study in `folder` for its driver, who holds its lock; a new one if there is none.
 
     A line torn by a crash is cut off first: the next write would make the file unreadable. So is
     the journal's own lock, which a crash leaves behind to be waited for.
@@ -42,17 +42,27 @@ def open_journal(folder: Path) -> tuple[optuna.Study, Journal]:
     ), storage
 
 
-def read_trials(folder: Path) -> list[FrozenTrial]:
-    """A study's trials, read only, running or not. Raises StudyError if there is no study."""
+def read_study(folder: Path, name: str | None = None) -> optuna.Study | None:
+    """A run folder's study of that name (else the first), to be read only; None without one."""
     path = folder / JOURNAL
     if not path.is_file():
-        raise StudyError(f"no study in {folder}: {JOURNAL} is missing")
+        return None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = JournalStorage(JournalFileBackend(str(path)))
-    try:
-        study = optuna.load_study(study_name=folder.name, storage=storage)
-    except KeyError:  # a folder that was renamed, or a driver that has only just begun
-        raise StudyError(f"no study named {folder.name} in {path}") from None
+    names = optuna.get_all_study_names(storage)
+    name = name or next(iter(names), None)
+    return optuna.load_study(study_name=name, storage=storage) if name in names else None
+
+
+def read_trials(folder: Path) -> list[FrozenTrial]:
+    """A study's trials, running or not. Raises StudyError if none has the folder's name: the folder
+    was renamed, or the driver has only just begun."""
+    study = read_study(folder, folder.name)
+    if study is None:
+        path = folder / JOURNAL
+        if path.is_file():
+            raise StudyError(f"no study named {folder.name} in {path}")
+        raise StudyError(f"no study in {folder}: {JOURNAL} is missing")
     return study.get_trials(deepcopy=False)
 
 
@@ -72,24 +82,24 @@ def rows_by_epoch(trial: FrozenTrial) -> dict[int, EpochRow]:
 
 def candidate_of(attrs: dict[str, Any]) -> Candidate:
     """The resolved proposal in a trial's user attributes."""
-    stored = attrs["candidate"]
-    return Candidate.from_dict(stored)
+    return Candidate.from_dict(attrs["candidate"])
 
 
 def write_candidate(
     trial: optuna.Trial, candidate: Candidate, costs: tuple[int, int], seed: int
 ) -> None:
     """Add a resolved proposal to a trial's record; `costs` are its parameters and FLOPs."""
-    attrs: dict[str, Any] = {"candidate": candidate.to_dict(), "arch": candidate.arch, "seed": seed}
-    attrs |= dict(zip(("num_params", "flops_per_image"), costs, strict=True))
-    for key, value in attrs.items():
-        trial.set_user_attr(key, value)
+    trial.set_user_attr("candidate", candidate.to_dict())
+    trial.set_user_attr("arch", candidate.arch)
+    trial.set_user_attr("seed", seed)
+    trial.set_user_attr("num_params", costs[0])
+    trial.set_user_attr("flops_per_image", costs[1])
 
 
 def write_row(trial: optuna.Trial, row: EpochRow) -> None:
     """Add an epoch's row to a trial's record, and its value where it is finite."""
     epoch, value = row["epoch"], row[METRIC]
-    if math.isfinite(value) and epoch not in stored(trial).intermediate_values:
+    if math.isfinite(value) and epoch not in journal_trial(trial).intermediate_values:
         trial.report(value, epoch)
     # JSON readers other than Python's know no NaN
     plain = {k: None if v != v or v in (math.inf, -math.inf) else v for k, v in row.items()}
@@ -98,19 +108,19 @@ def write_row(trial: optuna.Trial, row: EpochRow) -> None:
 
 def constrain(trial: optuna.Trial, constraints: dict[str, float]) -> None:
     """Tell the sampler by how much a trial exceeds its limits."""
-    for name in constraints.keys() - stored(trial).constraints.keys():
+    for name in constraints.keys() - journal_trial(trial).constraints.keys():
         trial.set_constraint(name, constraints[name])
 
 
 def tell(study: optuna.Study, trial: optuna.Trial, value: float | None) -> None:
-    """Say that a trial has ended: complete with that value, else pruned."""
+    """End a trial: complete with that value, else pruned."""
     with warnings.catch_warnings():  # CMA-ES does without constraints, and says so each time
         warnings.simplefilter("ignore", UserWarning)
         study.tell(trial, value, TrialState.PRUNED if value is None else None)
 
 
 def copy_values(trial: optuna.Trial, twin: FrozenTrial) -> None:
-    """Give a trial what its finished twin was told."""
-    for epoch in sorted(twin.intermediate_values.keys() - stored(trial).intermediate_values):
+    """Give a trial the values and constraints of its finished twin."""
+    for epoch in sorted(twin.intermediate_values.keys() - journal_trial(trial).intermediate_values):
         trial.report(twin.intermediate_values[epoch], epoch)
     constrain(trial, twin.constraints)

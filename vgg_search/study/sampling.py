@@ -1,6 +1,7 @@
 """Who proposes: the samplers by name, and the seeds of a study."""
 
 import warnings
+from itertools import islice
 
 import numpy as np
 import optuna
@@ -43,11 +44,6 @@ def random_candidates(config: Config, count: int) -> list[Candidate]:
     the limits of the space leave few."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=make_sampler("random", config.seed))
-    space, candidates = config.search_space, list[Candidate]()
-    for _ in range(DRAWS * count):
-        candidate = space.sample(study.ask())
-        if space.feasible(candidate):
-            candidates.append(candidate)
-        if len(candidates) == count:
-            break
-    return candidates
+    space = config.search_space
+    draws = (space.sample(study.ask()) for _ in range(DRAWS * count))
+    return list(islice(filter(space.feasible, draws), count))

@@ -9,7 +9,7 @@ simulation and a real run decide alike.
 from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 from vgg_search.config import Config
@@ -31,14 +31,12 @@ class Scheduler(ABC):
     """Decides how far each trial trains. To add one: a subclass here, its name in `make_scheduler`
     and in `Config.scheduler`.
 
-    Trials are known by number; a value is a val_accuracy, higher is better. Every decision has to
-    follow from the values alone, in the order in which they came: a resumed study derives it again.
+    A value is a val_accuracy. Every decision has to follow from the values alone, in the order in
+    which they came: a resumed study derives it again.
     """
 
-    epochs: tuple[int, ...]
-    """The rungs, ascending; the last is max_epochs."""
-    waiting: dict[int, int]
-    """Trials that wait at a rung for promotion -> the rung's epoch."""
+    epochs: tuple[int, ...]  # the rungs, ascending; the last is max_epochs
+    waiting: dict[int, int]  # trials that wait at a rung for promotion -> the rung's epoch
 
     @property
     @abstractmethod
@@ -47,7 +45,7 @@ class Scheduler(ABC):
 
     @abstractmethod
     def restore(self, number: int, values: Iterable[tuple[int, float]]) -> None:
-        """Take over a trial's (epoch, value) rows from the record, without deciding anything."""
+        """Take over a trial's (epoch, value) pairs from the record, without deciding anything."""
 
     @abstractmethod
     def forget(self, number: int) -> None:
@@ -71,8 +69,8 @@ class Scheduler(ABC):
         return self.next_rung(epoch)
 
     def promotable(self, closing: bool = False) -> tuple[int, int] | None:
-        """(number, epoch it may train to) of the waiting trial to promote next, which then waits
-        no more. `closing`: no new trial will come."""
+        """(number, epoch it may train to) of the next trial to promote, which then waits no more.
+        `closing`: no new trial will come."""
         return None
 
     def unpromotable(self, live: Collection[int], to_come: int) -> list[int]:
@@ -88,25 +86,22 @@ class Asha(Scheduler):
     With `promote` a trial waits at each rung and the best promotable one goes on when a worker is
     free: Algorithm 2 of the paper. Without, it is decided on arrival and for good: a trial goes on
     if it is among the best 1/eta of those that have reached the rung so far (the stopping variant
-    in section 3.3 of Tune's and Syne Tune's ASHA; early arrivals are judged against few).
+    of Tune and Syne Tune; early arrivals are judged against few).
     """
 
     epochs: tuple[int, ...]
     reduction_factor: int
     promote: bool = False
-    values: dict[int, dict[int, float]] = field(init=False)  # rung epoch -> trial number -> value
-    waiting: dict[int, int] = field(init=False, default_factory=dict)  # number -> its rung's epoch
-    # The same best first, as (-value, number): a rung may hold thousands. Ties: the earlier trial
-    _order: dict[int, list[tuple[float, int]]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.values = {epoch: {} for epoch in self.epochs}
-        self._order = {epoch: [] for epoch in self.epochs}
+        self.waiting = {}
+        self.values: dict[int, dict[int, float]] = {epoch: {} for epoch in self.epochs}
+        # The same best first, as (-value, number): a rung may hold thousands. Ties: first by number
+        self._order: dict[int, list[tuple[float, int]]] = {epoch: [] for epoch in self.epochs}
 
     @property
     def expected_epochs(self) -> float:
-        """Mean epochs of a trial, if one in eta goes on at each rung."""
-        return sum(
+        return sum(  # one in eta goes on at each rung
             (rung - before) / self.reduction_factor**i
             for i, (before, rung) in enumerate(pairwise((0, *self.epochs)))
         )
@@ -138,16 +133,15 @@ class Asha(Scheduler):
             self.waiting[number] = epoch
             return WAIT
         order = self._order[epoch]
-        better = bisect_left(order, (-value, number))
-        goes_on = better < max(1, len(order) // self.reduction_factor)
+        rank = bisect_left(order, (-value, number))
+        goes_on = rank < max(1, len(order) // self.reduction_factor)
         return self.next_rung(epoch) if goes_on else STOP
 
     def promotable(self, closing: bool = False) -> tuple[int, int] | None:
         """From the highest rung down, the best of those that wait.
 
-        When `closing` (no trial will come any more) the best of a rung goes on even where fewer
-        than eta have reached it, unless a trial of that rung has gone on already: so every search
-        ends with a network trained to the end.
+        When `closing`, the best of a rung goes on even where fewer than eta have reached it, unless
+        one of that rung has already: so every search ends with a network trained to the end.
         """
         for epoch in reversed(self.epochs[:-1] if self.waiting else ()):
             order, beyond = self._order[epoch], self.values[self.next_rung(epoch)]
@@ -165,9 +159,8 @@ class Asha(Scheduler):
         can still arrive there is worse.
 
         n arrivals have floor(n / eta) places; n can grow by the `live` trials that are not at the
-        rung yet and by those `to_come`. Only asked once a trial has reached R: from then on
-        `closing` promotes nobody. A place that is lost later, by a failure, goes to a trial that
-        still waits.
+        rung yet and by those `to_come`. None before a trial has reached R: until then `closing`
+        may promote.
         """
         ended: list[int] = []
         for epoch in self.epochs[:-1] if self.values[self.epochs[-1]] and self.waiting else ():

@@ -2,8 +2,7 @@
 
 The journal is the only truth; rungs, queues and counts are rebuilt from it. A trial is trained in
 segments, "number N until epoch E": a new, a promoted, a retried and a resumed trial are the same
-thing. No Ray and no MLflow here: a worker is whoever asks `propose`, tells `report` for each epoch
-and `segment_ended`; listeners hear what happened.
+thing. A worker is whoever calls `propose`, `report` for each epoch, and `segment_ended`.
 """
 
 from collections import Counter, deque
@@ -62,7 +61,7 @@ class Study:
         self.finished = False  # nothing is left to propose
         self._untrained_in_a_row = 0
         self._values_only = False
-        self._live: dict[int, optuna.Trial] = {}  # not told yet: queued, running or waiting
+        self._live: dict[int, optuna.Trial] = {}  # queued, running or waiting
         self._queue: deque[Segment] = deque()
         self._deaths: Counter[int] = Counter()
         self._rows: dict[int, dict[int, EpochRow]] = {}
@@ -74,12 +73,12 @@ class Study:
         for key, value in self._facts.items():
             if attrs.get(key) != value:
                 self.optuna.set_user_attr(key, value)
-        known = self._facts.get(KNOWN) or attrs.get(KNOWN, [])
-        self._storage.warm_start = as_trials(self.space, known)
+        rows = self._facts.get(KNOWN) or attrs.get(KNOWN, [])
+        self._storage.warm_start = as_trials(self.space, rows)
         trials = self.optuna.get_trials(deepcopy=False)
-        for i, given in enumerate(self.config.trials_by_hand):
+        for i, trial_by_hand in enumerate(self.config.trials_by_hand):
             if i >= len(trials):  # all of them, or those that a stop kept from being enqueued
-                params, arch = self.space.enqueued(given)
+                params, arch = self.space.enqueued(trial_by_hand)
                 marks: dict[str, Any] = {"by_hand": True} | ({"given_arch": arch} if arch else {})
                 marks |= {"baseline": True} if i == 0 and self.config.baseline else {}
                 self.optuna.enqueue_trial(params, user_attrs=marks)
@@ -106,19 +105,18 @@ class Study:
         if trial.state is not TrialState.RUNNING:
             self._finished(number, trial.user_attrs, trial.value)
 
-    def _reattach(self, found: FrozenTrial) -> None:
-        number, attrs = found.number, found.user_attrs
-        # Making the object lets the sampler propose; that is wanted for the last trial at most.
+    def _reattach(self, recorded: FrozenTrial) -> None:
+        number, attrs = recorded.number, recorded.user_attrs
+        # A new object lets the sampler propose: of use for the last trial at most
         self._set_sampler(number, "random" if "until" in attrs else self.config.sampler)
         with self._sampling():
-            self._live[number] = trial = reattach(self.optuna, found)
+            self._live[number] = trial = reattach(self.optuna, recorded)
         rows = self._rows[number]
         if "state" in attrs:  # stopped between saying how it ended and telling so
             self._tell(number, attrs["state"], attrs.get("error"))
         elif "until" not in attrs:  # stopped while it was proposed
-            draw_again(trial, found)
-            segment = self._prepare(trial)
-            if segment:
+            draw_again(trial, recorded)
+            if segment := self._prepare(trial):
                 self._queue.append(segment)
         elif rows and diverged(rows[max(rows)]):
             self._tell(number, "diverged")
@@ -130,11 +128,11 @@ class Study:
                 self._queue.append(self._segment(number, attrs["until"]))
 
     def close(self) -> None:
-        """End a search that has run its course: who waits at a rung now was never promoted."""
+        """End a finished search: trials that wait at a rung now were never promoted."""
         self._never_promoted(list(self.scheduler.waiting))
 
     def prune_unpromotable(self) -> None:
-        """End those who wait at a rung and cannot be promoted within `num_trials` any more."""
+        """End trials that wait at a rung and cannot be promoted within `num_trials` any more."""
         to_come = max(0, self.config.num_trials - self.trained)
         self._never_promoted(self.scheduler.unpromotable(self._live, to_come))
 
@@ -149,14 +147,13 @@ class Study:
 
     @property
     def unfinished(self) -> list[int]:
-        """Trials that have begun and not ended: `--resume` goes on with them."""
+        """Trials that `--resume` goes on with."""
         return sorted(self._live)
 
     def propose(self) -> Segment | Literal["finished"] | None:
         """The next segment; None while only a running trial can bring one; FINISHED at the end."""
         blocked = self.stopping or any(segment.alone for segment in self.running.values())
-        segment = None if blocked else self._next()
-        if segment:
+        if not blocked and (segment := self._next()):
             self.running[segment.number] = segment
             return segment
         self.finished = not (self.running or self.stopping)
@@ -164,19 +161,17 @@ class Study:
 
     def _next(self) -> Segment | None:
         if self._queue:
-            wait = self._queue[0].alone and self.running
-            return None if wait else self._queue.popleft()
+            return None if self._queue[0].alone and self.running else self._queue.popleft()
         promoted = self.scheduler.promotable()
-        if promoted is None:
-            while (
-                self.trained < self.config.num_trials
-                and self._untrained_in_a_row < UNTRAINED_IN_A_ROW
-            ):
-                segment = self._ask()
-                if segment:
-                    return segment
-            if not self.running:
-                promoted = self.scheduler.promotable(closing=True)
+        while (
+            promoted is None
+            and self.trained < self.config.num_trials
+            and self._untrained_in_a_row < UNTRAINED_IN_A_ROW
+        ):
+            if segment := self._ask():
+                return segment
+        if promoted is None and not self.running:
+            promoted = self.scheduler.promotable(closing=True)
         if promoted is None:
             return None
         self._announce("promoted", promoted[0])
@@ -196,19 +191,18 @@ class Study:
         self._set_sampler(number, self.config.sampler)
         with self._sampling():
             trial = self.optuna.ask()
-        self._live[trial.number] = trial
-        self._rows[trial.number] = {}
+        self._live[trial.number], self._rows[trial.number] = trial, {}
         self.trained += 1
         return self._prepare(trial)
 
     def _prepare(self, trial: optuna.Trial) -> Segment | None:
-        """Let a trial be sampled; None if there is nothing to train, which is then told."""
+        """Let a trial be sampled; None if there is nothing to train: the trial is ended."""
         arch = trial.user_attrs.get("given_arch")
         with self._sampling():
             candidate = self.space.sample(trial, arch and as_arch(arch))
         seed = trial_seed(self.config.seed, trial.number)
         record.write_candidate(trial, candidate, self.space.costs(candidate), seed)
-        # What was asked for by hand is trained whatever it costs
+        # A trial by hand is trained whatever it costs
         excess = {} if trial.user_attrs.get("by_hand") else self.space.excess(candidate)
         twin = self._done.get(candidate)
         if twin is None and all(value <= 0 for value in excess.values()):
@@ -219,22 +213,21 @@ class Study:
         self._untrained_in_a_row += 1
         if twin is None:
             record.constrain(trial, excess)
-            self._tell(trial.number, "infeasible")
         else:
             trial.set_user_attr("duplicate_of", twin)
-            self._tell(trial.number, "duplicate")
+        self._tell(trial.number, "infeasible" if twin is None else "duplicate")
         return None
 
     def _segment(self, number: int, until: int) -> Segment:
         trial = self._live[number]
         if trial.user_attrs.get("until") != until:
             trial.set_user_attr("until", until)
-        attrs, known = trial.user_attrs, max(self._rows[number], default=0)
+        attrs, last_epoch = trial.user_attrs, max(self._rows[number], default=0)
         candidate, keep_above = record.candidate_of(attrs), self.ranking.keep_above()
-        return Segment(number, candidate, attrs["seed"], until, known, keep_above)
+        return Segment(number, candidate, attrs["seed"], until, last_epoch, keep_above)
 
     def report(self, number: int, row: EpochRow) -> None:
-        """Record one epoch's row; one that is known already (told again after a resume) is not."""
+        """Record one epoch's row, unless it is there already (a worker repeats it on resume)."""
         epoch, rows, trial = row["epoch"], self._rows[number], self._live[number]
         if epoch in rows:
             return
@@ -271,24 +264,23 @@ class Study:
             self._queue.appendleft(self._segment(number, int(verdict)))
 
     def _tell(self, number: int, state: str, error: str | None = None) -> None:
-        trial, twin = self._live[number], None
+        trial, value = self._live[number], None
         if state == "duplicate":
             twin = self.optuna.get_trials(deepcopy=False)[trial.user_attrs["duplicate_of"]]
             record.copy_values(trial, twin)
+            value = twin.value if twin.state is TrialState.COMPLETE else None
         if error:
             trial.set_user_attr("error", error)
         trial.set_user_attr("state", state)
         if state in UNUSABLE:
             record.constrain(trial, {"infeasible": 1.0})
             self.scheduler.forget(number)
-        value = twin.value if twin and twin.state is TrialState.COMPLETE else None
         if state == "completed":
             value = self._rows[number][self.config.max_epochs][METRIC]
         record.tell(self.optuna, trial, value)
-        untrained = state in UNTRAINED
-        if not untrained:
+        if state not in UNTRAINED:
             self._finished(number, trial.user_attrs, value)
-        self._announce("skipped" if untrained else "ended", number)
+        self._announce("skipped" if state in UNTRAINED else "ended", number)
         del self._live[number]
 
     def _finished(self, number: int, attrs: dict[str, Any], value: float | None) -> None:

@@ -1,4 +1,4 @@
-"""What another study found out, as knowledge of this study's sampler, and as nothing else.
+"""Another study's trials as knowledge of this study's sampler, and as nothing else.
 
 The other study's finished trials are copied into this study's record once, when it begins: a
 resume sees them as they were. The sampler is shown them among its own; they are no trials of this
@@ -17,12 +17,11 @@ from optuna.trial import FrozenTrial, TrialState
 from vgg_search.config import Config, ConfigError
 from vgg_search.space.search_space import Space
 from vgg_search.storage.folder import JOURNAL, local_folder
-from vgg_search.study.optuna_adapter import first_study, numbered
-from vgg_search.study.record import candidate_of
+from vgg_search.study.record import candidate_of, read_study
 
 DIGEST, KNOWN = "digest", "known_trials"  # attributes of a study in its journal
 # What a machine could not do, or a limit forbade, may be possible here.
-TELLING = ("completed", "pruned", "diverged")
+TRANSFERABLE = ("completed", "pruned", "diverged")
 
 log = logging.getLogger("vgg_search")
 
@@ -32,95 +31,85 @@ def knowledge(config: Config, digest: str, folder: Path) -> list[dict[str, Any]]
 
     Raises ConfigError if there is no such study, or if it saw other data than `digest` names.
     """
-    if config.warm_start is None or KNOWN in _read(folder)[0]:
+    name = config.warm_start
+    if name is None or ((own := read_study(folder)) and KNOWN in own.user_attrs):
         return None
-    places = [local_folder(config.storage_path, config.warm_start), Path(config.warm_start)]
-    other = next((place for place in places if (place / JOURNAL).is_file()), None)
-    if other is None or other.resolve() == folder.resolve():
+    places = [local_folder(config.storage_path, name), Path(name)]
+    place = next((place for place in places if (place / JOURNAL).is_file()), None)
+    if place is None or place.resolve() == folder.resolve():
         raise ConfigError(
             f"warm_start must be another study in {config.storage_path} or its run folder, "
-            f"got {config.warm_start!r}"
+            f"got {name!r}"
         )
-    attrs, trials = _read(other)
-    if attrs.get(DIGEST) != digest:
+    study = read_study(place)
+    data = study and study.user_attrs.get(DIGEST)
+    if study is None or data != digest:
         raise ConfigError(
             f"warm_start must be a study on the same data ({digest}), "
-            f"got {config.warm_start} ({attrs.get(DIGEST, 'it does not say which')})"
+            f"got {name} ({data or 'it does not say which'})"
         )
-    known, left_out = _fitting(config.search_space, config.max_epochs, trials)
-    log.warning(
-        "warm start from %s: the sampler knows %d of its trials%s",
-        config.warm_start,
-        len(known),
-        f"; left out, for this space has no such value: {', '.join(left_out)}" if left_out else "",
-    )
-    return known
+    rows, left_out = _matching_rows(config, study.get_trials(deepcopy=False))
+    why = f"; left out, for this space has no such value: {', '.join(left_out)}" if left_out else ""
+    log.warning("warm start from %s: the sampler knows %d of its trials%s", name, len(rows), why)
+    return rows
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], list[FrozenTrial]]:
-    """(attributes, trials) of the study in a run folder, whatever the folder is called now."""
-    path = folder / JOURNAL
-    return first_study(path) if path.is_file() else ({}, [])
-
-
-def _fitting(
-    space: Space, max_epochs: int, trials: Iterable[FrozenTrial]
+def _matching_rows(
+    config: Config, trials: Iterable[FrozenTrial]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The trials that tell something about `space`, and what of them does not fit in, in words.
+    """A row for each trial that tells something about this space, and what was left out, in words.
 
-    A value that this space cannot propose is left out of a trial; the trial is, if that is its
-    number of blocks or is fixed here.
+    A value that this space cannot propose is left out of its trial; the whole trial is, if that is
+    its number of blocks or is fixed here.
     """
-    known, whole, parts = [], Counter[str](), Counter[str]()
+    space, rows = config.search_space, []
+    trials_left_out, values_left_out = Counter[str](), Counter[str]()
     for trial in trials:
-        if trial.user_attrs.get("state") not in TELLING:
+        if trial.user_attrs.get("state") not in TRANSFERABLE:
             continue
-        fits = {n: space.dims[n].match(v) for n, v in _values(trial).items() if n in space.dims}
-        wrong = [name for name, value in fits.items() if value is None]
+        candidate = candidate_of(trial.user_attrs)
+        values = {"num_blocks": len(candidate.arch), **candidate.block_params()}
+        values |= candidate.values() | trial.params
+        matches = {n: space.dims[n].match(v) for n, v in values.items() if n in space.dims}
+        wrong = [name for name, match in matches.items() if match is None]
         decisive = [name for name in wrong if name == "num_blocks" or space.dims[name].fixed]
         if decisive:
-            whole[decisive[0]] += 1
+            trials_left_out[decisive[0]] += 1
             continue
-        parts.update(wrong)
-        params = {n: v for n, v in fits.items() if v is not None and n in space.sampled()}
+        values_left_out.update(wrong)
         # Short of this study's last epoch, a value is no result here but an intermediate one
-        complete = trial.state is TrialState.COMPLETE and (trial.last_step or 0) >= max_epochs
-        too_much = not space.feasible(candidate_of(trial.user_attrs))
-        known.append(
+        last_epoch = trial.last_step or 0
+        complete = trial.state is TrialState.COMPLETE and last_epoch >= config.max_epochs
+        sampled = [name for name in matches if name in space.sampled() and name not in wrong]
+        infeasible = trial.user_attrs["state"] == "diverged" or not space.feasible(candidate)
+        rows.append(
             {
-                "params": params,
+                "params": {name: matches[name] for name in sampled},
                 "value": trial.value if complete else None,
                 "values": [[e, v] for e, v in sorted(trial.intermediate_values.items())],
-                "infeasible": too_much or trial.user_attrs["state"] == "diverged",
+                "infeasible": infeasible,
             }
         )
-    left_out = [f"{count} trials with another {name}" for name, count in whole.items()]
-    return known, left_out + [f"{name} of {count} trials" for name, count in parts.items()]
+    left_out = [f"{count} trials with another {name}" for name, count in trials_left_out.items()]
+    return rows, left_out + [f"{name} of {count} trials" for name, count in values_left_out.items()]
 
 
-def _values(trial: FrozenTrial) -> dict[str, Any]:
-    """Every dimension of a trial by the name a sampler sees, those that were fixed there too."""
-    candidate = candidate_of(trial.user_attrs)
-    blocks = {"num_blocks": len(candidate.arch)} | candidate.block_params()
-    return blocks | candidate.values() | trial.params
-
-
-def as_trials(space: Space, known: Sequence[dict[str, Any]]) -> list[FrozenTrial]:
-    """The known trials as a sampler takes them, oldest first, all with the number -1."""
+def as_trials(space: Space, rows: Sequence[dict[str, Any]]) -> list[FrozenTrial]:
+    """The rows of `knowledge` as trials for a sampler, oldest first. All have Optuna's number for
+    trials of no study, -1: older than this study's first, and Optuna has seen none lower."""
     trials = []
-    for row in known:
-        given = optuna.trial.FixedTrial(row["params"])
+    for row in rows:
+        fixed_trial = optuna.trial.FixedTrial(row["params"])
         for name in row["params"]:
-            space.dims[name].suggest(given, name)
-        complete = row["value"] is not None
-        trial = optuna.trial.create_trial(
-            state=TrialState.COMPLETE if complete else TrialState.PRUNED,
-            value=row["value"],
-            params=row["params"],
-            distributions=given.distributions,
-            intermediate_values=dict(row["values"]),
-            constraints={"infeasible": 1.0} if row["infeasible"] else None,
+            space.dims[name].suggest(fixed_trial, name)
+        trials.append(
+            optuna.trial.create_trial(
+                state=TrialState.PRUNED if row["value"] is None else TrialState.COMPLETE,
+                value=row["value"],
+                params=row["params"],
+                distributions=fixed_trial.distributions,
+                intermediate_values=dict(row["values"]),
+                constraints={"infeasible": 1.0} if row["infeasible"] else None,
+            )
         )
-        # Older than this study's first, 0; a lower one Optuna would take for one it has seen
-        trials.append(numbered(trial, -1, -1))
     return trials
