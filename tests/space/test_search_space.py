@@ -328,7 +328,7 @@ def test_the_centre_lies_in_the_space() -> None:
 
 def test_a_dimension_may_be_text() -> None:
     """No dimension is today; an option of a layer may be."""
-    row = Dimension(str, "relu", "relu or gelu", lambda v: v in ("relu", "gelu"))
+    row = Dimension(str, rule="relu or gelu", holds=lambda v: v in ("relu", "gelu"))
     assert parse_dim("activation", row, ["relu", "gelu"]) == Dim(str, ("relu", "gelu"))
     assert parse_dim("activation", row, "gelu").match("gelu") == "gelu"
     for wrong in ("tanh", 3, True):
