@@ -39,6 +39,24 @@ def test_without_a_study_it_ends_the_process_with_its_code(number: signal.Signal
     assert ended.value.code == 128 + number
 
 
+@pytest.mark.parametrize(("in_python", "ending"), [(False, SystemExit), (True, KeyboardInterrupt)])
+def test_a_library_that_wraps_the_exit_changes_nothing(
+    in_python: bool, ending: type[BaseException]
+) -> None:
+    """As pydantic's serializer does, in the middle of writing the configuration."""
+    with pytest.raises(ending) as ended, StopSignals(in_python):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException as error:
+            raise ValueError("while serializing") from error
+    assert in_python or ended.value.args == (130,)
+
+
+def test_an_error_without_a_signal_stays_an_error() -> None:
+    with pytest.raises(ValueError, match="its own"), StopSignals():
+        raise ValueError("its own")
+
+
 def test_one_that_came_before_the_study_stops_it(tmp_path: Path) -> None:
     """An exit that is raised in a destructor goes no further."""
     with opened(tmp_path / "s", experiment()) as study, StopSignals() as signals:

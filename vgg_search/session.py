@@ -31,6 +31,7 @@ from vgg_search.storage.folder import (
     in_use,
     local_folder,
     read_card,
+    replacing,
 )
 from vgg_search.storage.mirror import Checkpoints, Mirror
 from vgg_search.storage.place import Place
@@ -106,7 +107,7 @@ def _session(study: Study, splits: "Splits", place: Place, quiet: bool) -> Itera
     folder, config = study.folder, study.config
     checkpoints = Mirror(folder, place) if place.remote else Checkpoints(folder)
     checkpoints.start()
-    (folder / CONFIG).write_text(config.dump())
+    write_config(folder, config)
     with log_file(folder / LOG):
         from vgg_search.data.splits import USING_SAMPLE
         from vgg_search.models.files import servable
@@ -151,7 +152,12 @@ def claim(folder: Path, config: Config, resume: bool) -> None:
     except FileExistsError:
         raise _taken(config, folder) from None
     if not resume:  # first of all: a folder without it could not be resumed
-        (folder / CONFIG).write_text(config.dump())
+        write_config(folder, config)
+
+
+def write_config(folder: Path, config: Config) -> None:
+    with replacing(folder / CONFIG) as file:
+        file.write_text(config.dump())
 
 
 def load_data(config: Config) -> "Splits":

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -37,9 +36,12 @@ class StopSignals:
             self.install()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        if self and self.study is None and isinstance(error, Exception):
+            # What `_handle` raised, in the middle of a library that made an error of its own of it
+            raise self._ending(self.received[0]) from error
 
     def __bool__(self) -> bool:
         return bool(self.received)
@@ -61,9 +63,10 @@ class StopSignals:
         self.received.append(number)
         if self.study is not None and not again:
             self.study.stopping = True
-        elif self.in_python:
-            raise KeyboardInterrupt
-        elif again:
+        elif again and not self.in_python:
             os._exit(128 + number)
         else:
-            sys.exit(128 + number)
+            raise self._ending(number)
+
+    def _ending(self, number: int) -> BaseException:
+        return KeyboardInterrupt() if self.in_python else SystemExit(128 + number)

@@ -24,7 +24,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from vgg_search.storage.addresses import without_password
-from vgg_search.tracking.mlflow_adapter import default_uri
+from vgg_search.tracking.mlflow_adapter import connected, default_uri
 from vgg_search.tracking.outbox import Outbox, Row
 from vgg_search.tracking.registry import fetch_champion
 from vgg_search.tracking.sender import MlflowTracker, calls, sync
@@ -375,6 +375,24 @@ def test_two_searches_make_a_fresh_database_together_and_in_silence(tmp_path):
         assert child.communicate(timeout=150) == ("", "")
         assert child.returncode == 0
     assert runs(uri).keys() == {"a", "b"}
+
+
+CONNECT = """
+import sys
+from vgg_search.tracking.mlflow_adapter import connected
+connected(sys.argv[1]).search_experiments()
+"""
+
+
+def test_kill_9_while_a_fresh_database_is_made_leaves_none_that_is_half_made(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with in_process(CONNECT, uri) as child:
+        until = time.monotonic() + 100
+        while not any(f.stat().st_size >= 200_000 for f in tmp_path.glob("*mlflow.db")):
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        child.kill()
+    assert connected(uri).search_experiments()
 
 
 def test_a_sender_waits_while_another_process_sends(make):

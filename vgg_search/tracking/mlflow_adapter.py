@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vgg_search.storage.addresses import masked
+from vgg_search.storage.folder import replacing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,7 +38,8 @@ def database(uri: str) -> Path | None:
 
 def connected(uri: str) -> "MlflowClient":
     """A client that says nothing on the terminal. A database that is not there is made, by one
-    process at a time: those that make a fresh one together break it for each other."""
+    process at a time: those that make a fresh one together break it for each other. It is made
+    aside: MLflow cannot open one whose making was killed (measured: it stays half migrated)."""
     os.environ.update(ENVIRONMENT)
     from mlflow import MlflowClient
 
@@ -50,6 +52,9 @@ def connected(uri: str) -> "MlflowClient":
     folder = os.open(file.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
+        if not file.exists():
+            with replacing(file) as new:
+                MlflowClient(f"sqlite:///{new}").search_experiments()
         return MlflowClient(uri)
     finally:
         os.close(folder)
