@@ -44,11 +44,15 @@ def test_a_library_that_wraps_the_exit_changes_nothing(
     in_python: bool, ending: type[BaseException]
 ) -> None:
     """As pydantic's serializer does, in the middle of writing the configuration."""
-    with pytest.raises(ending) as ended, StopSignals(in_python):
+
+    def serialize() -> None:
         try:
             signal.raise_signal(signal.SIGINT)
         except BaseException as error:
             raise ValueError("while serializing") from error
+
+    with pytest.raises(ending) as ended, StopSignals(in_python):
+        serialize()
     assert in_python or ended.value.args == (130,)
 
 
