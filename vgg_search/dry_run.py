@@ -9,6 +9,7 @@ import torch
 from vgg_search.config import Config, ConfigError
 from vgg_search.data.source import UNKNOWN
 from vgg_search.data.splits import SAMPLE_IMAGES, SPLIT_IMAGES
+from vgg_search.engine.packing import measure
 from vgg_search.models.images import SIDE
 from vgg_search.space.arch import depth, describe
 from vgg_search.space.candidate import Candidate
@@ -16,7 +17,7 @@ from vgg_search.study.budget import Budget
 from vgg_search.study.sampling import random_candidates
 from vgg_search.study.schedulers import make_scheduler
 from vgg_search.terminal.progress import duration
-from vgg_search.training.device import pick_device, prepare_process
+from vgg_search.training.device import cuda_trouble, free_memory, pick_device, prepare_process
 from vgg_search.training.model import VGG, build
 from vgg_search.training.recipe import recipe_of
 from vgg_search.training.train import Resident, Training
@@ -82,19 +83,33 @@ def images_per_second(config: Config, candidate: Candidate) -> float:
     """Training speed on one worker of this machine, measured by a few steps on noise."""
     prepare_process(max(1, int(config.cpus_per_trial)))
     count = PROBE_BATCHES * candidate.batch_size
-    device = pick_device()
+    device = pick_device(on_gpu(config))
     noise = torch.randint(256, (count, SIDE, SIDE), dtype=torch.uint8).to(device)
     data = Resident(noise, torch.zeros(count, dtype=torch.long, device=device), UNKNOWN)
     network = build(candidate.network(config.resolution), config.seed)
-    # Two epochs: in the first, libraries choose and compile their kernels.
-    rows = list(Training(network, data, recipe_of(config, candidate, 2), config.seed).run(2))
-    return float(rows[-1]["images_per_second"])
+    # In the first epoch libraries choose and compile their kernels; on a GPU the second captures
+    # the step as a graph.
+    epochs = 3 if device.type == "cuda" else 2
+    recipe = recipe_of(config, candidate, epochs)
+    *_, row = Training(network, data, recipe, config.seed).run(epochs)
+    free_memory(device)
+    return float(row["images_per_second"])
+
+
+def on_gpu(config: Config) -> bool:
+    """Whether trials of this experiment would train on a GPU of this machine. Raises DeviceError
+    where they have to, and cannot."""
+    if config.gpus_per_trial == "auto":
+        return config.needs_gpu or not cuda_trouble()
+    return config.gpus_per_trial > 0
 
 
 def slots_here(config: Config) -> int:
     """Trials that this machine can train at a time."""
-    gpus = torch.cuda.device_count()
-    per_gpu = 1.0 if config.gpus_per_trial == "auto" else config.gpus_per_trial
-    if gpus and per_gpu:
-        return max(1, int(gpus / per_gpu))
-    return max(1, int((os.cpu_count() or 1) / config.cpus_per_trial))
+    cores = os.cpu_count() or 1
+    if not on_gpu(config):
+        return max(1, int(cores / config.cpus_per_trial))
+    gpus, each = torch.cuda.device_count(), config.gpus_per_trial
+    if each == "auto":
+        return gpus * measure(config).trials(int(cores / gpus / config.cpus_per_trial))
+    return gpus * int(1 / each) if each < 1 else max(1, int(gpus / each))

@@ -113,10 +113,10 @@ def test_a_training_that_is_begun_again_tells_all_and_trains_the_rest(
     network = {"arch": ((1, 8),), "hidden_features": 32, "num_hidden": 1, "resolution": 28}
     checkpoints = TrainingCheckpoints(Place(str(tmp_path)), "trials/champion", 3)
     task = TrainingTask(network, Recipe(3, 64, 0.05), 7, 1, checkpoints, whole=True)
-    rows = _train_alone(task, splits)
+    rows = _train_alone(task, splits, gpu=False)
     before = [next(rows), next(rows)]
     rows.close()
-    after = list(_train_alone(task, splits))
+    after = list(_train_alone(task, splits, gpu=False))
     assert after[:2] == before  # their times too: they were not trained again
     assert [row["epoch"] for row in after] == [1, 2, 3]
 

@@ -21,6 +21,7 @@ from vgg_search.engine.packing import (
     rehearsal,
     share,
 )
+from vgg_search.errors import DeviceError
 
 GIB = 2**30
 SPACE: dict[str, Any] = {
@@ -70,16 +71,18 @@ def test_memory_says_what_was_measured() -> None:
 class FakeGpu:
     """80 GiB, of which others hold 10; half a GiB more once a process has its context."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, taken: int, fits: bool = True) -> None:
-        self.free, self.taken, self.fits = 80 * GIB - 10 * GIB - CONTEXT, taken, fits
-        monkeypatch.setattr(packing, "pick_device", lambda: torch.device("cuda"))
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, taken: int, error: Exception | None = None
+    ) -> None:
+        self.free, self.taken, self.error = 80 * GIB - 10 * GIB - CONTEXT, taken, error
+        monkeypatch.setattr(packing, "pick_device", lambda **_: torch.device("cuda"))
         monkeypatch.setattr(packing, "prepare_process", lambda *_: None)
         monkeypatch.setattr(packing, "rehearsal", lambda *_: self)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (self.free, 80 * GIB))
 
     def run(self, epochs: int) -> list[int]:
-        if not self.fits:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+        if self.error:
+            raise self.error
         self.free -= self.taken
         return list(range(epochs))
 
@@ -89,11 +92,33 @@ def test_what_others_hold_is_not_a_trials(monkeypatch: pytest.MonkeyPatch) -> No
     assert measure(experiment()) == GpuMemory(2 * GIB + CONTEXT, 10 * GIB, 80 * GIB)
 
 
-def test_a_network_that_does_not_fit_has_the_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeGpu(monkeypatch, taken=0, fits=False)
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_network_that_does_not_fit_has_the_gpu_alone(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    FakeGpu(monkeypatch, taken=0, error=error)
     memory = measure(experiment())
     assert memory == GpuMemory(80 * GIB, 10 * GIB, 80 * GIB)
     assert memory.trials(16) == 1
+
+
+def test_another_error_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeGpu(monkeypatch, taken=0, error=RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        measure(experiment())
+
+
+def test_a_rehearsal_that_diverges_measures_all_the_same() -> None:
+    training = rehearsal(experiment(space=SPACE, train_images=300), torch.device("cpu"))
+    with torch.no_grad():
+        training.parameters[0].fill_(math.nan)
+    assert [row["epoch"] for row in training.run(2)] == [1]
 
 
 def test_the_largest_network_is_a_corner_of_the_space() -> None:
@@ -140,14 +165,14 @@ def test_a_rehearsal_trains_on_noise_and_stays_finite() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it measures, where it can")
-def test_without_a_gpu_there_is_nothing_to_measure() -> None:
-    assert measure(experiment(space=SPACE)) is None
+def test_without_a_gpu_nothing_is_measured_on_a_cpu_instead() -> None:
+    with pytest.raises(DeviceError, match=r"^a GPU was asked for, but torch "):
+        measure(experiment(space=SPACE))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_says_what_a_trial_takes() -> None:
     memory = measure(experiment(space=SPACE))
-    assert memory is not None
     assert CONTEXT < memory.own < memory.total
     assert 0 <= memory.others < memory.total

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vgg_search.engine.checkpoints import TrainingTask
 from vgg_search.storage.place import StorageError
-from vgg_search.training.device import prepare_process
+from vgg_search.training.device import pick_device, prepare_process
 from vgg_search.training.model import VGG, build
 from vgg_search.training.recipe import Recipe
 from vgg_search.training.train import Resident, Training
@@ -78,7 +78,12 @@ def train_distributed(
     with tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
         trainer = TorchTrainer(
             train_rank,
-            train_loop_config={"task": task, "data": [data], "rows": rows},
+            train_loop_config={
+                "task": task,
+                "data": [data],
+                "rows": rows,
+                "gpu": resources["gpu"] > 0,
+            },
             scaling_config=ScalingConfig(
                 num_workers=processes,
                 use_gpu=resources["gpu"] > 0,
@@ -117,7 +122,9 @@ def train_rank(config: dict[str, Any]) -> None:
     task: TrainingTask = config["task"]
     rank, ranks = get_context().get_world_rank(), get_context().get_world_size()
     prepare_process(task.threads)
-    device = get_device()
+    device = pick_device(config["gpu"])
+    if device.type == "cuda":  # all of a node's are visible to each of its ranks
+        device = get_device()
     data = Resident.load(ray.get(config["data"][0]), device, task.whole)
     if rank:  # the first alone looks at validation
         data = Resident(data.train_images, data.train_labels, data.info)

@@ -148,6 +148,7 @@ def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[]
         splits=splits,
         experiment=study.config,
         place=cluster.place,
+        gpu=cluster.resources["gpu"] > 0,
         distributed=cluster.distributed_training(),
     )
     study.budget.devices = (cluster.resources["gpu"] or 1.0) * study.config.workers_per_trial

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vgg_search.models.files import Classifier, PathLike, load_classifier
 from vgg_search.models.images import ImageError, read_image
-from vgg_search.training.device import plan, to_device
+from vgg_search.training.device import cuda_trouble, pick_device, plan, to_device
 from vgg_search.training.inference import logits
 
 WORST = 20  # images that `evaluate` names
@@ -40,10 +40,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores on (N, H, W) uint8 images: test_accuracy, test_loss, per_class, confusion, worst.
 
+    A Classifier answers where it is, one that is loaded here on a GPU if there is one.
     `confusion[true][predicted]` counts images. `worst` are the images of the highest loss, highest
     first.
     """
-    classifier = model if isinstance(model, Classifier) else load_classifier(model)
+    if isinstance(model, Classifier):
+        classifier = model
+    else:
+        classifier = load_classifier(model).to(pick_device(not cuda_trouble()))
     classes = classifier.info.classes
     scores, truth = _logits(classifier, images), torch.from_numpy(labels.astype(np.int64))
     size = len(classes)
