@@ -225,7 +225,8 @@ def run_process(command: list[str], work: Path) -> tuple[float, float]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("VGG_SEARCH_", "MLFLOW_"))}
     env.pop("RAY_ADDRESS", None)
     env["VGG_SEARCH_DATA_DIR"] = str(data_dir())
-    env["PYTHONPATH"] = str(ROOT)  # what is measured is what the commit beside it names
+    # What is measured is what the commit beside it names, with the libraries of this process
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     # Bytecode is cached, as in any installation; without it every process compiles what it imports,
     # which more than doubles the start of each trial of the tutorial stack.
     env.pop("PYTHONDONTWRITEBYTECODE", None)
