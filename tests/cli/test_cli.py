@@ -78,7 +78,12 @@ MISTAKES: list[tuple[str, str]] = [
     ("--grace-epochs 7", "grace_epochs must be <= max_epochs (4), got 7"),
     ("--tracking-uri ftp://host", f"{URI}"),
     ("--tracking-uri localhost:5000", f"{URI}"),
-    ("--tracking-uri http://", f"{URI}"),
+    ("--tracking-uri http://", "tracking_uri must be http://HOST:PORT, got"),
+    ("--tracking-uri http:host:5000", "tracking_uri must be http://HOST:PORT, got"),
+    ("--tracking-uri sqlite://mlflow.db", "tracking_uri must be sqlite:///FILE, FILE a path"),
+    ("--tracking-uri sqlite:///:memory:", "tracking_uri must be sqlite:///FILE, FILE a path"),
+    ("--storage-path ~nobody-here/runs", "storage_path must be a folder; of ~ there is no home"),
+    ("--config=~nobody-here/x.yaml", "argument --config: must be a folder; of ~ there is no"),
     # flags
     ("--num-trial 4", "unknown flag --num-trial; did you mean --num-trials?"),
     ("--sample tpe", "unknown flag --sample; did you mean --sampler?"),

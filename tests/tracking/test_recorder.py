@@ -52,6 +52,7 @@ class Session:
         self.retention = Retention(self.study, Checkpoints(folder), self.tracker)
         self.study.listeners += [self._checkpoint, self.retention, self.recorder]
         self.recorder.start()
+        self.retention.start()
         self.study.open()
         self.retention.catch_up()
         self.recorder.catch_up()
