@@ -63,7 +63,6 @@ def refine(
     `refused`; the `champion` of a training that diverged is None. Raises InputError before it
     writes.
     """
-    check = Check(tracker["tracking_uri"], tracker["experiment"])
     network, old = load_folder(folder)
     splits, info = _images_of(old, data_dir), info_of(old)
     test = load_test(old["dataset"], data_dir)
@@ -72,7 +71,6 @@ def refine(
     card = {name: old[name] for name in KEPT} | facts
     card |= {"seed": seed, "epochs": epochs, "parent_model": parent["model_uri"]}
     training = _training(network, splits, card)
-    check.result()
 
     sent = _start(out, tracker, card, splits, parent.get("run_id"))
     summary = {"study": out.name, "parent": parent, "epochs": epochs}
@@ -119,7 +117,9 @@ def _training(network: VGG, splits: Splits, card: Card) -> Training:
 def _start(
     out: Path, address: dict[str, Any], card: Card, splits: Splits, parent_id: str | None
 ) -> Tracker:
-    """Opens the run, which MLflow shows under the champion's if that is known."""
+    """Opens the run, which MLflow shows under the champion's if that is known. Raises TrackerError
+    before it writes."""
+    Check(address["tracking_uri"], address["experiment"]).result()
     out.mkdir(parents=True)
     tracker = connect(out, **address, study=out.name, servable=servable)
     tags = {name: card[name] for name in ("dataset", "seed", "study", "commit", "parent_model")}

@@ -272,7 +272,8 @@ def _what(kind: str, body: str) -> str:
     content = json.loads(body)
     if kind == "batch":
         return ", ".join(f"{sort} {name}" for sort, name, *_ in content)
-    return " ".join((kind, *(str(content[n]) for n in ("target", "artifact_path") if n in content)))
+    names = (content.get(field) for field in ("target", "artifact_path", "name"))
+    return " ".join((kind, *filter(None, names)))
 
 
 def sending(folder: Path) -> tuple[int, int, Sequence[str]]:

@@ -19,7 +19,7 @@ from typing import Any
 from vgg_search.storage.folder import OUTBOX_LOCK, SUMMARY, read_card
 from vgg_search.study.tables import write_summary
 from vgg_search.tracking import mlflow_adapter
-from vgg_search.tracking.check import Check
+from vgg_search.tracking.check import Check, check_artifacts
 from vgg_search.tracking.mlflow_adapter import in_a_line, permanent
 from vgg_search.tracking.outbox import Lane, Outbox, Row
 from vgg_search.tracking.recorder import REFINEMENT, champion_key
@@ -87,7 +87,7 @@ class MlflowTracker(Outbox):
         self._stop, self._hurry = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._client: Any = None
-        self._experiment_id = ""
+        self._experiment_id, self._place = "", ""  # where its artifacts go
         self._waits = Waits()
 
     def start(self, after: float = 0.0) -> None:
@@ -151,6 +151,7 @@ class MlflowTracker(Outbox):
             experiment = client.get_experiment_by_name(self.experiment)
             if experiment:
                 self._experiment_id = experiment.experiment_id
+                self._place = str(experiment.artifact_location)
                 if experiment.lifecycle_stage == "deleted":
                     text = (self.uri, self.experiment, self._experiment_id)
                     raise TrackerError(mlflow_adapter.deleted_experiment(*text))
@@ -244,6 +245,7 @@ class MlflowTracker(Outbox):
         elif row.kind == "end":
             client.set_terminated(run_id, body["status"], row.time)
         elif row.kind == "artifact":
+            check_artifacts(self.uri, self._place, self.experiment)  # MLflow would make it anew
             path = self.folder / body["path"]
             send = client.log_artifacts if path.is_dir() else client.log_artifact
             send(run_id, str(path), body["artifact_path"])
