@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from vgg_search.data.splits import Splits
     from vgg_search.engine.nodes import Cluster
 
+FIRST_LOOK_SECONDS = 0.2  # at a tracker; a database in a file takes 0.02
 LOOK_SECONDS = 0.5  # between two looks for a signal
 TRACKER_SECONDS = 5.0  # before MLflow is imported, which would slow the start of the workers
 log = logging.getLogger("vgg_search")
@@ -74,7 +75,7 @@ def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[s
     check = Check(config.tracking_uri, config.experiment)
     splits = load_data(config)
     facts = study_facts(config, splits, folder)
-    check.result(0.0)  # what is known already is said before Ray is started
+    check.result(FIRST_LOOK_SECONDS)  # what is seen at once is said before Ray is started
     if sys.stderr.isatty() and not quiet:  # somebody waits; a mistake found later is one line
         print(f"study {folder.name}: starting Ray and its workers", file=sys.stderr)
     from vgg_search.engine.connection import ray_cluster

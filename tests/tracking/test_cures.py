@@ -1,11 +1,13 @@
 """What a real MLflow refuses for now, for good, or of one thing only; each fault put and cured."""
 
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from proxy import Call, Proxy, error, proxied
 from test_sender import EPOCH, check_study, put_study, refusals, send, servable
 
 from vgg_search.storage.addresses import sqlite_address
+from vgg_search.tracking.check import Check
 from vgg_search.tracking.outbox import Outbox
 from vgg_search.tracking.sender import MlflowTracker, sync
 from vgg_search.tracking.tracker import TrackerError
@@ -328,3 +331,40 @@ def test_a_folder_of_any_name_keeps_its_own_records(tmp_path, empty, monkeypatch
 
 def runs_of(uri: str, experiment: str) -> list[str]:
     return list(names(uri, experiment))
+
+
+def test_a_database_of_another_version_is_refused_in_mlflows_words(uri, tmp_path):
+    Check(uri, NAME).result()
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'another'")
+    with pytest.raises(TrackerError, match="run 'mlflow db upgrade <database_uri>'"):
+        Check(uri, NAME).result()
+
+
+def test_a_tracker_that_is_away_stops_no_study(tmp_path):
+    for address in (
+        "http://127.0.0.1:9",
+        "https://127.0.0.1:9/path",
+        "http://no-such-host.invalid",
+    ):
+        Check(address, NAME).result()
+    with proxied("http://127.0.0.1:9") as away:  # a proxy whose server is away
+        Check(away.uri, NAME).result()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_server_that_does_not_take_us_is_refused(proxy, status):
+    proxy.answer = lambda _: error(status, "PERMISSION_DENIED")
+    with pytest.raises(TrackerError, match=r"cannot take the study: .*PERMISSION_DENIED"):
+        Check(proxy.uri, NAME).result()
+
+
+@pytest.mark.slow
+def test_a_deleted_experiment_of_a_server_is_found(proxy):
+    Check(proxy.uri, "to be deleted").result()
+    client = MlflowClient(proxy.uri)
+    client.delete_experiment(client.create_experiment("to be deleted"))
+    with pytest.raises(TrackerError, match=r"experiment 'to be deleted' is deleted; .* restore"):
+        Check(proxy.uri, "to be deleted").result()
