@@ -61,18 +61,19 @@ def test_a_refusal_comes_before_anything_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "unsent", "signals", "code"),
+    ("state", "unsent", "refused", "signals", "code"),
     [
-        ("completed", 0, [], 0),
-        ("completed", 3, [], 1),
-        ("failed", 0, [], 1),
-        ("interrupted", 0, [2], 130),
-        ("interrupted", 9, [15], 143),
-        ("interrupted", 0, [2, 15], 130),
+        ("completed", 0, 0, [], 0),
+        ("completed", 3, 0, [], 1),
+        ("completed", 0, 1, [], 1),
+        ("failed", 0, 0, [], 1),
+        ("interrupted", 0, 0, [2], 130),
+        ("interrupted", 9, 0, [15], 143),
+        ("interrupted", 0, 2, [2, 15], 130),
     ],
 )
-def test_exit_codes(state: str, unsent: int, signals: list[int], code: int) -> None:
-    assert exit_code({"state": state, "unsent": unsent}, signals) == code
+def test_exit_codes(state: str, unsent: int, refused: int, signals: list[int], code: int) -> None:
+    assert exit_code({"state": state, "unsent": unsent, "refused": refused}, signals) == code
 
 
 def test_provenance_names_versions_commit_and_host(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,10 +25,17 @@ from vgg_search.errors import InputError, did_you_mean
 from vgg_search.records import AUTO, DATASETS
 from vgg_search.space.arch import Arch, check_arch
 from vgg_search.space.search_space import Space
-from vgg_search.storage.folder import RUNS
+from vgg_search.storage.addresses import masked
+from vgg_search.storage.folder import RUNS, expanded
 
 ENV_PREFIX = "VGG_SEARCH_"
 TRACKERS = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "file", "databricks")
+_SERVER = (r"//([^/@\s]*@)?(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)(:\d+)?(/\S*)?$", "://HOST:PORT")
+FORMS = {  # what follows a scheme, and how it is said
+    "http": _SERVER,
+    "https": _SERVER,
+    "sqlite": (r"///(?!:memory:)[^?]+(\?.*)?$", ":///FILE, FILE a path"),
+}
 DEFAULT_SPACE: dict[str, Any] = {
     "num_blocks": [1, 3],
     "num_convs": [1, 2],
@@ -70,10 +77,16 @@ def _from_json(value: Any) -> Any:
 def check_tracker(value: str | None) -> str | None:
     """The address of a tracker. Raises ValueError if MLflow has no such kind of address."""
     scheme, colon, rest = (value or "").partition(":")
-    known = scheme.split("+")[0] in TRACKERS and (not scheme.startswith("http") or rest[2:])
-    if colon and not known:
+    kind = scheme.split("+")[0]
+    if colon and kind not in TRACKERS:
         raise ValueError(f"be a path or an address that begins with {', '.join(TRACKERS)}")
+    if kind in FORMS and not re.match(FORMS[kind][0], rest):
+        raise ValueError(f"be {scheme}{FORMS[kind][1]}")
     return value
+
+
+def _expanded_path(value: Path | None) -> Path | None:
+    return value and Path(expanded(str(value)))
 
 
 def _queued_trial(trial: dict[str, Any]) -> dict[str, Any]:
@@ -129,7 +142,7 @@ class Config(Fields):
 
     dataset: Dataset = AUTO
     """auto: the real set where it can be had, else the bundled sample, loudly."""
-    data_dir: Path | None = resumable(None)
+    data_dir: Annotated[Path | None, AfterValidator(_expanded_path)] = resumable(None)
     """Folder with Fashion-MNIST in torchvision's layout, packed or unpacked."""
     resolution: Annotated[int, Field(ge=2, le=1024)] = 28
     """Side of the images, px; other than 28 they are resized on the device."""
@@ -154,7 +167,7 @@ class Config(Fields):
     """An arch trained to the end as trial 0, beside which the best is shown; null: none."""
     enqueue: FromJson[list[QueuedTrial]] = []
     """Trials to start with: each a map of an `arch` and of sampled dimensions."""
-    warm_start: str | None = None
+    warm_start: Annotated[str, AfterValidator(expanded)] | None = None
     """A study (name or run folder) on the same data, whose trials the sampler is to know."""
     time_budget: Seconds | None = resumable(300.0)
     """Time of the search (90s, 6m, 1h30m); the champion may take 0.6 of it on top."""
@@ -195,7 +208,7 @@ class Config(Fields):
     skip_bad_nodes: bool = resumable(False)
     """Start without the nodes whose versions or storage are not the driver's."""
 
-    storage_path: str = resumable(RUNS)
+    storage_path: Annotated[str, AfterValidator(expanded)] = resumable(RUNS)
     """Where run folders go: a folder that all nodes see, or a bucket (s3://...)."""
     tracking_uri: Annotated[str | None, AfterValidator(check_tracker)] = resumable(None)
     """MLflow; without it MLFLOW_TRACKING_URI, else sqlite:///mlflow.db where the command runs."""
@@ -286,4 +299,4 @@ def validated(schema: type[Schema], fields: Mapping[str, Any]) -> Schema:
         rule = "be a list of [num_convs, out_channels] pairs"
     elif kind.partition("_")[0] in _TYPES:
         rule = _TYPES[kind.partition("_")[0]]
-    raise ConfigError(f"{field} must {rule}, got {first['input']!r}")
+    raise ConfigError(f"{field} must {rule}, got {masked(repr(first['input']))}")

@@ -27,6 +27,7 @@ from vgg_search.records import State
 from vgg_search.space.candidate import Candidate
 from vgg_search.storage.folder import CHAMPION, SUMMARY
 from vgg_search.study.tables import write_summary
+from vgg_search.tracking.check import Check
 from vgg_search.tracking.recorder import REFINEMENT as RUN
 from vgg_search.tracking.recorder import end_run, log_row, register_champion, start_run
 from vgg_search.tracking.registry import version_of
@@ -58,8 +59,9 @@ def refine(
     """Train the champion in `folder` on, into the run folder `out`, as a run of its own in MLflow.
 
     `parent` is what `lineage` says, `tracker` the address and experiment, `facts` go into the card,
-    `epochs` is by default the champion's. Returns what `out`/summary.json says, and `unsent`; the
-    `champion` of a training that diverged is None. Raises ModelError or DataError before it writes.
+    `epochs` is by default the champion's. Returns what `out`/summary.json says, `unsent` and
+    `refused`; the `champion` of a training that diverged is None. Raises InputError before it
+    writes.
     """
     network, old = load_folder(folder)
     splits, info = _images_of(old, data_dir), info_of(old)
@@ -73,17 +75,22 @@ def refine(
     sent = _start(out, tracker, card, splits, parent.get("run_id"))
     summary = {"study": out.name, "parent": parent, "epochs": epochs}
     if not _train(training, epochs, sent, listen):
-        return summary | {"state": "failed", "champion": None, "unsent": sent.unsent}
+        return summary | {"state": "failed", "champion": None} | _lacking(sent)
     refined = training.measured.cpu().eval()
     metrics = evaluate(Classifier(refined, info), *test) | {"parent_test_accuracy": before}
     save_model(out / CHAMPION, refined, info, card | {"metrics": metrics})
     scores = {name: metrics[name] for name in SCORES}
     register_champion(sent, RUN, scores, epochs, out / CHAMPION)
-    unsent, answers = sent.close(SEND_SECONDS), sent.results(RUN)
-    champion = scores | {name: answers.get(name) for name in ANSWERS}
+    sent.close(SEND_SECONDS)
+    champion = scores | {name: sent.results(RUN).get(name) for name in ANSWERS}
     summary |= {"state": "completed", "champion": champion}
     write_summary(out, summary)
-    return summary | {"unsent": unsent}
+    return summary | _lacking(sent)
+
+
+def _lacking(tracker: Tracker) -> dict[str, int]:
+    """Rows that the tracker has not got, and those that it will never take."""
+    return {"unsent": tracker.unsent, "refused": tracker.refused}
 
 
 def _images_of(card: Card, data_dir: Path | None) -> Splits:
@@ -110,7 +117,9 @@ def _training(network: VGG, splits: Splits, card: Card) -> Training:
 def _start(
     out: Path, address: dict[str, Any], card: Card, splits: Splits, parent_id: str | None
 ) -> Tracker:
-    """Opens the run, which MLflow shows under the champion's if that is known."""
+    """Opens the run, which MLflow shows under the champion's if that is known. Raises TrackerError
+    before it writes."""
+    Check(address["tracking_uri"], address["experiment"]).result()
     out.mkdir(parents=True)
     tracker = connect(out, **address, study=out.name, servable=servable)
     tags = {name: card[name] for name in ("dataset", "seed", "study", "commit", "parent_model")}

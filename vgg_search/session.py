@@ -39,6 +39,7 @@ from vgg_search.study.study import Study
 from vgg_search.study.tables import summarise, write_summary, write_tables
 from vgg_search.study.warm_start import DIGEST, KNOWN, knowledge
 from vgg_search.terminal.progress import Progress, closing
+from vgg_search.tracking.check import Check
 from vgg_search.tracking.mlflow_adapter import ENVIRONMENT as MLFLOW_ENVIRONMENT
 from vgg_search.tracking.recorder import PARENT, Recorder, champion_key
 from vgg_search.tracking.retention import Retention
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from vgg_search.data.splits import Splits
     from vgg_search.engine.nodes import Cluster
 
+FIRST_LOOK_SECONDS = 0.2  # at a tracker; a database in a file takes 0.02
 LOOK_SECONDS = 0.5  # between two looks for a signal
 TRACKER_SECONDS = 5.0  # before MLflow is imported, which would slow the start of the workers
 log = logging.getLogger("vgg_search")
@@ -59,7 +61,7 @@ def run(
 ) -> tuple[int, dict[str, Any]]:
     """Search, train the champion, report: (exit code, summary).
 
-    0 done, 1 the work failed or MLflow was not reached, 128 + the signal that stopped it. With
+    0 done, 1 the work failed or MLflow has not all of it, 128 + the signal that stopped it. With
     `in_python` nothing is left behind in the process, which goes on. Raises InputError before
     anything is written.
     """
@@ -70,8 +72,10 @@ def run(
 
 def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[str, Any]:
     began, folder = time.monotonic(), run_folder(config, resume)
+    check = Check(config.tracking_uri, config.experiment)
     splits = load_data(config)
     facts = study_facts(config, splits, folder)
+    check.result(FIRST_LOOK_SECONDS)  # what is seen at once is said before Ray is started
     if sys.stderr.isatty() and not quiet:  # somebody waits; a mistake found later is one line
         print(f"study {folder.name}: starting Ray and its workers", file=sys.stderr)
     from vgg_search.engine.connection import ray_cluster
@@ -82,6 +86,7 @@ def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[s
             stop.install()
             cluster = Cluster(config, Place.of(config.storage_path, folder.name))
             slots = cluster.slots()
+            check.result()
             claim(folder, config, resume)
             study = Study(folder, config, facts=facts)
             stack.callback(study.release)
@@ -226,6 +231,7 @@ class Session:
         """Take the study up where its record ends, and tell the tracker what it lacks."""
         self.tracker.start(after=TRACKER_SECONDS)
         self.recorder.start()
+        self.retention.start()
         self.study.open()
         self.retention.catch_up()
         self.recorder.catch_up()
@@ -329,10 +335,11 @@ class Session:
 
     def _send(self, stop: StopSignals) -> None:
         """Wait until MLflow has all, no longer than it can be waited for, or until a signal."""
-        answers = bool(self.tracker.results(PARENT))
-        until = time.monotonic() + (SEND_SECONDS if answers else SEND_SECONDS / 4)
-        while not stop and time.monotonic() < until and self.tracker.flush(LOOK_SECONDS):
-            pass
+        began, tracker = time.monotonic(), self.tracker
+        while not stop and tracker.flush(LOOK_SECONDS):
+            answers = tracker.results(PARENT) and not tracker.error
+            if time.monotonic() > began + (SEND_SECONDS if answers else SEND_SECONDS / 4):
+                break
 
     def last_copy(self, stop: StopSignals) -> None:
         """Let a bucket have the end of the run folder; it may be away, so a signal ends the
@@ -362,7 +369,8 @@ def _last_line(error: Exception) -> str:
 
 
 def exit_code(summary: dict[str, Any], signals: list[int]) -> int:
-    """0 done, 1 the work failed or MLflow was not reached, 128 + the signal that stopped it."""
+    """0 done, 1 the work failed or MLflow has not all of it, 128 + the signal that stopped it."""
     if signals:
         return 128 + signals[0]
-    return int(summary["state"] != "completed" or summary["unsent"] > 0)
+    lacking = summary["unsent"] + summary["refused"]
+    return int(summary["state"] != "completed" or lacking > 0)

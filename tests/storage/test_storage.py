@@ -4,6 +4,9 @@ import os
 import platform
 import shutil
 import sqlite3
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -16,7 +19,7 @@ from vgg_search.data.splits import Splits
 from vgg_search.engine.checkpoints import TrainingCheckpoints
 from vgg_search.space.candidate import Candidate
 from vgg_search.storage import mirror
-from vgg_search.storage.folder import FolderInUseError, local_folder
+from vgg_search.storage.folder import FolderInUseError, FolderLock, in_use, local_folder
 from vgg_search.storage.mirror import Checkpoints, Mirror, bring
 from vgg_search.storage.place import Place, StorageError
 from vgg_search.study.segment import Segment
@@ -243,3 +246,19 @@ def test_a_trial_outlives_an_outage_and_a_champion_says_so(
     TrainingCheckpoints.of_trial(place, segment, 1).save(row, training)
     with pytest.raises(StorageError, match="cannot be reached"):
         TrainingCheckpoints(place, "trials/champion", 1).save(row, training)
+
+
+def test_the_lock_of_a_dead_driver_is_taken_at_once(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from vgg_search.storage.folder import FolderLock\n"
+        "lock = FolderLock(Path(sys.argv[1]))\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert (tmp_path / ".driver.lock").exists()
+    assert not in_use(tmp_path)
+    began = time.monotonic()
+    FolderLock(tmp_path).release()
+    assert time.monotonic() - began < 1

@@ -22,9 +22,10 @@ from vgg_search.config import (
     validated,
 )
 from vgg_search.errors import did_you_mean
-from vgg_search.storage.folder import CONFIG, local_folder, new_name
+from vgg_search.storage.folder import CONFIG, OUTBOX, expanded, local_folder, new_name, plain_name
 from vgg_search.storage.mirror import bring
 from vgg_search.storage.place import Place
+from vgg_search.tracking.outbox import Outbox
 
 Flag = tuple[str, dict[str, Any]]  # a name, and what argparse's add_argument takes
 
@@ -33,13 +34,21 @@ def flag(name: str, **settings: Any) -> Flag:
     return name, settings
 
 
+def path(text: str) -> Path:
+    """The type of a flag that names a file or folder."""
+    try:
+        return Path(expanded(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must {error}, got {text!r}") from None
+
+
 COMMON_FLAGS = [
     flag("--json", action="store_true", help="print the result as one JSON line, last"),
     flag("--debug", action="store_true", help="show tracebacks"),
 ]
 RESUME_HELP = "go on with a study after any end; with --name NAME too: or start it"
 RUN_FLAGS = [
-    flag("--config", metavar="FILE", help="experiment file (YAML); its fields as below"),
+    flag("--config", type=path, metavar="FILE", help="experiment file (YAML); its fields as below"),
     flag("--resume", metavar="NAME", help=RESUME_HELP),
     flag("--dry-run", action="store_true", help="show config, sampled networks and forecast"),
     flag("--quiet", action="store_true", help="print warnings and the result only"),
@@ -74,7 +83,7 @@ def parse(
     _check_environment(schema)
     file = getattr(options, "config", None)
     environment = EnvSettingsSource(schema, env_ignore_empty=True, env_parse_none_str="null")
-    fields = read_yaml(Path(file)) if file else {}
+    fields = read_yaml(file) if file else {}
     return fields | environment() | source(parsed_args=options)(), options
 
 
@@ -123,8 +132,7 @@ def load_config(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     fields, options = parse("python -m vgg_search.run", about, RUN_FLAGS, Config, argv)
     config = validated(Config, fields)
     if config.name is None and options.resume is None:
-        stem = Path(options.config).stem if options.config else "quick"
-        stem = re.sub(r"[^A-Za-z0-9._-]", "-", stem)
+        stem = plain_name(options.config.stem if options.config else "", "quick")
         config = validated(Config, fields | {"name": new_name(stem, config.storage_path)})
     return config, options
 
@@ -150,6 +158,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def resumed_config(changes: Config, name: str) -> Config | None:
     """The stored experiment of the study `name`, with the fields that `changes` sets over it.
 
+    It keeps its tracker, wherever the command runs, unless flag, file or environment name another.
     The run folder is first brought from its bucket, if it has one. None if there is no such study
     and `changes` has its name: it is to be started. Raises ConfigError if there is none otherwise,
     or if a field differs that makes it another study.
@@ -164,6 +173,8 @@ def resumed_config(changes: Config, name: str) -> Config | None:
             return None
         raise ConfigError(f"no study named {name} in {path}")
     stored = validated(Config, read_yaml(folder / CONFIG))
+    if (folder / OUTBOX).is_file() and not os.environ.get("MLFLOW_TRACKING_URI"):
+        fields = {"tracking_uri": Outbox.stored(folder)["tracking_uri"]} | fields
     config = validated(Config, stored.model_dump() | fields)
     _check_same_study(stored, config)
     return config

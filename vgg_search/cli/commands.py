@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from vgg_search.cli.arguments import flag, load_config, parse_options, resumed_config
+from vgg_search.cli.arguments import flag, load_config, parse_options, path, resumed_config
 from vgg_search.config import ConfigError, Dataset, Positive
 from vgg_search.errors import InputError, did_you_mean
 from vgg_search.storage.addresses import command
@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> Result:
 
 def predict(argv: Sequence[str]) -> Result:
     """class and probability of image files"""
-    images = flag("images", nargs="+", metavar="IMAGE", help="PNG or JPEG file")
+    images = flag("images", nargs="+", type=path, metavar="IMAGE", help="PNG or JPEG file")
     options = parse_options(predict, argv, [images, MODEL], ["tracking_uri"])
     from vgg_search.finding import load
     from vgg_search.models import evaluation
@@ -119,7 +119,7 @@ def refine(argv: Sequence[str]) -> Result:
         problems = ["the loss is not finite any more; the model is as it was"]
         return Result(result, problems=problems, code=1)
     text = _refinement_text(result, options.storage_path)
-    return Result(result, text, code=int(result["unsent"] > 0))
+    return Result(result, text, code=int(result["unsent"] + result["refused"] > 0))
 
 
 def _print_epoch(epochs: int, row: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ def export(argv: Sequence[str]) -> Result:
     flags = [
         MODEL,
         flag("--format", required=True, choices=("safetensors", "pt2", "onnx")),
-        flag("--out", required=True, type=Path, metavar="PATH"),
+        flag("--out", required=True, type=path, metavar="PATH"),
     ]
     options = parse_options(export, argv, flags, ["tracking_uri", "data_dir"], dataset=DATASET)
     from vgg_search.data.splits import load_splits
@@ -197,8 +197,10 @@ def sync(argv: Sequence[str]) -> Result:
 
     result = send(folder, servable, timeout=options.timeout)
     text = f"{result['unsent']} rows unsent, {result['refused']} refused"
-    problems = [f"MLflow was not reached: {result['error']}"] if result["unsent"] else []
-    return Result(result, text, problems, int(result["unsent"] > 0))
+    problems = [f"refused: {line}" for line in result["refusals"]]
+    if result["unsent"]:
+        problems.append(f"MLflow has not got all: {result['error']}")
+    return Result(result, text, problems, int(bool(problems)))
 
 
 def _study_folder(options: Namespace, file: str) -> Path:

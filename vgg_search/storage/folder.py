@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from vgg_search.errors import InputError
 
 RUNS = "runs"  # where run folders are by default, and those of studies in a bucket
 CONFIG, JOURNAL, OUTBOX, LOG = "config.yaml", "study.journal", "outbox.db", "log.txt"
+OUTBOX_LOCK = "outbox.lock"
 SUMMARY, TRIALS_TABLE, EPOCHS_TABLE = "summary.json", "trials.csv", "epochs.csv"
 REPORT, PLOTS = "report.html", "plots"
 RESULTS = (
@@ -33,6 +35,22 @@ LOCK = ".driver.lock"
 class FolderInUseError(InputError):
     def __init__(self, folder: Path) -> None:
         super().__init__(f"study {folder.name} is in use by a running search")
+
+
+def expanded(path: str) -> str:
+    """A path as the user wrote it, with the home for a ~ at its beginning: no shell expands that of
+    a file, a variable or --flag=~/x. Raises ValueError if there is no such home."""
+    place = os.path.expanduser(path)
+    if place.startswith("~"):
+        raise ValueError("be a folder; of ~ there is no home here (a folder of that name is ./~)")
+    return place
+
+
+def plain_name(text: str, default: str) -> str:
+    """A user's text as the name of a file or folder: letters, digits, '.', '_' and '-', the first
+    a letter or digit; `default` if nothing is left. Two texts can have the same."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:80]
+    return re.sub(r"^[^A-Za-z0-9]+", "", name) or default
 
 
 def is_remote(storage_path: str | Path) -> bool:
