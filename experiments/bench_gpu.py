@@ -4,7 +4,7 @@
     ... packing     # 64 trials at 28 px, with 1, 2, 4 and 8 of them on each GPU at a time
     add --out FOLDER to keep the figures
 
-Cost of `packing` with 24 trials: 45 s a number on an H200; `notebook` has not been run on a GPU yet.
+Cost of `packing` with 24 trials: 45 s a number on an H200; `notebook` was not run on a GPU yet.
 --device cpu with a small size tries both.
 
 `notebook` trains what experiments/notebook.yaml says, on all 60,000 images, in this process; its
