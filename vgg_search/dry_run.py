@@ -1,6 +1,5 @@
 """What an experiment would do: its networks and its time, before anything is trained or written."""
 
-import os
 from statistics import fmean
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from vgg_search.config import Config, ConfigError
 from vgg_search.data.source import UNKNOWN
 from vgg_search.data.splits import SAMPLE_IMAGES, SPLIT_IMAGES
+from vgg_search.machine import cores
 from vgg_search.models.images import SIDE
 from vgg_search.space.arch import depth, describe
 from vgg_search.space.candidate import Candidate
@@ -97,4 +97,4 @@ def slots_here(config: Config) -> int:
     per_gpu = 1.0 if config.gpus_per_trial == "auto" else config.gpus_per_trial
     if gpus and per_gpu:
         return max(1, int(gpus / per_gpu))
-    return max(1, int((os.cpu_count() or 1) / config.cpus_per_trial))
+    return max(1, int(cores() / config.cpus_per_trial))

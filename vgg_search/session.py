@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vgg_search.config import Config, ConfigError
 from vgg_search.engine.environment import RAY_ENVIRONMENT, environment
+from vgg_search.machine import user_environment
 from vgg_search.provenance import provenance
 from vgg_search.records import EpochRow
 from vgg_search.stop import StopSignals
@@ -63,7 +64,8 @@ def run(
     `in_python` nothing is left behind in the process, which goes on. Raises InputError before
     anything is written.
     """
-    with environment(RAY_ENVIRONMENT | MLFLOW_ENVIRONMENT), StopSignals(in_python) as stop:
+    variables = RAY_ENVIRONMENT | MLFLOW_ENVIRONMENT | user_environment()
+    with environment(variables), StopSignals(in_python) as stop:
         summary = _run(config, resume, quiet, stop)
         return exit_code(summary, stop.received), summary
 

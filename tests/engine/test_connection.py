@@ -1,7 +1,6 @@
 """The cluster: what its nodes have room for."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +11,10 @@ import pytest
 from vgg_search.config import Config, ConfigError
 from vgg_search.engine.connection import ray_cluster, refusal
 from vgg_search.engine.nodes import DeviceError, alive, probe, resources, versions
+from vgg_search.machine import cores
 from vgg_search.storage.place import Place
 
-CORES = os.cpu_count() or 1
+CORES = cores()
 
 
 def resources_of(config: Config) -> tuple[dict[str, float], int]:

@@ -21,6 +21,7 @@ from pydantic import Field
 from vgg_search.cli.arguments import flag, load_config, parse_options, resumed_config
 from vgg_search.config import ConfigError, Dataset, Positive
 from vgg_search.errors import InputError, did_you_mean
+from vgg_search.machine import lasting_output, user_environment
 from vgg_search.storage.addresses import command
 from vgg_search.storage.folder import JOURNAL, OUTBOX, local_folder
 
@@ -57,7 +58,7 @@ def run(argv: Sequence[str]) -> Result:
 
 def predict(argv: Sequence[str]) -> Result:
     """class and probability of image files"""
-    images = flag("images", nargs="+", metavar="IMAGE", help="PNG or JPEG file")
+    images = flag("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, BMP, WEBP, GIF, TIFF")
     options = parse_options(predict, argv, [images, MODEL], ["tracking_uri"])
     from vgg_search.finding import load
     from vgg_search.models import evaluation
@@ -228,13 +229,18 @@ def _usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and print its result; returns its exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with lasting_output():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
     # Its stream is stderr as it is at the time: the live table takes it while it is shown
     if warnings := logging.lastResort:
         logging.basicConfig(handlers=[warnings], format="vgg-search: %(message)s")
+    os.environ.update(user_environment())
     try:
         if argv[0] not in COMMANDS:
             hint = did_you_mean(argv[0], COMMANDS) or f" of {', '.join(COMMANDS)}"
