@@ -20,8 +20,9 @@ from vgg_search.data.splits import Splits
 from vgg_search.machine import cores
 from vgg_search.models.files import servable
 from vgg_search.provenance import PACKAGES, provenance
-from vgg_search.session import Session, claim, exit_code, log_file, run_folder
+from vgg_search.session import Session, claim, exit_code, run_folder
 from vgg_search.stop import StopSignals
+from vgg_search.storage.log import log_file
 from vgg_search.study.study import Study
 from vgg_search.tracking.sender import MlflowTracker
 

@@ -117,9 +117,5 @@ def _messages(quiet: bool) -> Iterator[None]:
 
 
 def _reason(summary: dict[str, Any], folder: Path) -> str:
-    if summary["best_trial"] is None:
-        states = ", ".join(f"{n} {state}" for state, n in summary["trials"].items() if n)
-        what = f"no trial was completed ({states or 'none was trained'})"
-    else:
-        what = "the champion failed"
+    what = summary.get("none_completed") or "the champion failed"
     return f"study {summary['study']}: {what}; see {folder / LOG} and {folder / REPORT}"

@@ -303,7 +303,7 @@ def test_a_missing_file(study: Path, file: str) -> None:
          r"config\.yaml: space must say lr"),
         ("champion/model.json", '{"options": {}}', r"model\.json must have key 'metrics'"),
         ("study.journal", "{\n{\n", r"study\.journal in .* cannot be read: JSONDecodeError"),
-        ("study.journal", "", r"no study named full in .*study\.journal"),
+        ("study.journal", "", r"no study in .*study\.journal yet"),
     ],
 )  # fmt: skip
 def test_a_broken_file(study: Path, file: str, text: str, match: str) -> None:

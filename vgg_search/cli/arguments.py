@@ -22,7 +22,7 @@ from vgg_search.config import (
     validated,
 )
 from vgg_search.errors import did_you_mean
-from vgg_search.storage.folder import CONFIG, local_folder, new_name
+from vgg_search.storage.folder import CONFIG, in_use, local_folder, new_name
 from vgg_search.storage.mirror import bring
 from vgg_search.storage.place import Place
 
@@ -157,13 +157,14 @@ def resumed_config(changes: Config, name: str) -> Config | None:
     fields = changes.model_dump(exclude_unset=True) | {"name": name}
     path = validated(Config, fields).storage_path
     folder, place = local_folder(path, name), Place.of(path, name)
-    if place.remote:  # perhaps of a driver on another machine
+    if place.remote and not in_use(folder):  # perhaps of a driver on another machine
         bring(place, folder)
     if not (folder / CONFIG).is_file():
         if changes.name == name:
             return None
         raise ConfigError(f"no study named {name} in {path}")
-    stored = validated(Config, read_yaml(folder / CONFIG))
+    # A run folder that was renamed is the study of its new name
+    stored = validated(Config, read_yaml(folder / CONFIG) | {"name": name})
     config = validated(Config, stored.model_dump() | fields)
     _check_same_study(stored, config)
     return config

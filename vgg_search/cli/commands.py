@@ -12,7 +12,6 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +19,10 @@ from pydantic import Field
 
 from vgg_search.cli.arguments import flag, load_config, parse_options, resumed_config
 from vgg_search.config import ConfigError, Dataset, Positive
-from vgg_search.errors import InputError, did_you_mean
+from vgg_search.errors import InputError, SearchError, did_you_mean
 from vgg_search.machine import lasting_output, user_environment
 from vgg_search.storage.addresses import command
-from vgg_search.storage.folder import JOURNAL, OUTBOX, local_folder
+from vgg_search.storage.folder import JOURNAL, OUTBOX, local_folder, new_name
 
 VERIFIED_IMAGES = 1000  # on which an exported file has to agree
 MODEL_HELP = "a run or champion folder, or models:/NAME@ALIAS; without it, the latest champion"
@@ -112,7 +111,7 @@ def refine(argv: Sequence[str]) -> Result:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     folder = find_model(options.model, options.storage_path, options.tracking_uri)
     parent = refinement.lineage(options.model, folder, options.tracking_uri)
-    out = local_folder(options.storage_path, datetime.now().strftime("refined-%Y%m%d-%H%M%S.%f"))
+    out = local_folder(options.storage_path, new_name("refined", options.storage_path))
     tracker = {"tracking_uri": options.tracking_uri, "experiment": options.experiment}
     how = options.champion_epochs, options.seed, options.data_dir
     result = refinement.refine(folder, parent, out, tracker, provenance(), _print_epoch, *how)
@@ -266,6 +265,6 @@ def _line(error: Exception) -> str:
     """The error in one line; of one that brings a traceback along, as a worker's, its last."""
     text = str(error).strip()
     text = text.splitlines()[-1] if "Traceback (" in text else " ".join(text.split())
-    if not isinstance(error, InputError | ConnectionError):
+    if not isinstance(error, InputError | SearchError | ConnectionError):
         text = f"{type(error).__name__}: {text} (--debug tells more)"
     return text

@@ -63,7 +63,9 @@ class Outbox(Tracker):
         now |= {"experiment": experiment, "study": study}
         with self._lock, self._db as db:
             before = dict(db.execute("SELECT name, value FROM meta"))
-            if before and any(without_password(before[k]) != v for k, v in now.items()):
+            # The study may have a new name: its run folder was renamed
+            where = {name: text for name, text in now.items() if name != "study"}
+            if before and any(without_password(before[k]) != v for k, v in where.items()):
                 # Another tracker knows none of our runs
                 db.execute("UPDATE runs SET run_id = NULL, params = '{}'")
                 db.execute("DELETE FROM results")
