@@ -5,6 +5,7 @@ stored experiment of a study that is resumed. Every mistake is a ConfigError of 
 import argparse
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 from pydantic import create_model
 from pydantic_settings import CliSettingsSource, EnvSettingsSource
 
+from vgg_search.cli.help import Flag, help_text
 from vgg_search.config import (
     ENV_PREFIX,
     RESUMABLE,
@@ -25,8 +27,6 @@ from vgg_search.errors import did_you_mean
 from vgg_search.storage.folder import CONFIG, in_use, local_folder, new_name
 from vgg_search.storage.mirror import bring
 from vgg_search.storage.place import Place
-
-Flag = tuple[str, dict[str, Any]]  # a name, and what argparse's add_argument takes
 
 
 def flag(name: str, **settings: Any) -> Flag:
@@ -60,14 +60,18 @@ def parse(
 ) -> tuple[dict[str, Any], argparse.Namespace]:
     """(fields of the schema that flags, environment or file set, values of `flags`). Raises
     ConfigError."""
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = _Parser(prog=prog, add_help=False, allow_abbrev=False)
     flags = [*flags, *COMMON_FLAGS]
+    if asked := {"-h", "--help", "--help-all"} & set(argv):
+        print(help_text(prog, description, flags, schema, "--help-all" in asked))
+        sys.exit(0)
     for name, settings in flags:
         parser.add_argument(name, **settings)
     source: CliSettingsSource[Any] = CliSettingsSource(schema, root_parser=parser)
     options, rest = parser.parse_known_args(argv)
     if rest:
-        names = [f"--{field}".replace("_", "-") for field in schema.model_fields] + [*dict(flags)]
+        names = [f"--{field}".replace("_", "-") for field in schema.model_fields]
+        names += [*dict(flags), "--help", "--help-all"]
         word = rest[0].partition("=")[0]
         kind = "unknown flag" if word.startswith("-") else "unexpected argument"
         raise ConfigError(f"{kind} {word}{did_you_mean(word, names)}")

@@ -239,6 +239,9 @@ def _main(argv: list[str]) -> int:
     # Its stream is stderr as it is at the time: the live table takes it while it is shown
     if warnings := logging.lastResort:
         logging.basicConfig(handlers=[warnings], format="vgg-search: %(message)s")
+    for name in ("HOME", "TMPDIR", "RAY_TMPDIR"):  # empty is as if unset, as for our own variables
+        if os.environ.get(name) == "":
+            del os.environ[name]
     os.environ.update(user_environment())
     try:
         if argv[0] not in COMMANDS:
