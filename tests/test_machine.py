@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vgg_search.machine import cache_folder, cores
+from vgg_search.machine import cache_folder, cores, user_environment
 
 MANY = 10**6  # more cores than any quota below
 QUOTAS: list[tuple[str, dict[str, str], int]] = [
@@ -110,3 +110,63 @@ def test_the_cache_is_under_the_home_or_where_it_is_named(
     assert cache_folder() == tmp_path / ".cache" / "vgg_search"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "named"))
     assert cache_folder() == tmp_path / "named" / "vgg_search"
+
+
+# As `docker run --user 12345`: no entry in the list of users, no HOME; root may still read all
+NOBODY = (
+    *"setpriv --reuid 12345 --regid 12345 --clear-groups".split(),
+    *"--inh-caps=+dac_override --ambient-caps=+dac_override".split(),
+    *"env -u HOME -u USER -u LOGNAME -u LNAME -u USERNAME -u XDG_CACHE_HOME".split(),
+)
+AT_HOME = """
+import getpass, os, pathlib
+from vgg_search.data.splits import load_splits
+from vgg_search.machine import cache_folder, user_environment
+cache = cache_folder()
+os.environ.update(user_environment())
+print(getpass.getuser(), pathlib.Path.home(), cache, sep="\\n")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_a_user_without_home_and_name_has_both(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    command = [*NOBODY, f"TMPDIR={tmp_path}", sys.executable, "-c", AT_HOME]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    there = str(tmp_path / "vgg_search-12345")
+    assert done.stdout.split() == ["user-12345", there, there]
+    assert done.stderr == (f"no home folder that can be written to: {there} takes its place\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_a_command_runs_without_home_and_name(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    flags = ["run", "--dry-run", "--dataset", "sample", "--train-images", "300"]
+    command = [*NOBODY, f"TMPDIR={tmp_path}", sys.executable, "-m", "vgg_search", *flags]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert "takes its place" in done.stderr
+
+
+def test_a_home_that_is_set_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "HOME" not in user_environment()
+
+
+ON_WINDOWS = "import sys; sys.platform = 'win32'\n"
+
+
+@pytest.mark.parametrize("module", ["vgg_search.run", "vgg_search"])
+def test_windows_is_told_of_wsl(module: str) -> None:
+    script = f"{ON_WINDOWS}import runpy; runpy.run_module({module!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "vgg-search: vgg_search runs on Linux and macOS; on Windows run it in WSL (wsl --install)\n"
+    )
+
+
+def test_windows_is_told_of_wsl_from_python() -> None:
+    script = f"{ON_WINDOWS}import vgg_search; vgg_search.search"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].startswith("ImportError: vgg_search runs on Linux and mac")

@@ -193,6 +193,8 @@ def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[]
                 callbacks=[_EachStep(draw)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
+                # Its default in a notebook clears the cell, and with it what was said before
+                progress_reporter=tune.CLIReporter(),
             ),
         ).fit()
     except Exception:
