@@ -186,16 +186,7 @@ def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[]
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
-            run_config=tune.RunConfig(
-                storage_path=scratch,
-                name=study.folder.name,
-                stop=StudyStopper(searcher),
-                callbacks=[_EachStep(draw)],
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                verbose=0,
-                # Its default in a notebook clears the cell, and with it what was said before
-                progress_reporter=tune.CLIReporter(),
-            ),
+            run_config=_run_config(study.folder.name, scratch, searcher, draw),
         ).fit()
     except Exception:
         if searcher.fault is None:
@@ -207,3 +198,18 @@ def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[]
         raise searcher.fault
     if study.finished:
         study.close()
+
+
+def _run_config(
+    name: str, scratch: str, searcher: StudySearcher, draw: Callable[[], None]
+) -> tune.RunConfig:
+    return tune.RunConfig(
+        storage_path=scratch,
+        name=name,
+        stop=StudyStopper(searcher),
+        callbacks=[_EachStep(draw)],
+        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        verbose=0,
+        # Its default in a notebook clears the cell, and with it what was said before
+        progress_reporter=tune.CLIReporter(),
+    )
