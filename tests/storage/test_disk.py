@@ -21,6 +21,8 @@ from vgg_search.storage.folder import JOURNAL
 from vgg_search.study.record import read_trials, rows_of
 from vgg_search.study.segment import Segment
 from vgg_search.study.study import Study
+from vgg_search.terminal.status import status
+from vgg_search.tracking.outbox import Outbox, sending
 
 Disk = Callable[[str], Path]
 
@@ -148,6 +150,23 @@ def test_a_search_ends_at_its_first_error_and_goes_on_when_there_is_room(disk: D
     assert study.propose()
     study.release()
     assert (folder / JOURNAL).read_bytes().endswith(b"\n")
+
+
+def test_a_study_on_a_read_only_disk_can_be_looked_at(disk: Disk) -> None:
+    folder = disk("size=1m") / "study"
+    config = experiment(num_trials=1, name="study", storage_path=str(folder.parent))
+    claim(folder, config, resume=False)
+    study = Study(folder, config)
+    study.open()
+    study.release()
+    outbox = Outbox(folder, "http://localhost:1", "e", "study")
+    outbox.run("study", "study", {}, {})
+    del outbox  # which closes its file
+    subprocess.run(["mount", "-o", "remount,ro", folder.parent], check=True)
+    state = status(folder, sending(folder))
+    assert (state["num_trials"], state["unsent"]) == (0, 1)
+    with pytest.raises(SearchError, match=r"is read-only$"), disk_watched(folder):
+        (folder / "report.html").touch()
 
 
 def test_a_folder_that_cannot_be_begun_is_not_there(disk: Disk) -> None:

@@ -22,6 +22,7 @@ from vgg_search.config import ConfigError, Dataset, Positive
 from vgg_search.errors import InputError, SearchError, did_you_mean
 from vgg_search.machine import lasting_output, user_environment
 from vgg_search.storage.addresses import command
+from vgg_search.storage.disk import disk_watched
 from vgg_search.storage.folder import JOURNAL, OUTBOX, local_folder, new_name
 
 VERIFIED_IMAGES = 1000  # on which an exported file has to agree
@@ -114,7 +115,8 @@ def refine(argv: Sequence[str]) -> Result:
     out = local_folder(options.storage_path, new_name("refined", options.storage_path))
     tracker = {"tracking_uri": options.tracking_uri, "experiment": options.experiment}
     how = options.champion_epochs, options.seed, options.data_dir
-    result = refinement.refine(folder, parent, out, tracker, provenance(), _print_epoch, *how)
+    with disk_watched(out):
+        result = refinement.refine(folder, parent, out, tracker, provenance(), _print_epoch, *how)
     if result["champion"] is None:
         problems = ["the loss is not finite any more; the model is as it was"]
         return Result(result, problems=problems, code=1)
@@ -172,7 +174,8 @@ def report(argv: Sequence[str]) -> Result:
     folder = _study_folder(options, JOURNAL)
     from vgg_search.report.page import make_report
 
-    page = str(make_report(folder))
+    with disk_watched(folder):
+        page = str(make_report(folder))
     return Result({"report": page}, page)
 
 
@@ -195,7 +198,8 @@ def sync(argv: Sequence[str]) -> Result:
     from vgg_search.models.files import servable
     from vgg_search.tracking.sender import sync as send
 
-    result = send(folder, servable, timeout=options.timeout)
+    with disk_watched(folder):
+        result = send(folder, servable, timeout=options.timeout)
     text = f"{result['unsent']} rows unsent, {result['refused']} refused"
     problems = [f"MLflow was not reached: {result['error']}"] if result["unsent"] else []
     return Result(result, text, problems, int(result["unsent"] > 0))

@@ -53,13 +53,16 @@ def _disk_line(number: int, folder: Path) -> str:
 
 
 @contextmanager
-def disk_watched(folder: Path, storage_path: str) -> Iterator[None]:
-    """An error that its disk is to blame for says so in a line, with the way to go on."""
+def disk_watched(folder: Path, storage_path: str | None = None) -> Iterator[None]:
+    """An error that its disk is to blame for says so in a line, of a search (which has
+    a `storage_path`) with the way to go on."""
     try:
         yield
     except Exception as error:
         if (fault := disk_fault(error, folder)) is None:
             raise
+        if storage_path is None:
+            raise SearchError(fault) from error
         again = "start again"
         if (folder / CONFIG).exists():
             again = f"go on with {resume_command(folder.name, storage_path)}"

@@ -214,7 +214,9 @@ def sending(folder: Path) -> tuple[int, int, Sequence[str]]:
     file = folder / OUTBOX
     if not file.is_file():
         return 0, 0, ()
-    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
+    # On a disk that is read-only SQLite could not make the file beside it that it reads with
+    mode = "mode=ro" if os.access(folder, os.W_OK) else "mode=ro&immutable=1"
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?{mode}", uri=True)) as db:
         counts = "SELECT (SELECT count(*) FROM rows), (SELECT count(*) FROM refused)"
         unsent, refused = db.execute(counts).fetchone()
         reasons = db.execute("SELECT run || ': ' || error FROM refused LIMIT 3")
