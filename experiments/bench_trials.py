@@ -36,6 +36,7 @@ import yaml
 from environment import environment
 from trials_page import OURS, TUTORIAL, compare, figures, section
 
+from vgg_search.machine import cores
 from vgg_search.space.arch import describe
 from vgg_search.study.record import read_trials, rows_of
 from vgg_search.study.tables import startup_seconds, trained
@@ -195,7 +196,7 @@ def run_tutorial(work: Path, mode: str, size: dict[str, Any]) -> dict[str, Any]:
         }
         for number, trial in enumerate(result["trials"])
     ]
-    fill_startups(trials, slots=os.cpu_count() or 1)
+    fill_startups(trials, slots=cores())
     startups = [trial["startup"] for trial in trials if trial["startup"] is not None]
     return {
         "stack": TUTORIAL,
@@ -341,7 +342,7 @@ def main() -> None:
     mode, size = options.mode, dict(SIZES[options.mode])
     size |= {name: getattr(options, name) for name in size if getattr(options, name)}
     runs = measure(mode, size, options)
-    slots = os.cpu_count() or 1
+    slots = cores()
     result = {
         "size": size,
         "command": " ".join(["python", "experiments/bench_trials.py", *sys.argv[1:]]),

@@ -68,7 +68,7 @@ def test_a_space_without_a_feasible_network_is_an_error() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts this machine's cores")
 def test_workers_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("vgg_search.dry_run.cores", lambda: 8)
     assert slots_here(experiment(cpus_per_trial=2)) == 4
     assert slots_here(experiment(cpus_per_trial=0.5)) == 16
     assert slots_here(experiment(cpus_per_trial=16)) == 1

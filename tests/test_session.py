@@ -17,10 +17,12 @@ from vgg_search import session
 from vgg_search.config import ConfigError
 from vgg_search.data.fashion_mnist import find_split
 from vgg_search.data.splits import Splits
+from vgg_search.machine import cores
 from vgg_search.models.files import servable
 from vgg_search.provenance import PACKAGES, provenance
-from vgg_search.session import Session, claim, exit_code, log_file, run_folder
+from vgg_search.session import Session, claim, exit_code, run_folder
 from vgg_search.stop import StopSignals
+from vgg_search.storage.log import log_file
 from vgg_search.study.study import Study
 from vgg_search.tracking.sender import MlflowTracker
 
@@ -80,7 +82,7 @@ def test_provenance_names_versions_commit_and_host(monkeypatch: pytest.MonkeyPat
     facts = provenance()
     assert facts["versions"].keys() == {"python", *PACKAGES}
     assert facts["versions"]["torch"] == torch.__version__.partition("+")[0] or torch.__version__
-    assert f"{os.cpu_count()} cores" in facts["host"]
+    assert f"{cores()} cores" in facts["host"]
     json.dumps(facts)
     monkeypatch.setenv("PATH", "")  # a machine without git
     assert provenance()["commit"] is None

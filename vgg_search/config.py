@@ -105,10 +105,11 @@ def resumable(default: Any) -> Any:
 _ARCH = TypeAdapter(Arch)
 _RESUMABLE: dict[str, Any] = {"resumable": True}
 T = TypeVar("T")
-FromJson = Annotated[T, NoDecode, BeforeValidator(_from_json)]
+FromJson = Annotated[T, "JSON", NoDecode, BeforeValidator(_from_json)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Seconds = Annotated[float, "TIME", BeforeValidator(_seconds), Field(gt=0)]
 Positive = Annotated[int, Field(ge=1)]
+# A string among the metadata of a type is what `--help` says of it
 Dataset = Literal[(AUTO, *DATASETS)]  # type: ignore[valid-type]  # known when run
 QueuedTrial = Annotated[dict[str, Any], AfterValidator(_queued_trial)]
 
@@ -151,6 +152,11 @@ class Config(Fields):
     train_images: Positive | None = None
     """Training images of a trial; without it, all that are not held out."""
 
+    space: Annotated[
+        FromJson[dict[str, Any]],
+        Field(examples=['{"num_blocks":[1,3],"out_channels":32,"lr":[0.02,0.4]}']),
+    ] = DEFAULT_SPACE
+    """The search space: what is sampled, and between which ends; all in experiments/README.md."""
     num_trials: Positive = resumable(24)
     """Trials to train; proposals that need no training are not counted."""
     max_epochs: Positive = 4
@@ -163,9 +169,15 @@ class Config(Fields):
     """At a rung a trial goes on or ends (asha), or waits to be promoted (asha-promote)."""
     sampler: Literal["tpe", "tpe-joint", "random", "gp", "cmaes"] = "tpe"
     """Who proposes: Optuna's TPE (one dimension at a time, or jointly), random, GP or CMA-ES."""
-    baseline: FromJson[Arch | None] = ((1, 16), (1, 32), (2, 64))
-    """An arch trained to the end as trial 0, beside which the best is shown; null: none."""
-    enqueue: FromJson[list[QueuedTrial]] = []
+    baseline: Annotated[FromJson[Arch | None], Field(examples=["[[1,16],[1,32],[2,64]]"])] = (
+        (1, 16),
+        (1, 32),
+        (2, 64),
+    )
+    """Trial 0, trained to the end to compare with: [num_convs, out_channels] a block; or null."""
+    enqueue: Annotated[
+        FromJson[list[QueuedTrial]], Field(examples=['[{"arch": [[2,32],[2,64]], "lr": 0.1}]'])
+    ] = []
     """Trials to start with: each a map of an `arch` and of sampled dimensions."""
     warm_start: Annotated[str, AfterValidator(expanded)] | None = None
     """A study (name or run folder) on the same data, whose trials the sampler is to know."""
@@ -223,9 +235,6 @@ class Config(Fields):
     champion_seeds: Positive = 1
     """Fresh seeds with which the champion is trained; the first is registered."""
 
-    space: FromJson[dict[str, Any]] = DEFAULT_SPACE
-    """The search space, as in experiments/README.md."""
-
     @cached_property
     def search_space(self) -> Space:
         return Space(self.space, self.resolution, self.batch_size)
@@ -277,6 +286,20 @@ _RULES = {
     "value_error": "{error}",
 }
 _TYPES = {"int": "be an integer", "float": "be a number", "bool": "be true or false"}
+# For `--help`: the first field of each group, and what is used most
+GROUPS = {
+    "name": "study",
+    "dataset": "data",
+    "space": "search",
+    "batch_size": "recipe",
+    "address": "workers",
+    "storage_path": "places",
+    "champion_epochs": "champion",
+}
+MOST_USED = (
+    *("--config", "--resume", "--dry-run"),
+    *("name", "num_trials", "time_budget", "max_epochs", "space", "data_dir", "tracking_uri"),
+)
 Schema = TypeVar("Schema", bound=Fields)
 
 

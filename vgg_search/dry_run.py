@@ -1,6 +1,5 @@
 """What an experiment would do: its networks and its time, before anything is trained or written."""
 
-import os
 from statistics import fmean
 from typing import Any
 
@@ -10,6 +9,7 @@ from vgg_search.config import Config, ConfigError
 from vgg_search.data.source import UNKNOWN
 from vgg_search.data.splits import SAMPLE_IMAGES, SPLIT_IMAGES
 from vgg_search.engine.packing import measure
+from vgg_search.machine import cores
 from vgg_search.models.images import SIDE
 from vgg_search.space.arch import depth, describe
 from vgg_search.space.candidate import Candidate
@@ -106,10 +106,9 @@ def on_gpu(config: Config) -> bool:
 
 def slots_here(config: Config) -> int:
     """Trials that this machine can train at a time."""
-    cores = os.cpu_count() or 1
     if not on_gpu(config):
-        return max(1, int(cores / config.cpus_per_trial))
+        return max(1, int(cores() / config.cpus_per_trial))
     gpus, each = torch.cuda.device_count(), config.gpus_per_trial
     if each == "auto":
-        return gpus * measure(config).trials(int(cores / gpus / config.cpus_per_trial))
+        return gpus * measure(config).trials(int(cores() / gpus / config.cpus_per_trial))
     return gpus * int(1 / each) if each < 1 else max(1, int(gpus / each))

@@ -8,12 +8,12 @@ is read once, for the champion and for its refinement.
 """
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vgg_search.data.splits import Splits, load_splits, load_test
+from vgg_search.machine import cores
 from vgg_search.models.evaluation import evaluate
 from vgg_search.models.files import (
     Classifier,
@@ -109,7 +109,7 @@ def _training(network: VGG, splits: Splits, card: Card) -> Training:
     """The network's next cycle, on all images of the training split."""
     sampled = Candidate.from_dict(card["params"]).recipe()
     recipe = Recipe(max_epochs=card["epochs"], **card["recipe"], **sampled)
-    prepare_process(os.cpu_count() or 1)
+    prepare_process(cores())
     data = Resident.load(splits, pick_device(not cuda_trouble()), whole=True)
     return Training(network, data, recipe, card["seed"])
 

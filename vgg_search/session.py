@@ -8,20 +8,23 @@ and Tune, so does this one.
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgg_search.config import Config, ConfigError
 from vgg_search.engine.environment import RAY_ENVIRONMENT, environment
+from vgg_search.machine import user_environment
 from vgg_search.provenance import provenance
 from vgg_search.records import EpochRow
 from vgg_search.stop import StopSignals
 from vgg_search.storage.addresses import command, resume_command
+from vgg_search.storage.disk import disk_fault, disk_watched
 from vgg_search.storage.folder import (
     CHAMPION,
     CONFIG,
@@ -33,10 +36,11 @@ from vgg_search.storage.folder import (
     read_card,
     replacing,
 )
+from vgg_search.storage.log import log_file
 from vgg_search.storage.mirror import Checkpoints, Mirror
 from vgg_search.storage.place import Place
 from vgg_search.study.study import Study
-from vgg_search.study.tables import summarise, write_summary, write_tables
+from vgg_search.study.tables import none_completed, summarise, write_summary, write_tables
 from vgg_search.study.warm_start import DIGEST, KNOWN, knowledge
 from vgg_search.terminal.progress import Progress, closing
 from vgg_search.tracking.check import Check
@@ -65,7 +69,8 @@ def run(
     `in_python` nothing is left behind in the process, which goes on. Raises InputError before
     anything is written.
     """
-    with environment(RAY_ENVIRONMENT | MLFLOW_ENVIRONMENT), StopSignals(in_python) as stop:
+    variables = RAY_ENVIRONMENT | MLFLOW_ENVIRONMENT | user_environment()
+    with environment(variables), StopSignals(in_python) as stop:
         summary = _run(config, resume, quiet, stop)
         return exit_code(summary, stop.received), summary
 
@@ -87,6 +92,7 @@ def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[s
             cluster = Cluster(config, Place.of(config.storage_path, folder.name))
             slots = cluster.slots()
             check.result()
+            stack.enter_context(disk_watched(folder, config.storage_path))
             claim(folder, config, resume)
             study = Study(folder, config, facts=facts)
             stack.callback(study.release)
@@ -94,11 +100,12 @@ def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[s
             stop.attach(study)
             session.open()
             session.began = began - session.seconds_before
-            with session.progress:
+            with session.progress, session.salvaged(slots):
                 if not stop:
                     session.search(cluster)
                 champion = session.train_champion(cluster)
-        summary = session.conclude(champion, slots, stop)
+        with session.salvaged(slots):
+            summary = session.conclude(champion, slots, stop)
         study.release()
         session.last_copy(stop)
     if not (quiet and stop.in_python):
@@ -156,8 +163,13 @@ def claim(folder: Path, config: Config, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=resume)
     except FileExistsError:
         raise _taken(config, folder) from None
-    if not resume:  # first of all: a folder without it could not be resumed
-        write_config(folder, config)
+    if resume:
+        return
+    try:
+        write_config(folder, config)  # first of all: a folder without it could not be resumed
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def write_config(folder: Path, config: Config) -> None:
@@ -181,22 +193,6 @@ def study_facts(config: Config, splits: "Splits", folder: Path) -> dict[str, Any
     ConfigError."""
     trials = knowledge(config, splits.digest, folder)
     return {DIGEST: splits.digest} | ({} if trials is None else {KNOWN: trials})
-
-
-@contextmanager
-def log_file(file: Path) -> Iterator[None]:
-    """Everything that this package says goes to `file` too, with its time."""
-    handler = logging.FileHandler(file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    level = log.level
-    log.setLevel(logging.INFO)
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-        log.removeHandler(handler)
-        handler.close()
 
 
 class Session:
@@ -268,6 +264,8 @@ class Session:
                 study, best, self.splits, cluster, self.facts, self._champion_epoch
             )
         except Exception as error:  # whatever it is, what the search has found is to be told
+            if disk_fault(error, study.folder):
+                raise
             log.error("the champion failed: %s", _last_line(error))
             log.info("where it failed", exc_info=True)
             recorder.champion_lost("failed")
@@ -288,26 +286,11 @@ class Session:
     ) -> dict[str, Any]:
         """Write summary, tables and report, send what is left, and return the summary."""
         study, tracker, stopped = self.study, self.tracker, bool(stop)
-        trials = study.optuna.get_trials(deepcopy=False)
         lacking = champion is None and study.config.champion_epochs > 0
         failed = not stopped and (study.ranking.incumbent is None or lacking)
         state = "interrupted" if stopped else "failed" if failed else "completed"
         self._send(stop)
-        summary = {
-            "study": study.folder.name,
-            "state": state,
-            "dataset": self.splits.name,
-            "train_images": len(self.splits.train_images),
-            "val_images": len(self.splits.val_images),
-            **summarise(trials, slots, study.budget.clock),
-            "champion": self._champion_summary(champion) if champion else None,
-            "refused": tracker.refused,
-            "wall_seconds": round(time.monotonic() - self.began, 3),
-            **self.facts,
-            "seed": study.config.seed,
-        }
-        write_tables(study.folder, trials)
-        write_summary(study.folder, summary)
+        summary = self._write_summary(state, champion, slots)
         warnings = self._report(stopped)
         self.recorder.finish(state)
         self._send(stop)
@@ -319,7 +302,43 @@ class Session:
                 tracker.error,
                 command(f"vgg-search sync {study.folder.name}", study.config.storage_path),
             )
+        if why_not := none_completed(study.optuna.get_trials(deepcopy=False)):
+            summary["none_completed"] = why_not
         return summary | {"unsent": unsent, "refused": tracker.refused, "warnings": warnings}
+
+    def _write_summary(
+        self, state: str, champion: dict[str, Any] | None, slots: int
+    ) -> dict[str, Any]:
+        """Writes the tables too."""
+        study = self.study
+        trials = study.optuna.get_trials(deepcopy=False)
+        summary = {
+            "study": study.folder.name,
+            "state": state,
+            "dataset": self.splits.name,
+            "train_images": len(self.splits.train_images),
+            "val_images": len(self.splits.val_images),
+            **summarise(trials, slots, study.budget.clock),
+            "champion": self._champion_summary(champion) if champion else None,
+            "refused": self.tracker.refused,
+            "wall_seconds": round(time.monotonic() - self.began, 3),
+            **self.facts,
+            "seed": study.config.seed,
+        }
+        write_summary(study.folder, summary)
+        write_tables(study.folder, trials)
+        return summary
+
+    @contextmanager
+    def salvaged(self, slots: int) -> Iterator[None]:
+        """Of a session that its disk ends there is a summary, where that still has room."""
+        try:
+            yield
+        except Exception as error:
+            if disk_fault(error, self.study.folder):
+                with suppress(Exception):
+                    self._write_summary("failed", None, slots)
+            raise
 
     def _report(self, stopped: bool) -> list[str]:
         """What the report warns of; after a signal, without the figures that take seconds."""

@@ -15,9 +15,10 @@ from vgg_search.engine.connection import ray_cluster, refusal
 from vgg_search.engine.nodes import alive, packed, probe, resources, versions
 from vgg_search.engine.packing import GpuMemory
 from vgg_search.errors import DeviceError
+from vgg_search.machine import cores
 from vgg_search.storage.place import Place
 
-CORES = os.cpu_count() or 1
+CORES = cores()
 
 
 def resources_of(config: Config) -> tuple[dict[str, float], int]:
@@ -289,3 +290,29 @@ def test_ray_is_left_while_another_thread_frees_what_was_ray_s(tmp_path: Path) -
     """Ray ends a process that frees an object's reference while it is being left."""
     done = subprocess.run([sys.executable, "-c", LEAVING], cwd=tmp_path, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("TMPDIR", "{}/" + "x" * 100, "TMPDIR must have at most 39 bytes, or Ray's sockets have"),
+        ("RAY_TMPDIR", "{}/" + "x" * 100, "RAY_TMPDIR must have at most 39 bytes, or Ray's sock"),
+        ("RAY_TMPDIR", "/dev/null/x", "RAY_TMPDIR must be a folder that can be written to, got"),
+    ],
+)
+def test_a_temporary_folder_that_ray_cannot_use(
+    name: str, value: str, text: str, tmp_path: Path
+) -> None:
+    env = {n: v for n, v in os.environ.items() if n not in ("RAY_ADDRESS", "RAY_TMPDIR")}
+    command = [sys.executable, "-m", "vgg_search.run", "--dataset", "sample"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=env | {name: value.format(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith(f"vgg-search: {text}")
+    assert list(tmp_path.iterdir()) == []

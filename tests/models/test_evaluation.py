@@ -42,7 +42,7 @@ def test_predict_names_wrong_files_and_goes_on(
     rows = predict(champion, paths)
     assert [row["file"] for row in rows] == [str(path) for path in paths]
     assert [set(row) for row in rows if "error" in row] == [{"file", "error"}] * 2
-    assert rows[1]["error"] == "must be a PNG or JPEG image"
+    assert rows[1]["error"] == "must be an image (PNG, JPEG, BMP, WEBP, GIF, TIFF)"
     assert "No such file" in rows[3]["error"]
     assert [rows[i]["assumed"] for i in (0, 2, 4)] == [
         "light on dark",
@@ -70,7 +70,7 @@ def test_the_command_names_wrong_files_and_goes_on(
     assert out.startswith(f"{good}: ")
     assert out.endswith("(dark on light, inverted)\n")
     assert err.splitlines() == [
-        f"vgg-search: {bad} must be a PNG or JPEG image",
+        f"vgg-search: {bad} must be an image (PNG, JPEG, BMP, WEBP, GIF, TIFF)",
         f"vgg-search: {gone} cannot be read: No such file or directory",
     ]
     assert main([*files, "--json"]) == 1

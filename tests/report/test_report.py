@@ -17,12 +17,14 @@ import yaml
 from fake_workers import Fault, Workers, experiment, opened, value_at
 from plotly.offline import get_plotlyjs
 
+from vgg_search.config import Config
 from vgg_search.errors import InputError
 from vgg_search.models.images import contact_sheet
 from vgg_search.report.look import LOOKS
 from vgg_search.report.page import PAGES, make_report, plots, warnings_of
 from vgg_search.report.run import ReportError, load
 from vgg_search.report.space_figures import importance
+from vgg_search.report.warnings import RANDOM_TRIALS
 from vgg_search.study.tables import summarise, write_summary
 
 NAMES = [figure.__name__ for _, figures in PAGES.values() for figure in figures]
@@ -303,7 +305,7 @@ def test_a_missing_file(study: Path, file: str) -> None:
          r"config\.yaml: space must say lr"),
         ("champion/model.json", '{"options": {}}', r"model\.json must have key 'metrics'"),
         ("study.journal", "{\n{\n", r"study\.journal in .* cannot be read: JSONDecodeError"),
-        ("study.journal", "", r"no study named full in .*study\.journal"),
+        ("study.journal", "", r"no study in .*study\.journal yet"),
     ],
 )  # fmt: skip
 def test_a_broken_file(study: Path, file: str, text: str, match: str) -> None:
@@ -375,11 +377,16 @@ def warned(folder: Path, start: str) -> bool:
     return any(warning.startswith(start) for warning in warnings_of(folder))
 
 
-def test_warns_of_a_small_budget(study: Path) -> None:
-    assert warned(study, "The budget is small for the space: 59 trials for 9 sampled dimensions")
-    space = load(study).config["space"]
-    edit(study, "config.yaml", space=space | {"num_blocks": 2, "num_convs": 2})
-    assert not warned(study, "The budget is small")
+@pytest.mark.parametrize(("num_trials", "small"), [(18, True), (19, False)])
+def test_warns_of_a_small_budget(tmp_path: Path, num_trials: int, small: bool) -> None:
+    folder = make_study(tmp_path / "small", num_trials=num_trials)
+    text = f"The budget is small for the space: {num_trials} trials for 9 sampled dimensions"
+    assert warned(folder, text) == small
+
+
+def test_the_default_experiment_does_not_warn_of_its_own_budget() -> None:
+    config = Config()
+    assert config.num_trials >= RANDOM_TRIALS + len(config.search_space.sampled())
 
 
 @pytest.mark.parametrize(

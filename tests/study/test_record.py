@@ -64,16 +64,21 @@ def test_reading_leaves_every_byte_and_makes_no_file(folder: Path) -> None:
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_what_is_no_study_is_said_in_a_line(tmp_path: Path, folder: Path) -> None:
+def test_what_is_no_study_is_said_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"^no study in .*/no: study\.journal is missing$"):
         read_trials(tmp_path / "no")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "study.journal").touch()  # its driver has only just begun
-    with pytest.raises(StudyError, match=r"^no study named empty in .*/study\.journal$"):
+    with pytest.raises(StudyError, match=r"^no study in .*/empty/study\.journal yet$"):
         read_trials(tmp_path / "empty")
-    folder.rename(tmp_path / "other")
-    with pytest.raises(StudyError, match=r"^no study named other in .*/study\.journal$"):
-        read_trials(tmp_path / "other")
+
+
+def test_a_renamed_folder_is_the_same_study(tmp_path: Path, folder: Path) -> None:
+    before = [trial.params for trial in read_trials(folder)]
+    renamed = folder.rename(tmp_path / "other")
+    assert [trial.params for trial in read_trials(renamed)] == before
+    study, _ = open_journal(renamed)  # and no second one beside it
+    assert [trial.params for trial in study.get_trials()] == before
 
 
 def test_a_folder_belongs_to_one_driver_until_its_process_ends(tmp_path: Path) -> None:

@@ -275,6 +275,9 @@ def test_the_last_words_of_a_study_that_was_stopped(tmp_path: Path) -> None:
     assert "as models:/vgg-search/1; mean of its seeds 0.8000, spread 0.0100" in text
     secret = closing(SUMMARY, tmp_path, "postgresql://me:secret@host/db").splitlines()[-2]
     assert secret == "compare   mlflow ui --backend-store-uri postgresql://***@host/db"
+    why_not = {"none_completed": "no trial was completed (2 failed; trial 0: ValueError: x)"}
+    lines = closing(SUMMARY | state | why_not, tmp_path, "x").splitlines()
+    assert lines[-1] == f"failed    {why_not['none_completed']}"
     there = closing(SUMMARY | {"state": "interrupted", "refused": 2}, tmp_path, "x", "my runs")
     for line in ("run --resume s", "vgg-search sync s", "predict IMAGE.png"):
         assert f"{line} --storage-path 'my runs'" in there

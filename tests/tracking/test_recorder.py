@@ -235,6 +235,7 @@ def test_a_stopped_search_closes_its_runs_and_a_resume_opens_them(session: Open)
     workers = Workers()
     with session(**given) as opened:
         workers.run(opened.study, turns=6)
+        opened.study.stopping = True  # as a signal does
         opened.recorder.interrupt()
         opened.recorder.finish("interrupted")
         runs = opened.send()
@@ -334,6 +335,20 @@ def test_trials_that_wait_and_are_promoted(session: Open) -> None:
         runs = opened.send()
         assert runs["trial/0"].data.tags["state"] == "pruned"
         assert runs["trial/1"].data.tags["state"] == "completed"
+
+
+def test_what_only_the_budget_cut_short_has_not_failed(session: Open) -> None:
+    given = {"num_trials": 2, "scheduler": "none", "enqueue": trials(0.5, 0.9)}
+    workers = Workers()
+    with session(**given) as opened:
+        workers.run(opened.study, turns=6)
+        opened.recorder.interrupt()
+        run = opened.send()["trial/1"]
+        assert (run.info.status, run.data.tags["state"]) == ("FINISHED", "interrupted")
+    with session(**given) as opened:  # with more budget
+        workers.run(opened.study)
+        run = opened.send()["trial/1"]
+        assert (run.info.status, run.data.tags["state"]) == ("FINISHED", "completed")
 
 
 def test_the_champions_run(session: Open) -> None:

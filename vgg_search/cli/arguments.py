@@ -5,6 +5,7 @@ stored experiment of a study that is resumed. Every mistake is a ConfigError of 
 import argparse
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 from pydantic import create_model
 from pydantic_settings import CliSettingsSource, EnvSettingsSource
 
+from vgg_search.cli.help import Flag, help_text
 from vgg_search.config import (
     ENV_PREFIX,
     RESUMABLE,
@@ -22,12 +24,18 @@ from vgg_search.config import (
     validated,
 )
 from vgg_search.errors import did_you_mean
-from vgg_search.storage.folder import CONFIG, OUTBOX, expanded, local_folder, new_name, plain_name
+from vgg_search.storage.folder import (
+    CONFIG,
+    OUTBOX,
+    expanded,
+    in_use,
+    local_folder,
+    new_name,
+    plain_name,
+)
 from vgg_search.storage.mirror import bring
 from vgg_search.storage.place import Place
 from vgg_search.tracking.outbox import Outbox
-
-Flag = tuple[str, dict[str, Any]]  # a name, and what argparse's add_argument takes
 
 
 def flag(name: str, **settings: Any) -> Flag:
@@ -69,14 +77,18 @@ def parse(
 ) -> tuple[dict[str, Any], argparse.Namespace]:
     """(fields of the schema that flags, environment or file set, values of `flags`). Raises
     ConfigError."""
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = _Parser(prog=prog, add_help=False, allow_abbrev=False)
     flags = [*flags, *COMMON_FLAGS]
+    if asked := {"-h", "--help", "--help-all"} & set(argv):
+        print(help_text(prog, description, flags, schema, "--help-all" in asked))
+        sys.exit(0)
     for name, settings in flags:
         parser.add_argument(name, **settings)
     source: CliSettingsSource[Any] = CliSettingsSource(schema, root_parser=parser)
     options, rest = parser.parse_known_args(argv)
     if rest:
-        names = [f"--{field}".replace("_", "-") for field in schema.model_fields] + [*dict(flags)]
+        names = [f"--{field}".replace("_", "-") for field in schema.model_fields]
+        names += [*dict(flags), "--help", "--help-all"]
         word = rest[0].partition("=")[0]
         kind = "unknown flag" if word.startswith("-") else "unexpected argument"
         raise ConfigError(f"{kind} {word}{did_you_mean(word, names)}")
@@ -166,13 +178,14 @@ def resumed_config(changes: Config, name: str) -> Config | None:
     fields = changes.model_dump(exclude_unset=True) | {"name": name}
     path = validated(Config, fields).storage_path
     folder, place = local_folder(path, name), Place.of(path, name)
-    if place.remote:  # perhaps of a driver on another machine
+    if place.remote and not in_use(folder):  # perhaps of a driver on another machine
         bring(place, folder)
     if not (folder / CONFIG).is_file():
         if changes.name == name:
             return None
         raise ConfigError(f"no study named {name} in {path}")
-    stored = validated(Config, read_yaml(folder / CONFIG))
+    # A run folder that was renamed is the study of its new name
+    stored = validated(Config, read_yaml(folder / CONFIG) | {"name": name})
     if (folder / OUTBOX).is_file() and not os.environ.get("MLFLOW_TRACKING_URI"):
         fields = {"tracking_uri": Outbox.stored(folder)["tracking_uri"]} | fields
     config = validated(Config, stored.model_dump() | fields)

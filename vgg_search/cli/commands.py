@@ -12,7 +12,6 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +19,11 @@ from pydantic import Field
 
 from vgg_search.cli.arguments import flag, load_config, parse_options, path, resumed_config
 from vgg_search.config import ConfigError, Dataset, Positive
-from vgg_search.errors import InputError, did_you_mean
+from vgg_search.errors import InputError, SearchError, did_you_mean
+from vgg_search.machine import lasting_output, user_environment
 from vgg_search.storage.addresses import command
-from vgg_search.storage.folder import JOURNAL, OUTBOX, local_folder
+from vgg_search.storage.disk import disk_watched
+from vgg_search.storage.folder import JOURNAL, OUTBOX, local_folder, new_name
 
 VERIFIED_IMAGES = 1000  # on which an exported file has to agree
 MODEL_HELP = "a run or champion folder, or models:/NAME@ALIAS; without it, the latest champion"
@@ -57,7 +58,8 @@ def run(argv: Sequence[str]) -> Result:
 
 def predict(argv: Sequence[str]) -> Result:
     """class and probability of image files"""
-    images = flag("images", nargs="+", type=path, metavar="IMAGE", help="PNG or JPEG file")
+    formats = "PNG, JPEG, BMP, WEBP, GIF, TIFF"
+    images = flag("images", nargs="+", type=path, metavar="IMAGE", help=formats)
     options = parse_options(predict, argv, [images, MODEL], ["tracking_uri"])
     from vgg_search.finding import load
     from vgg_search.models import evaluation
@@ -111,10 +113,11 @@ def refine(argv: Sequence[str]) -> Result:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     folder = find_model(options.model, options.storage_path, options.tracking_uri)
     parent = refinement.lineage(options.model, folder, options.tracking_uri)
-    out = local_folder(options.storage_path, datetime.now().strftime("refined-%Y%m%d-%H%M%S.%f"))
+    out = local_folder(options.storage_path, new_name("refined", options.storage_path))
     tracker = {"tracking_uri": options.tracking_uri, "experiment": options.experiment}
     how = options.champion_epochs, options.seed, options.data_dir
-    result = refinement.refine(folder, parent, out, tracker, provenance(), _print_epoch, *how)
+    with disk_watched(out):
+        result = refinement.refine(folder, parent, out, tracker, provenance(), _print_epoch, *how)
     if result["champion"] is None:
         problems = ["the loss is not finite any more; the model is as it was"]
         return Result(result, problems=problems, code=1)
@@ -172,7 +175,8 @@ def report(argv: Sequence[str]) -> Result:
     folder = _study_folder(options, JOURNAL)
     from vgg_search.report.page import make_report
 
-    page = str(make_report(folder))
+    with disk_watched(folder):
+        page = str(make_report(folder))
     return Result({"report": page}, page)
 
 
@@ -195,7 +199,8 @@ def sync(argv: Sequence[str]) -> Result:
     from vgg_search.models.files import servable
     from vgg_search.tracking.sender import sync as send
 
-    result = send(folder, servable, timeout=options.timeout)
+    with disk_watched(folder):
+        result = send(folder, servable, timeout=options.timeout)
     text = f"{result['unsent']} rows unsent, {result['refused']} refused"
     problems = [f"refused: {line}" for line in result["refusals"]]
     if result["unsent"]:
@@ -230,13 +235,21 @@ def _usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and print its result; returns its exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with lasting_output():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
     # Its stream is stderr as it is at the time: the live table takes it while it is shown
     if warnings := logging.lastResort:
         logging.basicConfig(handlers=[warnings], format="vgg-search: %(message)s")
+    for name in ("HOME", "TMPDIR", "RAY_TMPDIR"):  # empty is as if unset, as for our own variables
+        if os.environ.get(name) == "":
+            del os.environ[name]
+    os.environ.update(user_environment())
     try:
         if argv[0] not in COMMANDS:
             hint = did_you_mean(argv[0], COMMANDS) or f" of {', '.join(COMMANDS)}"
@@ -262,6 +275,6 @@ def _line(error: Exception) -> str:
     """The error in one line; of one that brings a traceback along, as a worker's, its last."""
     text = str(error).strip()
     text = text.splitlines()[-1] if "Traceback (" in text else " ".join(text.split())
-    if not isinstance(error, InputError | ConnectionError):
+    if not isinstance(error, InputError | SearchError | ConnectionError):
         text = f"{type(error).__name__}: {text} (--debug tells more)"
     return text

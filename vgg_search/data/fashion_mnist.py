@@ -13,6 +13,7 @@ import numpy as np
 
 from vgg_search.data.download import download
 from vgg_search.data.source import Array, DataError, DatasetInfo, Source, Split, UnavailableError
+from vgg_search.machine import cache_folder
 
 DATA_DIR = "VGG_SEARCH_DATA_DIR"
 SUBFOLDER = "FashionMNIST/raw"  # torchvision's
@@ -49,7 +50,7 @@ class FashionMNIST(Source):
                     return folder
                 files = " and ".join(f"{name}[.gz]" for name in _names(split))
                 raise DataError(f"{origin} must hold {files}, or {SUBFOLDER}, got {named}")
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vgg_search"
+        cache = cache_folder()
         try:
             return find_split(cache, split) or download("FashionMNIST", SUBFOLDER, "*.gz", cache)
         except UnavailableError as error:

@@ -88,7 +88,7 @@ def unsound_nodes(
 
     Raises StorageError where the driver itself cannot use the storage.
     """
-    key = uuid.uuid4().hex
+    key, existed = uuid.uuid4().hex, Path(storage_path).exists()
     place = Place.of(storage_path, f".probe-{key}")
     with place.writing("driver") as folder:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,8 +102,9 @@ def unsound_nodes(
     ray.wait(list(answers.values()), num_returns=len(answers), timeout=PROBE_SECONDS)
     troubles = {node_id: _trouble(answer) for node_id, answer in answers.items()}
     place.remove("")
-    with suppress(OSError):  # if it was made for this
-        Path(storage_path).rmdir()
+    if not existed:  # it was made for this
+        with suppress(OSError):
+            Path(storage_path).rmdir()
     return {node_id: text for node_id, text in troubles.items() if text}
 
 

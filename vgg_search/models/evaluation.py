@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vgg_search.models.files import Classifier, PathLike, load_classifier
 from vgg_search.models.images import ImageError, read_image
 from vgg_search.training.device import cuda_trouble, pick_device, plan, to_device
-from vgg_search.training.inference import logits
+from vgg_search.training.inference import logits, own_cores
 
 WORST = 20  # images that `evaluate` names
 
@@ -81,6 +81,7 @@ def _per_class(classes: Sequence[str], confusion: np.ndarray) -> list[dict[str, 
     return rows
 
 
+@own_cores()
 def _logits(classifier: Classifier, images: np.ndarray) -> Tensor:
     """(N, H, W) uint8 -> (N, classes) float32 on the CPU."""
     device = next(classifier.parameters()).device

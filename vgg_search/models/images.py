@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 from vgg_search.errors import InputError
 from vgg_search.storage.folder import WORST_COLUMNS
 
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 SIDE = 28  # px
 CAPTION = 12  # px of room under each picture of a contact sheet
 LIGHT, DARK = "light on dark", "dark on light, inverted"
@@ -19,7 +20,8 @@ class ImageError(InputError):
 
 
 def read_image(path: str | Path) -> tuple[np.ndarray, str]:
-    """A PNG or JPEG of any size and mode: (28, 28) uint8, and what was assumed (LIGHT or DARK).
+    """An image of one of FORMATS, of any size and mode: (28, 28) uint8, and what was assumed (LIGHT
+    or DARK). Of a file that holds several it is the first.
 
     A light border means dark clothes on a light ground, which is inverted. An image that is not
     square is padded with its border's brightness. A grey 28x28 image with a dark border passes
@@ -28,10 +30,10 @@ def read_image(path: str | Path) -> tuple[np.ndarray, str]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata, large images
-            with Image.open(path, formats=("PNG", "JPEG")) as opened:
+            with Image.open(path, formats=FORMATS) as opened:
                 grey = _grey(ImageOps.exif_transpose(opened))
     except Image.UnidentifiedImageError as error:
-        raise ImageError("must be a PNG or JPEG image") from error
+        raise ImageError(f"must be an image ({', '.join(FORMATS)})") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"cannot be read: {reason}") from error
@@ -53,8 +55,13 @@ def _grey(image: Image.Image) -> Image.Image:
     With clothes cut out of 2,000 test images, as they are and as negatives, a small network scores
     0.82 on both; always black, or always white, gives 0.90 on one and 0.55 on the other.
     """
+    if image.mode == "F":
+        raise ValueError("brightness must be whole numbers, got floats")
     if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion clips instead of scaling
-        return Image.fromarray(((np.asarray(image, np.uint32) + 128) // 257).astype(np.uint8))
+        pixels = np.asarray(image, np.int64)
+        if pixels.min() < 0 or pixels.max() >= 2**16:
+            raise ValueError("brightness must be whole numbers of 8 or 16 bits")
+        return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
     grey, alpha = image.convert("RGBA").convert("LA").split()
     if not alpha.getbbox():
         raise ValueError("it is wholly transparent")

@@ -9,8 +9,7 @@ from vgg_search.report.run import TOP_LEAST, Row, Run
 from vgg_search.space.dimension import Dim
 from vgg_search.space.search_space import dimension_of
 
-# Ten runs a dimension: Loeppky, Sacks and Welch, Technometrics 51 (2009), section 1.
-TRIALS_PER_DIMENSION = 10
+RANDOM_TRIALS = 10  # that Optuna's TPE, GP and CMA-ES begin with or learn little from
 DIVERGED_SHARE, TEST_GAP = 0.2, 0.01
 EDGE_SHARE, EDGE_MARGIN = 0.6, 0.05
 
@@ -81,11 +80,12 @@ def _of_the_trials(run: Run) -> list[str]:
     if diverged > DIVERGED_SHARE * total:
         texts.append(f"{diverged} of {total} trials diverged: lower the upper end of lr.")
     dimensions, trials = len(run.space.sampled()), len(run.ranked) + diverged
-    if trials < TRIALS_PER_DIMENSION * dimensions:
+    # Fewer than one proposal a dimension that the sampler could learn from: a random search
+    if trials < RANDOM_TRIALS + dimensions:
         texts.append(
             f"The budget is small for the space: {trials} trials for {dimensions} sampled "
-            f"dimensions, where ten a dimension would be {TRIALS_PER_DIMENSION * dimensions}. "
-            "Search longer, or fix what matters least."
+            f"dimensions, of which the first {min(trials, RANDOM_TRIALS)} are as good as random. "
+            f"Search until there are {RANDOM_TRIALS + dimensions}, or fix what matters least."
         )
     return texts
 

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -64,10 +64,12 @@ def local_folder(storage_path: str | Path, name: str) -> Path:
 
 
 def new_name(stem: str, storage_path: str | Path) -> str:
-    """A study's name that nobody has yet: the stem, the time, and where that is taken a number."""
-    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = (name if i == 1 else f"{name}-{i}" for i in count(1))
-    return next(name for name in names if not local_folder(storage_path, name).exists())
+    """A study's name that nobody has: the stem and the time, to the microsecond, for another search
+    may start in the same second."""
+    while True:
+        name = f"{stem}-{datetime.now():%Y%m%d-%H%M%S.%f}"
+        if not local_folder(storage_path, name).exists():
+            return name
 
 
 def trial_folder(number: int | str) -> str:

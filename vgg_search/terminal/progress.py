@@ -207,6 +207,8 @@ def closing(summary: dict[str, Any], folder: Path, uri: str, storage_path: str =
     here = uri == sqlite_address(Path.cwd() / "mlflow.db")
     database = "mlflow ui" if here else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
     lines.append(f"compare   {masked(uri if uri.startswith('http') else database)}")
+    if why_not := summary.get("none_completed"):
+        lines.append(f"failed    {why_not}")
     if summary["champion"]:
         lines.append(f"use       {command('python -m vgg_search predict IMAGE.png', storage_path)}")
     return "\n".join(lines)

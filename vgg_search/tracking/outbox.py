@@ -79,7 +79,9 @@ class Outbox(Tracker):
         with self._lock, self._db as db:
             before = dict(db.execute("SELECT name, value FROM meta"))
             there = before | {"tracking_uri": without_password(_address(before, self.folder))}
-            if before and any(there[name] != value for name, value in now.items()):
+            # The study may have a new name: its run folder was renamed
+            where = {name: text for name, text in now.items() if name != "study"}
+            if before and any(there[name] != text for name, text in where.items()):
                 # Another tracker knows none of our runs
                 db.execute("UPDATE runs SET run_id = NULL, params = '{}'")
                 db.execute("DELETE FROM results")
@@ -282,7 +284,9 @@ def sending(folder: Path) -> tuple[int, int, Sequence[str]]:
     file = folder / OUTBOX
     if not file.is_file():
         return 0, 0, ()
-    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
+    # On a disk that is read-only SQLite could not make the file beside it that it reads with
+    mode = "mode=ro" if os.access(folder, os.W_OK) else "mode=ro&immutable=1"
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?{mode}", uri=True)) as db:
         counts = "SELECT (SELECT count(*) FROM rows), (SELECT count(*) FROM refused)"
         unsent, refused = db.execute(counts).fetchone()
         return unsent, refused, _refusals(db)[:3]

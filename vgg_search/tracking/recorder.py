@@ -184,9 +184,12 @@ class Recorder:
 
     def interrupt(self) -> None:
         """Close the runs of trials that a later `--resume` goes on with."""
+        # MLflow shows KILLED as failed, which what only a budget cut short is not
+        status: Status = "KILLED" if self.study.stopping else "FINISHED"
         for number in self.study.unfinished:
             self._log_best(number)
-            end_run(self.tracker, run_key(number), "interrupted")
+            self.tracker.tag(run_key(number), state="interrupted")
+            self.tracker.end(run_key(number), status)
 
     def champion_started(self, best: FrozenTrial, epochs: int) -> None:
         """Opens the champion's own run."""
