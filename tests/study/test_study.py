@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from vgg_search.config import Config
 from vgg_search.space.arch import network_costs
 from vgg_search.storage.folder import FolderInUseError
-from vgg_search.study.record import StudyError, read_trials
+from vgg_search.study.record import StudyError, read_trials, rows_of
 from vgg_search.study.segment import Event, Segment
 from vgg_search.study.study import FINISHED, RETRIES, Study
 
@@ -363,6 +363,29 @@ def test_listeners_hear_each_trial_from_start_to_end(tmp_path: Path) -> None:
     assert heard[-1].attrs["state"] == "pruned"
 
 
+def test_a_row_that_is_told_twice_counts_once(tmp_path: Path) -> None:
+    """A worker that takes up a trial repeats the rows that it finds in the checkpoint."""
+    heard: list[Event] = []
+    folder = tmp_path / "a"
+    with opened(folder, experiment(num_trials=1), [heard.append]) as study:
+        segment = study.propose()
+        assert isinstance(segment, Segment)
+        row = row_at(segment.candidate, 1)
+        study.report(0, row)
+        lines = len((folder / "study.journal").read_bytes().splitlines())
+        study.report(0, row | {"val_accuracy": 0.99})
+        assert len((folder / "study.journal").read_bytes().splitlines()) == lines
+        assert [event.kind for event in heard] == ["started", "epoch"]
+        assert (study.budget.epochs, study.budget.device_seconds) == (1, 2.0)
+        assert [row["val_accuracy"] for row in study.rows(0)] == [row["val_accuracy"]]
+    with opened(folder, experiment(num_trials=1)) as again:
+        again.report(0, row)  # of the session before
+        assert (again.budget.epochs, again.budget.device_seconds) == (1, 2.0)
+    (trial,) = read_trials(folder)
+    assert trial.intermediate_values == {1: row["val_accuracy"]}
+    assert [row["val_accuracy"] for row in rows_of(trial)] == [row["val_accuracy"]]
+
+
 def test_a_stopped_study_proposes_nothing_and_is_not_finished(tmp_path: Path) -> None:
     with opened(tmp_path / "a", experiment(num_trials=2)) as study:
         assert isinstance(study.propose(), Segment)
@@ -405,6 +428,13 @@ def test_only_the_top_k_are_worth_a_checkpoint(tmp_path: Path) -> None:
     assert above == {0: 0.0, 1: value_at(0.5, 4), 2: value_at(0.9, 4)}
     search(tmp_path / "b", experiment(num_trials=1, top_k=0), workers := Workers())
     assert workers.segments[0].keep_above == float("inf")
+    workers = Workers()
+    lrs = at(0.5, 0.9, 0.7, 0.1)
+    config = experiment(num_trials=4, scheduler="none", top_k=2, enqueue=lrs)
+    search(tmp_path / "c", config, workers)
+    # As soon as there are two: the second best, not the best
+    above = [0.0, 0.0, value_at(0.5, 4), value_at(0.7, 4)]
+    assert [s.keep_above for s in workers.segments] == above
 
 
 def test_of_equally_good_trials_the_first_is_the_incumbent(tmp_path: Path) -> None:
