@@ -26,6 +26,7 @@ from vgg_search.engine.nodes import NodeError
 from vgg_search.models.evaluation import evaluate
 from vgg_search.models.files import load_classifier
 from vgg_search.models.images import contact_sheet
+from vgg_search.storage.folder import WORST_IMAGES
 from vgg_search.storage.place import Place
 from vgg_search.study.sampling import trial_seed
 from vgg_search.study.study import Study
@@ -97,7 +98,7 @@ def test_each_seed_is_trained_whole_and_tested(tmp_path: Path, splits: Splits) -
     )
     images, _ = load_test("sample")
     drawn = contact_sheet(images[[row["image"] for row in metrics["worst"]]])
-    with Image.open(tmp_path / "s" / "worst_images.png") as sheet:
+    with Image.open(tmp_path / "s" / WORST_IMAGES) as sheet:
         assert sheet.convert(drawn.mode).tobytes() == drawn.tobytes()
     champion = load_classifier(folder)
     assert champion.network.num_params == stored["num_params"]

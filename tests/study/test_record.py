@@ -25,7 +25,7 @@ from vgg_search.study.record import (
     tell,
     write_row,
 )
-from vgg_search.study.sampling import PROPOSING, make_sampler, trial_seed
+from vgg_search.study.sampling import PROPOSING, VALUES_ONLY, make_sampler, trial_seed
 
 
 @pytest.fixture
@@ -154,6 +154,22 @@ def test_samplers_of_values_are_shown_the_worst_where_a_trial_is_infeasible(tmp_
     with storage.sampling(waiting=(), values_only=False):
         states = [trial.state for trial in study.get_trials(deepcopy=False)]
     assert states == [TrialState.COMPLETE, *[TrialState.PRUNED] * 4, TrialState.RUNNING]
+
+
+@pytest.mark.parametrize("kind", ["random", "tpe", "tpe-joint", "gp", "cmaes"])
+def test_no_sampler_warns_of_what_it_is_told(tmp_path: Path, kind: str) -> None:
+    """CMA-ES knows no constraints; a warning is an error here."""
+    study, storage = open_journal(tmp_path)
+    study.sampler = make_sampler(kind, 0)
+    for infeasible in (True, False, True):
+        with storage.sampling(waiting=(), values_only=kind in VALUES_ONLY):
+            trial = study.ask()
+            trial.suggest_float("lr", 0.0, 1.0)
+        if infeasible:
+            constrain(trial, {"infeasible": 1.0})
+        tell(study, trial, None if infeasible else 0.5)
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    assert states == [TrialState.PRUNED, TrialState.COMPLETE, TrialState.PRUNED]
 
 
 def test_where_all_are_infeasible_the_worst_is_no_accuracy_at_all(tmp_path: Path) -> None:

@@ -226,6 +226,45 @@ def test_out_of_memory_when_alone_is_a_failure(tmp_path: Path) -> None:
     assert study.optuna.get_trials()[0].user_attrs["error"] == "OutOfMemoryError: 80 GiB"
 
 
+def test_who_is_to_train_alone_keeps_nobody_behind_it_waiting_in_vain(tmp_path: Path) -> None:
+    """It waits until nobody trains; whoever is before it in the queue goes on."""
+    config = experiment(num_trials=3, scheduler="none", enqueue=at(0.1, 0.2, 0.3))
+    with opened(tmp_path / "a", config) as study:
+        segments = [study.propose() for _ in range(3)]
+        assert [s.number for s in segments if isinstance(s, Segment)] == [0, 1, 2]
+        study.segment_ended(0, "oom", "OutOfMemoryError: 80 GiB")
+        study.segment_ended(1, "died")
+        replaced = study.propose()
+        assert isinstance(replaced, Segment)
+        assert (replaced.number, replaced.alone) == (1, False)
+        assert study.propose() is None, "0 waits until both have ended"
+        study.segment_ended(1, "failed")
+        assert study.propose() is None
+        study.segment_ended(2, "failed")
+        alone = study.propose()
+        assert isinstance(alone, Segment)
+        assert (alone.number, alone.alone) == (0, True)
+        assert study.propose() is None
+
+
+def test_how_far_a_trial_may_train_is_in_the_record_once_a_segment(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    with opened(folder, experiment(num_trials=1)) as study:
+        segment = study.propose()
+        assert isinstance(segment, Segment)
+        assert read_trials(folder)[0].user_attrs["until"] == 1
+        lines = len((folder / "study.journal").read_bytes().splitlines())
+        study.segment_ended(0, "died")
+        assert study.propose() == segment
+        assert len((folder / "study.journal").read_bytes().splitlines()) == lines
+        study.report(0, row_at(segment.candidate, 1))
+        study.segment_ended(0)
+        further = study.propose()
+        assert isinstance(further, Segment)
+        assert (further.until, further.known) == (2, 1)
+        assert read_trials(folder)[0].user_attrs["until"] == 2
+
+
 def test_a_dead_worker_is_replaced_from_the_last_checkpoint(tmp_path: Path) -> None:
     workers = Workers(slots=2, faults={0: Fault("died", epoch=3, times=RETRIES)})
     config = experiment(num_trials=2, scheduler="none", enqueue=at(0.9, 0.5))

@@ -336,6 +336,15 @@ def test_divergence_yields_its_row_and_ends(data, ema):
     assert list(resumed.run(3)) == []
 
 
+def test_what_is_left_of_a_lost_epoch_is_not_trained_on_a_cpu(data):
+    run = training(data, replace(PLAIN, lr=1e30))
+    batches = []
+    run.network.register_forward_pre_hook(lambda *_: batches.append(1))
+    (row,) = run.run(3)
+    assert not math.isfinite(row["train_loss"])
+    assert len(batches) < 4, "of eight"
+
+
 @pytest.mark.parametrize("count", [1, 125, 126, 499])
 def test_validation_drops_no_image(data, count):
     network = build(SMALL, 0)
