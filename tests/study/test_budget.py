@@ -1,15 +1,17 @@
 """What a search has used up of its budget: over several sessions, by a clock set by hand."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_workers import experiment, row_at
+from fake_workers import experiment, opened, row_at
 
 from vgg_search.config import Config
 from vgg_search.records import EpochRow
 from vgg_search.space.candidate import Candidate
 from vgg_search.study import budget
 from vgg_search.study.budget import Budget
+from vgg_search.study.segment import Segment
 
 CANDIDATE = Candidate(arch=((1, 8),), lr=0.5, batch_size=64)
 
@@ -19,7 +21,10 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 86_400.0
-        monkeypatch.setattr(budget.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(budget, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 @pytest.fixture
@@ -59,6 +64,24 @@ def test_a_time_budget_goes_on_where_the_record_ends_at_each_resume(clock: Clock
     assert (third.clock, third.used_up) == (99.5, False)
     clock.now += 0.5
     assert third.used_up
+
+
+def test_the_rows_of_each_session_go_on_in_time_where_the_last_one_ended(
+    clock: Clock, tmp_path: Path
+) -> None:
+    config = experiment(num_trials=1, scheduler="none", time_budget=100)
+    for epoch, seconds in ((1, 30.0), (2, 20.0), (3, 40.0)):
+        clock.now += 1_000_000
+        with opened(tmp_path / "a", config) as study:
+            study.budget.start()
+            segment = study.propose()
+            assert isinstance(segment, Segment)
+            clock.now += seconds
+            study.report(0, row_at(segment.candidate, epoch))
+            assert not study.budget.used_up
+    assert [row["time"] for row in study.rows(0)] == [30.0, 50.0, 90.0]
+    clock.now += 10
+    assert study.budget.used_up
 
 
 def test_time_after_the_search_is_not_counted(clock: Clock) -> None:

@@ -61,6 +61,7 @@ def test_stopping_leaves_completed_and_pruned_trials_with_every_value(tmp_path: 
     assert [trial.value for trial in trials[:2]] == [value_at(0.5, 4), value_at(0.9, 4)]
     assert study.ranking.incumbent == (value_at(0.9, 4), 1)
     assert study.ranking.top() == [1, 3, 0, 2]
+    assert study.unfinished == []
     assert study.budget.device_seconds == 11 * 2.0
 
 
