@@ -81,7 +81,7 @@ def test_exit_codes(state: str, unsent: int, refused: int, signals: list[int], c
 def test_provenance_names_versions_commit_and_host(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = provenance()
     assert facts["versions"].keys() == {"python", *PACKAGES}
-    assert facts["versions"]["torch"] == torch.__version__.partition("+")[0] or torch.__version__
+    assert facts["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert f"{cores()} cores" in facts["host"]
     json.dumps(facts)
     monkeypatch.setenv("PATH", "")  # a machine without git

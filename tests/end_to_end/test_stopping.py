@@ -12,6 +12,8 @@ from optuna.trial import TrialState
 
 from vgg_search.study.record import read_trials, rows_of
 
+ENDS_WITHIN = 15.0  # s after a signal: 10 are promised, the rest is for a machine that is busy
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -21,7 +23,7 @@ def test_a_signal_stops_the_search_and_resume_goes_on(
     with search(tmp_path, *FLAGS, "--json") as driver:
         wait_for(tmp_path, live)
         driver.send_signal(number)
-        out, err = driver.communicate(timeout=100)
+        out, err = driver.communicate(timeout=ENDS_WITHIN)
     assert driver.returncode == code, err
     assert "Traceback" not in err
     assert json.loads(out.splitlines()[-1])["state"] == "interrupted"
@@ -50,7 +52,7 @@ def test_a_signal_before_the_first_trial_is_answered_too(
             assert time.monotonic() < until
             time.sleep(0.01)
         driver.send_signal(number)
-        _, err = driver.communicate(timeout=100)
+        _, err = driver.communicate(timeout=ENDS_WITHIN)
     assert driver.returncode == code, err
     assert "Traceback" not in err
     assert "raylet" not in err

@@ -208,6 +208,52 @@ def test_seeds_differ_and_the_global_generator_is_left_alone(data):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def first_batches(run, epochs):
+    """Pixels of the first batch of each epoch."""
+    batches = []
+    handle = run.network.register_forward_pre_hook(lambda _, images: batches.append(images[0]))
+    firsts = []
+    for _ in run.run(epochs):
+        firsts.append(batches[0].clone())
+        batches.clear()
+    handle.remove()
+    return firsts
+
+
+def test_every_epoch_has_its_own_order_and_its_own_changes(data):
+    few = Resident(data.train_images[:100], data.train_labels[:100], data.info)
+    first, second = first_batches(training(few, replace(PLAIN, batch_size=50)), 2)
+    assert not torch.equal(first, second)
+    # One batch holds the whole epoch: without changes the same images, in another order
+    first, second = first_batches(training(few, replace(PLAIN, batch_size=100)), 2)
+    sums = [images.sum((1, 2, 3)) for images in (first, second)]
+    assert not torch.equal(*sums)
+    torch.testing.assert_close(sums[0].sort().values, sums[1].sort().values)
+    first, second = first_batches(training(few, replace(FULL, batch_size=100)), 2)
+    sums = [images.sum((1, 2, 3)).sort().values for images in (first, second)]
+    assert not torch.allclose(*sums)
+
+
+def test_every_rank_has_dropout_of_its_own_and_nothing_else(data):
+    few = Resident(data.train_images[:100], data.train_labels[:100], data.info)
+
+    def losses(rank, dropout):
+        network = build({**SMALL, "dropout": dropout}, 1)
+        return [row["train_loss"] for row in Training(network, few, FULL, 1, rank).run(2)]
+
+    assert losses(0, 0.0) == losses(1, 0.0)
+    with_dropout = [losses(rank, 0.5) for rank in (0, 1, 2)]
+    assert len({epochs[0] for epochs in with_dropout}) == 3
+    assert losses(1, 0.5) == with_dropout[1]
+
+
+def test_every_epoch_has_dropout_of_its_own(data):
+    """Seen in a network that stands still: only its dropout tells one epoch from the next."""
+    run = training(data, replace(PLAIN, lr=1e-30, batch_size=1000), dropout=0.5)
+    first, second = (row["train_loss"] for row in run.run(2))
+    assert abs(first - second) > 1e-6
+
+
 def test_the_plain_recipe_is_the_notebooks_loop(data):
     """SGD at a constant rate without momentum, decay or augmentation, written out."""
     run = training(data, PLAIN, dropout=0.0)
@@ -276,6 +322,15 @@ def test_divergence_yields_its_row_and_ends(data, ema):
     resumed.load_state_dict(through_a_file(run.state_dict()))
     assert resumed.diverged
     assert list(resumed.run(3)) == []
+
+
+def test_what_is_left_of_a_lost_epoch_is_not_trained_on_a_cpu(data):
+    run = training(data, replace(PLAIN, lr=1e30))
+    batches = []
+    run.network.register_forward_pre_hook(lambda *_: batches.append(1))
+    (row,) = run.run(3)
+    assert not math.isfinite(row["train_loss"])
+    assert len(batches) < 4, "of eight"
 
 
 @pytest.mark.parametrize("count", [1, 125, 126, 499])
