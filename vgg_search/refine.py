@@ -71,7 +71,6 @@ def refine(
     card = {name: old[name] for name in KEPT} | facts
     card |= {"seed": seed, "epochs": epochs, "parent_model": parent["model_uri"]}
     training = _training(network, splits, card)
-
     sent = _start(out, tracker, card, splits, parent.get("run_id"))
     summary = {"study": out.name, "parent": parent, "epochs": epochs}
     if not _train(training, epochs, sent, listen):

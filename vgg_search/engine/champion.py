@@ -8,7 +8,6 @@ winner is a maximum over noise, so the champion is not judged by it. The test sp
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ from vgg_search.training.recipe import RECIPE_FIELDS, recipe_of
 FRESH = 1_000_000  # numbers of the champion's seeds start here, beyond any trial's
 TIME_SHARE = 0.6  # of the search's time budget, at most, goes to the champion
 Row = Any
+Listener = Callable[[int, int, Row], None]  # index of the seed, epochs, row
 
 log = logging.getLogger("vgg_search")
 
@@ -48,7 +48,7 @@ def train_champion(
     splits: Splits,
     cluster: Cluster,
     facts: dict[str, Any],
-    listen: Callable[[int, int, Row], None],
+    listen: Listener,
 ) -> dict[str, Any] | None:
     """Train `best`'s network on train + validation with `champion_seeds` fresh seeds, test it, and
     save the first seed's in the study's `champion` folder.
@@ -60,15 +60,7 @@ def train_champion(
     config = study.config
     epochs = planned_epochs(best, config, splits)
     tasks = _tasks(best, config, cluster, epochs)
-    gpus = _gpus_of_a_seed(cluster, config)
-    hear = partial(_hear, listen, epochs)
-    try:
-        networks = _train_seeds(study, tasks, splits, cluster, gpus, hear)
-    except RayError as error:
-        if gpus in (0.0, 1.0) or not out_of_memory(getattr(error, "cause", None) or error):
-            raise
-        log.warning("the champion lacked memory on a shared GPU: it goes on, alone on one")
-        networks = _train_seeds(study, tasks, splits, cluster, 1.0, hear)
+    networks = _trained(study, tasks, splits, cluster, listen)
     if networks is None:
         return None
     card = facts | {
@@ -90,8 +82,19 @@ def train_champion(
     return card
 
 
-def _hear(listen: Callable[[int, int, Row], None], epochs: int, index: int, row: Row) -> None:
-    listen(index, epochs, row)
+def _trained(
+    study: Study, tasks: list[TrainingTask], splits: Splits, cluster: Cluster, listen: Listener
+) -> list[VGG] | None:
+    """What `_train_seeds` returns; after a lack of memory on a shared GPU it goes on, each seed
+    alone on one."""
+    gpus = _gpus_of_a_seed(cluster, study.config)
+    try:
+        return _train_seeds(study, tasks, splits, cluster, gpus, listen)
+    except RayError as error:
+        if gpus in (0.0, 1.0) or not out_of_memory(getattr(error, "cause", None) or error):
+            raise
+    log.warning("the champion lacked memory on a shared GPU: it goes on, alone on one")
+    return _train_seeds(study, tasks, splits, cluster, 1.0, listen)
 
 
 def _gpus_of_a_seed(cluster: Cluster, config: Config) -> float:
@@ -131,7 +134,7 @@ def _train_seeds(
     splits: Splits,
     cluster: Cluster,
     gpus: float,
-    listen: Callable[[int, Row], None],
+    listen: Listener,
 ) -> list[VGG] | None:
     """The trained networks, in the order of `tasks`; None if the study was told to stop.
 
@@ -156,16 +159,20 @@ def _train_seeds(
             for stream in ready:
                 item: Row = ray.get(next(stream))
                 if "weights" not in item:
-                    listen(streams[stream], item)
+                    listen(streams[stream], tasks[0].checkpoints.until, item)
                     continue
                 i = streams.pop(stream)
-                networks[i] = build(tasks[i].network, 0)
-                weights = {name: torch.tensor(array) for name, array in item["weights"].items()}
-                networks[i].load_state_dict(weights)
+                networks[i] = _network(tasks[i], item["weights"])
     finally:
         for stream in streams:
             ray.cancel(stream, force=True)
     return [networks[i] for i in range(len(tasks))]
+
+
+def _network(task: TrainingTask, weights: dict[str, np.ndarray]) -> VGG:
+    network = build(task.network, 0)
+    network.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+    return network
 
 
 def _scores(networks: list[VGG], study: Study, splits: Splits, cluster: Cluster) -> dict[str, Any]:
