@@ -211,7 +211,7 @@ class Config(Fields):
     storage_path: Annotated[str, AfterValidator(expanded)] = resumable(RUNS)
     """Where run folders go: a folder that all nodes see, or a bucket (s3://...)."""
     tracking_uri: Annotated[str | None, AfterValidator(check_tracker)] = resumable(None)
-    """MLflow; without it MLFLOW_TRACKING_URI, else sqlite:///mlflow.db where the command runs."""
+    """MLflow; without it MLFLOW_TRACKING_URI, else a resumed study's own, else sqlite:///mlflow.db."""
     experiment: Annotated[str, Field(min_length=1)] = resumable("vgg-search")
     """MLflow experiment."""
     top_k: Annotated[int, Field(ge=0)] = 10

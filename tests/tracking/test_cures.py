@@ -368,3 +368,24 @@ def test_a_deleted_experiment_of_a_server_is_found(proxy):
     client.delete_experiment(client.create_experiment("to be deleted"))
     with pytest.raises(TrackerError, match=r"experiment 'to be deleted' is deleted; .* restore"):
         Check(proxy.uri, "to be deleted").result()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [408, 429, 499, 503])
+def test_a_file_that_may_pass_later_is_kept(make, proxy, status):
+    """Files go another way through MLflow's client than records."""
+    failed: list[Call] = []
+
+    def busy(call: Call) -> tuple[int, str] | None:
+        if call.path.startswith("mlflow-artifacts/") and len(failed) < 2:
+            failed.append(call)
+            return status, "later"
+        return None
+
+    proxy.answer = busy
+    tracker = make(to=proxy.uri, experiment=f"files-{status}")
+    tracker.run("study", "s1", {}, {})
+    (tracker.folder / "report.html").write_text("report")
+    tracker.artifact("study", tracker.folder / "report.html")
+    send(tracker)
+    assert (len(failed), tracker.refused) == (2, 0)
