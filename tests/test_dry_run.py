@@ -32,7 +32,7 @@ def test_it_prints_networks_and_time_and_writes_nothing(
     assert out.count("    output     10\n") == SAMPLES
     assert result["trials"] == 10
     assert "about 10 trials in " in out.splitlines()[-1]
-    assert "on 2 workers of this machine, 2.0 epochs a trial" in out.splitlines()[-1]
+    assert "on 2 workers of this machine (CPU cores), 2.0 epochs a trial" in out.splitlines()[-1]
     seconds = sum(network["epoch_seconds"] for network in result["networks"]) / SAMPLES
     assert result["search_seconds"] == pytest.approx(10 * 2.0 * seconds / 2, abs=0.06)
 

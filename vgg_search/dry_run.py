@@ -50,9 +50,10 @@ def forecast(config: Config) -> dict[str, Any]:
     device_seconds = epoch_seconds * budget.devices
     expected_trials, seconds = budget.outlook(epochs, epoch_seconds / slots, device_seconds)
     trials = max(1, round(expected_trials))
+    device = "GPUs" if on_gpu(config) else "CPU cores"
     print(
-        f"about {trials} trials in {duration(round(seconds))} on {slots} workers of this machine, "
-        f"{epochs:.1f} epochs a trial; then the champion"
+        f"about {trials} trials in {duration(round(seconds))} on {slots} workers of this machine "
+        f"({device}), {epochs:.1f} epochs a trial; then the champion"
     )
     return {"networks": networks, "trials": trials, "search_seconds": round(seconds, 1)}
 
@@ -97,11 +98,8 @@ def images_per_second(config: Config, candidate: Candidate) -> float:
 
 
 def on_gpu(config: Config) -> bool:
-    """Whether trials of this experiment would train on a GPU of this machine. Raises DeviceError
-    where they have to, and cannot."""
-    if config.gpus_per_trial == "auto":
-        return config.needs_gpu or not cuda_trouble()
-    return config.gpus_per_trial > 0
+    """Whether the forecast is of this machine's GPUs; of its cores where there is none."""
+    return config.gpus_per_trial != 0 and not cuda_trouble()
 
 
 def slots_here(config: Config) -> int:

@@ -60,8 +60,7 @@ def refine(
 
     `parent` is what `lineage` says, `tracker` the address and experiment, `facts` go into the card,
     `epochs` is by default the champion's. Returns what `out`/summary.json says, `unsent` and
-    `refused`; the `champion` of a training that diverged is None. Raises InputError before it
-    writes.
+    `refused`; `champion` is None if it diverged. Raises InputError before it writes.
     """
     network, old = load_folder(folder)
     splits, info = _images_of(old, data_dir), info_of(old)
