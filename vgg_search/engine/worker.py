@@ -157,5 +157,7 @@ class TrialWorker(tune.Trainable):
 
 def own_handle() -> ActorHandle | None:
     """Of the actor that this process is; None where it is none."""
+    if not ray.is_initialized():  # to ask for its context would start a cluster
+        return None
     context = ray.get_runtime_context()
     return context.current_actor if context.get_actor_id() else None

@@ -54,7 +54,7 @@ def digest(run: Training) -> str:
 def in_process(code: str, *arguments: str) -> Any:
     """What the code prints last, as JSON, in a process of its own."""
     lines = [f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})"]
-    lines += ["import json, torch", "from test_training import *"]
+    lines += ["import json, torch", "from test_gpu_training import *"]
     lines += ["from vgg_search.training.device import prepare_process", "prepare_process(1)", code]
     command = [sys.executable, "-c", "\n".join(lines), *arguments]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
