@@ -47,7 +47,6 @@ def read_study(folder: Path, name: str | None = None) -> optuna.Study | None:
     path = folder / JOURNAL
     if not path.is_file():
         return None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = JournalStorage(JournalFileBackend(str(path)))
     names = optuna.get_all_study_names(storage)
     name = name or next(iter(names), None)
