@@ -426,6 +426,15 @@ def test_a_row_that_is_told_twice_counts_once(tmp_path: Path) -> None:
     assert [row["val_accuracy"] for row in rows_of(trial)] == [row["val_accuracy"]]
 
 
+@pytest.mark.parametrize("state", ["died", "oom"])
+def test_listeners_hear_of_a_second_try(tmp_path: Path, state: str) -> None:
+    heard: list[Event] = []
+    with opened(tmp_path / "a", experiment(num_trials=1), [heard.append]) as study:
+        study.propose()
+        study.segment_ended(0, state, "")
+    assert [event.kind for event in heard] == ["started", "retried"]
+
+
 def test_a_stopped_study_proposes_nothing_and_is_not_finished(tmp_path: Path) -> None:
     with opened(tmp_path / "a", experiment(num_trials=2)) as study:
         assert isinstance(study.propose(), Segment)
@@ -602,6 +611,35 @@ def test_kills_with_several_workers_lose_nothing_and_repeat_nothing(tmp_path: Pa
     diverged = {(n, fault.epoch) for n, fault in FAULTS.items() if fault.kind == "diverged"}
     assert told - diverged == set(workers.trained)
     assert "COMPLETE completed" in states(study)
+
+
+def test_a_resumed_study_knows_what_was_trained_and_who_was_best(tmp_path: Path) -> None:
+    config = experiment(num_trials=3, scheduler="none", enqueue=at(0.5, 0.9, 0.1, 0.9))
+    search(tmp_path / "a", config, Workers())
+    with opened(tmp_path / "a", config.model_copy(update={"num_trials": 4})) as study:
+        assert (study.trained, study.budget.epochs) == (3, 12)
+        assert study.ranking.incumbent == (value_at(0.9, 4), 1)
+        assert study.ranking.top() == [1, 0, 2]
+        segment = study.propose()
+        assert isinstance(segment, Segment)
+        trials = study.optuna.get_trials(deepcopy=False)
+        assert trials[3].user_attrs["duplicate_of"] == 1
+        assert segment.number == 4
+
+
+def test_what_needed_no_training_is_counted_in_a_row_after_a_resume_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vgg_search.study.study.UNTRAINED_IN_A_ROW", 3)
+    enqueue = at(0.5, 0.5, 0.5, 0.6, 0.6)  # two that are equal to the first, then one
+    search(tmp_path / "a", experiment(num_trials=2, enqueue=enqueue), Workers())
+    again = search(tmp_path / "a", experiment(num_trials=3, enqueue=enqueue), Workers())
+    assert again.trained == 3, "never three in a row"
+    enqueue = at(0.5, 0.5, 0.5, 0.5)
+    search(tmp_path / "b", experiment(num_trials=2, enqueue=enqueue), Workers())
+    assert len(read_trials(tmp_path / "b")) == 4
+    again = search(tmp_path / "b", experiment(num_trials=2, enqueue=enqueue), Workers())
+    assert (again.trained, len(read_trials(tmp_path / "b"))) == (1, 4), "the space is exhausted"
 
 
 def test_a_resumed_study_may_train_more_trials(tmp_path: Path) -> None:

@@ -150,6 +150,22 @@ def test_files_of_the_run_folder_are_named_from_there(outbox: Outbox, tmp_path: 
     ]
 
 
+def test_a_relative_path_is_one_of_the_folder_where_it_was_put(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    outbox = opened(Path("runs"))
+    outbox.run("a", "a", {}, {})
+    outbox.artifact("a", Path("report.html"))
+    outbox.artifact("a", Path("runs/log.txt"))
+    monkeypatch.chdir("/")
+    outbox.artifact("a", tmp_path / "elsewhere" / ".." / "runs" / "summary.json")
+    paths = [body["path"] for _, kind, body in contents(outbox) if kind == "artifact"]
+    assert paths == [str(tmp_path.resolve() / "report.html"), "log.txt", "summary.json"]
+    assert outbox.unsent == 4
+
+
 def test_a_deleted_artifact_that_was_not_sent_is_not_sent(outbox: Outbox, tmp_path: Path) -> None:
     for run in ("a", "b"):
         outbox.run(run, run, {}, {})

@@ -49,7 +49,6 @@ def read_study(folder: Path) -> optuna.Study | None:
     path = folder / JOURNAL
     if not path.is_file():
         return None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = JournalStorage(JournalFileBackend(str(path)))
     names = optuna.get_all_study_names(storage)
     return optuna.load_study(study_name=names[0], storage=storage) if names else None
