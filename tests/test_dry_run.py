@@ -54,9 +54,9 @@ def test_device_hours_bear_as_many_trials_as_their_share_of_a_device_allows() ->
 
 def test_samples_are_feasible_and_the_same_each_time() -> None:
     config = experiment(space=SPACE | {"max_params": 20_000})
-    found = random_candidates(config, 5)
+    found = random_candidates(config.search_space, config.seed, 5)
     assert len(found) == 5
-    assert found == random_candidates(config, 5)
+    assert found == random_candidates(config.search_space, config.seed, 5)
     assert all(config.search_space.costs(candidate)[0] <= 20_000 for candidate in found)
 
 

@@ -32,7 +32,7 @@ def forecast(config: Config) -> dict[str, Any]:
     Raises ConfigError if the space has no feasible network.
     """
     print(config.dump())
-    candidates = random_candidates(config, SAMPLES)
+    candidates = random_candidates(config.search_space, config.seed, SAMPLES)
     if not candidates:
         raise ConfigError("space must have networks within max_params and max_flops, found none")
     networks: list[dict[str, Any]] = []

@@ -407,6 +407,26 @@ def test_warns_of_edges(tmp_path: Path, lrs: tuple[float, float], side: str | No
         assert any("lr (5 of 5)" in line for line in lines) == (end == side)
 
 
+def test_an_edge_that_the_limits_of_the_space_make_is_no_warning(tmp_path: Path) -> None:
+    """Where most networks that are small enough begin with 8 channels, so do most of the best."""
+    fields = {"num_blocks": 2, "num_convs": 1, "out_channels": [8, 16, 32], "hidden_features": 16}
+    space = {**fields, "num_hidden": 1, "lr": LRS, "dropout": 0.0}
+    trials = [{"arch": ((1, 8), (1, 8)), "lr": float(lr)} for lr in np.linspace(0.4, 0.5, 12)]
+    text = "The best trials sit at the lower edge of "
+    for name, limit, expected in (("free", None, True), ("tight", 8_000, False)):
+        limits = {} if limit is None else {"max_params": limit}
+        folder = make_study(
+            tmp_path / name,
+            num_trials=12,
+            enqueue=trials,
+            baseline=None,
+            scheduler="none",
+            space=space | limits,
+        )
+        lines = [line for line in warnings_of(folder) if line.startswith(text)]
+        assert any("out_channels_1 (5 of 5)" in line for line in lines) == expected
+
+
 def test_warns_of_a_lead_within_noise(study: Path, full: Path) -> None:
     first, second = load(full).completed[:2]
     lead = f"Trial {first['number']} leads trial {second['number']} by "

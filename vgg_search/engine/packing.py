@@ -76,7 +76,7 @@ def largest(config: Config) -> Candidate:
     space = config.search_space
     corner = space.sample(_Largest())
     depths = (space.sample(_Largest(), corner.arch[:n]) for n in range(1, len(corner.arch) + 1))
-    proposed = [corner, *depths, *random_candidates(config, SAMPLES)]
+    proposed = [corner, *depths, *random_candidates(space, config.seed, SAMPLES)]
     within = [c for c in proposed if space.feasible(c)]
     by_hand = [replace(corner, arch=t["arch"]) for t in config.trials_by_hand if "arch" in t]
     return max(within + by_hand, key=lambda candidate: footprint(space, candidate))
