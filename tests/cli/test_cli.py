@@ -470,4 +470,4 @@ def test_a_file_of_any_name_gives_a_study_a_name(file: str, stem: str) -> None:
     Path(file).write_text("seed: 1\n")
     name = load_config([f"--config={file}"])[0].name
     assert name
-    assert re.fullmatch(rf"{re.escape(stem)}-\d{{8}}-\d{{6}}", name)
+    assert re.fullmatch(rf"{re.escape(stem)}-\d{{8}}-\d{{6}}\.\d{{6}}", name)
