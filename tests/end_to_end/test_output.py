@@ -46,6 +46,7 @@ def assert_whole(folder: Path) -> None:
     assert "champion, seed 0: epoch 1/1" in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "redirection", ["2>&1 | head -2", "2>/dev/full >&-", "</dev/null >&- 2>&-"]
 )
@@ -57,6 +58,7 @@ def test_a_search_outlasts_its_output(tmp_path: Path, redirection: str) -> None:
     assert_whole(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_search_outlasts_its_terminal(tmp_path: Path) -> None:
     """Under nohup with a terminal as its output, which is closed while it runs."""
     controller, terminal = os.openpty()
@@ -78,6 +80,7 @@ def test_a_search_outlasts_its_terminal(tmp_path: Path) -> None:
     assert_whole(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_search_from_python_outlasts_its_output(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(FROM_PYTHON)
     done = shell(tmp_path, f"{PYTHON} script.py 2>&1 | head -1; exit ${{PIPESTATUS[0]}}")
