@@ -31,7 +31,8 @@ def state():
 
 def run(script: str, folder: Path, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-c", HEAD + script, str(folder)]
-    ours = {*RAY_ENVIRONMENT, "_MLFLOW_TELEMETRY_SESSION_ID"}  # the latter is this process's MLflow's
+    # The second is of this process's MLflow
+    ours = {*RAY_ENVIRONMENT, "_MLFLOW_TELEMETRY_SESSION_ID"}
     env = {name: text for name, text in os.environ.items() if name not in ours}
     done = subprocess.run(
         command,
