@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from ray.exceptions import RayError
 
 from vgg_search.config import Config
 from vgg_search.data.splits import Splits, load_test
+from vgg_search.engine import champion
 from vgg_search.engine.champion import (
     FRESH,
     TIME_SHARE,
@@ -46,6 +48,28 @@ def searched(study: Study) -> FrozenTrial:
     assert Workers().run(study)
     assert study.ranking.incumbent
     return study.optuna.get_trials(deepcopy=False)[study.ranking.incumbent[1]]
+
+
+class LacksMemoryError(RayError):
+    cause = torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(("share", "tries"), [(0.5, [0.5, 1.0]), (1.0, [1.0]), (2.0, [2.0])])
+def test_after_a_lack_of_memory_on_a_shared_gpu_it_has_one_alone(
+    share: float, tries: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+
+    def lacks(*arguments: Any) -> None:
+        seen.append(arguments[4])
+        raise LacksMemoryError
+
+    monkeypatch.setattr(champion, "_train_seeds", lacks)
+    cluster: Any = SimpleNamespace(nodes=lambda: [{"GPU": 2.0}], resources={"gpu": share})
+    study: Any = SimpleNamespace(config=tiny(champion_seeds=3))
+    with pytest.raises(LacksMemoryError):
+        champion._trained(study, [], None, cluster, lambda *_: None)  # type: ignore[arg-type]
+    assert seen == tries
 
 
 @pytest.mark.usefixtures("cluster")

@@ -91,7 +91,7 @@ def _trained(
     try:
         return _train_seeds(study, tasks, splits, cluster, gpus, listen)
     except RayError as error:
-        if gpus in (0.0, 1.0) or not out_of_memory(getattr(error, "cause", None) or error):
+        if not 0 < gpus < 1 or not out_of_memory(getattr(error, "cause", None) or error):
             raise
     log.warning("the champion lacked memory on a shared GPU: it goes on, alone on one")
     return _train_seeds(study, tasks, splits, cluster, 1.0, listen)
