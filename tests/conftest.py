@@ -50,6 +50,16 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's, to be copied: to make one takes seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @contextmanager
 def serving(command: list[str], ping: str, folder: Path, **environment: str) -> Iterator[str]:
     """The address of a web server while its command runs in `folder`, from when `ping` answers."""

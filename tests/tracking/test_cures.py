@@ -15,7 +15,7 @@ import pytest
 from conftest import MlflowServer
 from mlflow import MlflowClient
 from proxy import Call, Proxy, error, proxied
-from test_sender import EPOCH, check_study, put_study, refusals, send, servable
+from test_sender import EPOCH, check_study, put_study, refusals, send, servable, trackers
 
 from vgg_search.storage.addresses import sqlite_address
 from vgg_search.tracking.check import Check
@@ -30,24 +30,19 @@ pytestmark = [  # MLflow's own
 NAME = "vgg-search"
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    MlflowClient(sqlite_address(path)).search_experiments()
-    return path
-
-
 @pytest.fixture
-def uri(tmp_path: Path, empty: Path) -> str:
-    shutil.copy(empty, tmp_path / "mlflow.db")
+def uri(tmp_path: Path, empty_database: Path) -> str:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
     return sqlite_address(tmp_path / "mlflow.db")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, empty: Path) -> Iterator[MlflowServer]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, empty_database: Path
+) -> Iterator[MlflowServer]:
     """One for all tests, each of which has an experiment of its own."""
     folder = tmp_path_factory.mktemp("server")
-    shutil.copy(empty, folder / "server.db")
+    shutil.copy(empty_database, folder / "server.db")
     server = MlflowServer(folder)
     server.start()
     yield server
@@ -62,17 +57,8 @@ def proxy(server: MlflowServer) -> Iterator[Proxy]:
 
 @pytest.fixture
 def make(tmp_path: Path, uri: str) -> Iterator[Callable[..., MlflowTracker]]:
-    made: list[MlflowTracker] = []
-
-    def one(to: str = uri, experiment: str = NAME, name: str = "s1") -> MlflowTracker:
-        folder = tmp_path / "runs" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        made.append(MlflowTracker(folder, to, experiment, name, servable))
-        return made[-1]
-
-    yield one
-    for tracker in made:
-        tracker.close(0)
+    with trackers(tmp_path, uri) as make:
+        yield make
 
 
 def until(holds: Callable[[], Any], seconds: float = 60.0) -> None:
@@ -146,11 +132,11 @@ def test_a_deleted_run_waits_for_itself_alone(make, uri):
     assert [run.data.metrics for run in names(uri, NAME).values()] == [{"val_accuracy": 0.5}] * 2
 
 
-def test_a_run_that_mlflow_has_no_more_is_made_again(make, uri, tmp_path, empty):
+def test_a_run_that_mlflow_has_no_more_is_made_again(make, uri, tmp_path, empty_database):
     tracker = make()
     tracker.run("trial/0", "0 net", {"kind": "trial"}, {"lr": 0.1})
     send(tracker)
-    shutil.copy(empty, tmp_path / "mlflow.db")  # as if its database was thrown away
+    shutil.copy(empty_database, tmp_path / "mlflow.db")  # as if its database was thrown away
     again = make()
     again.log("trial/0", {"val_accuracy": 0.5}, 1)
     send(again)
@@ -283,10 +269,10 @@ def test_a_lock_of_a_dead_process_is_not_waited_for(make, uri):
     check_study(uri, trials=1, epochs=1)
 
 
-def test_a_study_in_a_moved_project_finds_the_database_beside_it(tmp_path, empty):
+def test_a_study_in_a_moved_project_finds_the_database_beside_it(tmp_path, empty_database):
     old, new = tmp_path / "old", tmp_path / "new"
     (old / "runs" / "s1").mkdir(parents=True)
-    shutil.copy(empty, old / "mlflow.db")
+    shutil.copy(empty_database, old / "mlflow.db")
     first = MlflowTracker(
         old / "runs" / "s1", sqlite_address(old / "mlflow.db"), NAME, "s1", servable
     )
@@ -305,11 +291,11 @@ def test_a_study_in_a_moved_project_finds_the_database_beside_it(tmp_path, empty
 
 
 @pytest.mark.parametrize("folder", ["a%2Fb", "c d#e", "f?g", "ué", "x@y:z", "h&i=j", "100%"])
-def test_a_folder_of_any_name_keeps_its_own_records(tmp_path, empty, monkeypatch, folder):
+def test_a_folder_of_any_name_keeps_its_own_records(tmp_path, empty_database, monkeypatch, folder):
     here = tmp_path / folder
     for place in (here, tmp_path / "a" / "b", tmp_path / "f"):
         place.mkdir(parents=True, exist_ok=True)
-    shutil.copy(empty, here / "mlflow.db")
+    shutil.copy(empty_database, here / "mlflow.db")
     monkeypatch.chdir(here)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     from vgg_search.tracking.sender import connect

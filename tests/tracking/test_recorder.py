@@ -395,19 +395,21 @@ def told(opened: Session) -> None:
     opened.recorder.champion_ended(card, opened.study.folder / "champion")
 
 
+def searched(opened: Session, champion: int, val_accuracy: float) -> None:
+    """All of the search, and the champion of that trial."""
+    Workers().run(opened.study)
+    begun(opened, champion)
+    crowned(opened, champion, val_accuracy)
+    told(opened)
+
+
 def test_a_better_trial_of_a_resumed_study_has_a_champion_of_its_own(session: Open) -> None:
     given = {"scheduler": "none", "enqueue": trials(0.5, 0.9)}
     with session(num_trials=1, **given) as opened:
-        Workers().run(opened.study)
-        begun(opened, 0)
-        crowned(opened, 0, 0.5)
-        told(opened)
+        searched(opened, champion=0, val_accuracy=0.5)
         opened.send()
     with session(num_trials=2, **given) as opened:
-        Workers().run(opened.study)
-        begun(opened, 1)
-        crowned(opened, 1, 0.9)
-        told(opened)
+        searched(opened, champion=1, val_accuracy=0.9)
         runs = opened.send()
         first, second = (runs[champion_key(number, 2)] for number in (0, 1))
         assert opened.points(first, "train_loss") == {1: 0.0, 2: 0.0}
@@ -524,10 +526,7 @@ def test_a_study_whose_outbox_was_removed_is_put_anew(
 ) -> None:
     given = {"scheduler": "none", "enqueue": trials(0.5, 0.9, 0.7), "top_k": 1}
     with session(num_trials=2, **given) as opened:
-        Workers().run(opened.study)
-        begun(opened, 1)
-        crowned(opened, 1, 0.9)
-        told(opened)
+        searched(opened, champion=1, val_accuracy=0.9)
         before = opened.send()
     for file in (tmp_path / "s").glob("outbox.db*"):
         file.unlink()

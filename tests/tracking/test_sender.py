@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,6 @@ def servable(folder: Path) -> tuple[torch.nn.Module, np.ndarray]:
     return Tiny().eval(), np.zeros((2, 1, 28, 28), np.uint8)
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def uri(tmp_path: Path, empty_database: Path) -> str:
     """A database of the test's own; MLflow takes seconds to make one."""
@@ -65,9 +58,9 @@ def uri(tmp_path: Path, empty_database: Path) -> str:
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
-@pytest.fixture
-def make(tmp_path: Path, uri: str) -> Iterator[Callable[..., MlflowTracker]]:
-    """Trackers, not yet started: the first on the run folder "s1", or others by name."""
+@contextmanager
+def trackers(tmp_path: Path, uri: str) -> Iterator[Callable[..., MlflowTracker]]:
+    """Makes trackers, not yet started: the first on the run folder "s1", or others by name."""
     made: list[MlflowTracker] = []
 
     def one(name: str = "s1", to: str = uri, experiment: str = EXPERIMENT) -> MlflowTracker:
@@ -79,6 +72,12 @@ def make(tmp_path: Path, uri: str) -> Iterator[Callable[..., MlflowTracker]]:
     yield one
     for tracker in made:
         tracker.close(0)
+
+
+@pytest.fixture
+def make(tmp_path: Path, uri: str) -> Iterator[Callable[..., MlflowTracker]]:
+    with trackers(tmp_path, uri) as make:
+        yield make
 
 
 def send(tracker: MlflowTracker) -> None:
