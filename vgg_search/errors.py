@@ -3,7 +3,7 @@
 Every other exception is a fault of this program or of its surroundings.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 
 
@@ -17,6 +17,18 @@ class DeviceError(InputError):
 
 class SearchError(RuntimeError):
     """The work failed: no trial was completed, or the champion failed. A command exits with 1."""
+
+
+def last_line(error: BaseException) -> str:
+    """What it says last, which of a worker's error, with its traceback, is the error itself."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it came from, and so on."""
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:

@@ -33,7 +33,7 @@ from vgg_search.tracking.recorder import end_run, log_row, register_champion, st
 from vgg_search.tracking.registry import version_of
 from vgg_search.tracking.sender import connect
 from vgg_search.tracking.tracker import ANSWERS, SEND_SECONDS, STOPPED_SECONDS, Tracker
-from vgg_search.training.device import cuda_trouble, pick_device, prepare_process
+from vgg_search.training.device import best_device, prepare_process
 from vgg_search.training.model import VGG
 from vgg_search.training.recipe import Recipe
 from vgg_search.training.train import Resident, Training
@@ -108,7 +108,7 @@ def _training(network: VGG, splits: Splits, card: Card) -> Training:
     sampled = Candidate.from_dict(card["params"]).recipe()
     recipe = Recipe(max_epochs=card["epochs"], **card["recipe"], **sampled)
     prepare_process(cores())
-    data = Resident.load(splits, pick_device(not cuda_trouble()), whole=True)
+    data = Resident.load(splits, best_device(), whole=True)
     return Training(network, data, recipe, card["seed"])
 
 

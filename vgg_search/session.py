@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from vgg_search.config import Config, ConfigError
 from vgg_search.engine.environment import RAY_ENVIRONMENT, environment
+from vgg_search.errors import last_line
 from vgg_search.machine import user_environment
 from vgg_search.provenance import provenance
 from vgg_search.records import EpochRow
@@ -266,7 +267,7 @@ class Session:
         except Exception as error:  # whatever it is, what the search has found is to be told
             if disk_fault(error, study.folder):
                 raise
-            log.error("the champion failed: %s", _last_line(error))
+            log.error("the champion failed: %s", last_line(error))
             log.info("where it failed", exc_info=True)
             recorder.champion_lost("failed")
             return None
@@ -381,10 +382,6 @@ class Session:
             "num_params": card["num_params"],
             **{name: answer.get(name) for name in ANSWERS},
         }
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def exit_code(summary: dict[str, Any], signals: list[int]) -> int:

@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vgg_search.config import Config
 from vgg_search.engine.connection import LOCAL, PACKAGE, address_of
-from vgg_search.errors import DeviceError, InputError
+from vgg_search.errors import DeviceError, InputError, last_line
 from vgg_search.storage.place import Place, StorageError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _trouble(answer: Any) -> str:
     except GetTimeoutError:
         return f"no answer in {PROBE_SECONDS:g} s"
     except RayError as error:
-        return str(error).strip().splitlines()[-1]
+        return last_line(error)
     ours = versions()
     different = [name for name in ours if theirs[name] != ours[name]]
     texts = [f"{name} {theirs[name]}, the driver has {ours[name]}" for name in different]
@@ -161,8 +161,7 @@ class Cluster:
 
     def _gpus(self) -> list[dict[str, Any]]:
         """Sound nodes with GPUs, as Ray lists them."""
-        sound = (node for node in self._alive if node["NodeID"] not in self._unsound)
-        return [node for node in sound if node["Resources"].get("GPU")]
+        return [node for node in self._sound() if node["Resources"].get("GPU")]
 
     def _packed(self, config: Config) -> Config:
         """With as many trials a GPU as one of each kind was measured to have room for."""
@@ -181,7 +180,10 @@ class Cluster:
 
     def nodes(self) -> list[dict[str, float]]:
         """What each node has that trials may be sent to: "CPU", "GPU" and other names of Ray's."""
-        return [node["Resources"] for node in self._alive if node["NodeID"] not in self._unsound]
+        return [node["Resources"] for node in self._sound()]
+
+    def _sound(self) -> list[dict[str, Any]]:
+        return [node for node in self._alive if node["NodeID"] not in self._unsound]
 
     def slots(self) -> int:
         """Trials that there is room for now, as nodes come and go."""
@@ -236,7 +238,7 @@ def _smallest(config: Config, nodes: list[dict[str, Any]]) -> "GpuMemory | str":
             ray.cancel(answer, force=True)
         return f"none was free within {GPU_SECONDS:g} s"
     except RayError as error:
-        return str(error).strip().splitlines()[-1]
+        return last_line(error)
     return min(memories, key=lambda memory: memory.trials(MOST))
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vgg_search.models.files import Classifier, PathLike, load_classifier
 from vgg_search.models.images import ImageError, read_image
-from vgg_search.training.device import cuda_trouble, pick_device, plan, to_device
+from vgg_search.training.device import best_device, plan, to_device
 from vgg_search.training.inference import logits, own_cores
 
 WORST = 20  # images that `evaluate` names
@@ -47,7 +47,7 @@ def evaluate(
     if isinstance(model, Classifier):
         classifier = model
     else:
-        classifier = load_classifier(model).to(pick_device(not cuda_trouble()))
+        classifier = load_classifier(model).to(best_device())
     classes = classifier.info.classes
     scores, truth = _logits(classifier, images), torch.from_numpy(labels.astype(np.int64))
     size = len(classes)

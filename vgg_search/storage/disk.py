@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vgg_search.errors import SearchError
+from vgg_search.errors import SearchError, causes
 from vgg_search.storage.addresses import resume_command
 from vgg_search.storage.folder import CONFIG
 
@@ -29,15 +29,14 @@ SQLITE_FAULTS = {
 def disk_fault(error: BaseException | None, folder: Path) -> str | None:
     """What is wrong with the disk that `folder` is on, in a line, if that is why `error` came, or
     one that it came from."""
-    while error:
-        number = getattr(error, "errno", None)
-        if name := getattr(error, "sqlite_errorname", None):
+    for cause in causes(error):
+        number = getattr(cause, "errno", None)
+        if name := getattr(cause, "sqlite_errorname", None):
             number = next((n for kind, n in SQLITE_FAULTS.items() if name.startswith(kind)), None)
-        texts = (n for n in DISK_FAULTS if os.strerror(n) in str(error))  # as a worker tells it
+        texts = (n for n in DISK_FAULTS if os.strerror(n) in str(cause))  # as a worker tells it
         if (number := number if number in DISK_FAULTS else next(texts, None)) is not None:
-            where = getattr(error, "filename", None)
+            where = getattr(cause, "filename", None)
             return _disk_line(number, Path(where if isinstance(where, str) else folder).absolute())
-        error = error.__cause__ or error.__context__
     return None
 
 

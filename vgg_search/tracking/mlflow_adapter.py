@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from vgg_search.errors import causes
 from vgg_search.storage.addresses import masked, sqlite_address
 from vgg_search.storage.folder import expanded, plain_name, replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mlflow import MlflowClient
 
 CURABLE = (401, 402, 403, 407, 408, 423, 425, 429, 499)  # of 4xx: rights, load, a lock
@@ -167,18 +166,12 @@ def permanent(error: Exception) -> bool:
 def hopeless(error: Exception) -> bool:
     """True for what, before a study, no waiting cures: what is `permanent`, rights, a driver or a
     schema that is missing."""
-    text = " ".join(str(e) for e in _chain(error))
+    text = " ".join(str(e) for e in causes(error))
     if "OperationalError" in text or "InterfaceError" in text:
         return bool(re.search(r"authentication failed|does not exist|no pg_hba|denied", text))
     answer = getattr(error, "get_http_status_code", None)
     denied = answer is not None and answer() in (401, 403)
     return denied or permanent(error) or isinstance(error, ImportError) or "db upgrade" in text
-
-
-def _chain(error: BaseException | None) -> "Iterator[BaseException]":
-    while error:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def in_a_line(error: BaseException) -> str:

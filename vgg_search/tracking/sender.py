@@ -80,7 +80,12 @@ class MlflowTracker(Outbox):
     """An outbox with its sender, which sends nothing before `start`."""
 
     def __init__(
-        self, folder: Path, tracking_uri: str, experiment: str, study: str, servable: Servable
+        self,
+        folder: Path,
+        tracking_uri: str | None,
+        experiment: str,
+        study: str,
+        servable: Servable,
     ) -> None:
         super().__init__(folder, mlflow_adapter.address(tracking_uri), experiment, study)
         self.servable = servable
@@ -323,8 +328,7 @@ def connect(
 ) -> Tracker:
     """The tracker of the study in `folder`, by default MLflow's own default: the one place that
     chooses. Nothing is sent before its `start`."""
-    uri = mlflow_adapter.address(tracking_uri)
-    return MlflowTracker(folder, uri, experiment, study, servable)
+    return MlflowTracker(folder, tracking_uri, experiment, study, servable)
 
 
 def sync(folder: Path, servable: Servable, timeout: float) -> dict[str, Any]:

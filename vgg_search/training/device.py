@@ -63,6 +63,11 @@ def pick_device(gpu: bool) -> torch.device:
     return torch.device("cuda")
 
 
+def best_device() -> torch.device:
+    """The GPU where torch can use one, else the CPU: for work that promises neither."""
+    return torch.device("cpu" if cuda_trouble() else "cuda")
+
+
 def cuda_trouble() -> str:
     """Why torch can use no GPU in this process, in its own words; "" where it can."""
     with warnings.catch_warnings(record=True) as said:
