@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vgg_search.data.decoding import MUST_BE, ImageError
 from vgg_search.data.splits import load_test
-from vgg_search.models.images import DARK, LIGHT, ImageError, read_image
+from vgg_search.models.images import DARK, LIGHT, read_image
 
 EXIF_ORIENTATION, ROTATED_180 = 0x0112, 3
 
@@ -20,7 +21,7 @@ DATASET = "fashion-mnist" if os.environ.get("VGG_SEARCH_DATA_DIR") else "sample"
 
 @pytest.fixture(scope="module")
 def many() -> np.ndarray:
-    return load_test(DATASET)[0][:500]
+    return load_test(DATASET)[0][:500, 0]
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +137,9 @@ def png(image: Image.Image) -> bytes:
     ("content", "message"),
     [
         (None, "cannot be read: No such file"),
-        (b"", "must be a PNG or JPEG image"),
-        (b"a shirt", "must be a PNG or JPEG image"),
-        (b"GIF89a\x01\x00\x01\x00\x80\x00\x00", "must be a PNG or JPEG image"),
+        (b"", MUST_BE),
+        (b"a shirt", MUST_BE),
+        (b"GIF89a\x01\x00\x01\x00\x80\x00\x00", MUST_BE),
         (png(Image.effect_noise((64, 64), 90))[:2000], "cannot be read: .*truncated"),
         (png(Image.new("RGBA", (9, 9))), "cannot be read: it is wholly transparent"),
     ],

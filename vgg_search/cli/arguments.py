@@ -15,6 +15,7 @@ from pydantic_settings import CliSettingsSource, EnvSettingsSource
 from vgg_search.config import (
     ENV_PREFIX,
     RESUMABLE,
+    SETTLED,
     Config,
     ConfigError,
     Fields,
@@ -155,6 +156,7 @@ def resumed_config(changes: Config, name: str) -> Config | None:
     or if a field differs that makes it another study.
     """
     fields = changes.model_dump(exclude_unset=True) | {"name": name}
+    fields = {n: x for n, x in fields.items() if not (n in SETTLED and x is None)}
     path = validated(Config, fields).storage_path
     folder, place = local_folder(path, name), Place.of(path, name)
     if place.remote:  # perhaps of a driver on another machine

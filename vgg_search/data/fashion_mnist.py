@@ -11,8 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
+from vgg_search.data.cache import cache_folder
 from vgg_search.data.download import download
-from vgg_search.data.source import Array, DataError, DatasetInfo, Source, Split, UnavailableError
+from vgg_search.data.source import (
+    Array,
+    DataError,
+    DatasetInfo,
+    LabelledImages,
+    Reading,
+    Source,
+    Split,
+    UnavailableError,
+)
 
 DATA_DIR = "VGG_SEARCH_DATA_DIR"
 SUBFOLDER = "FashionMNIST/raw"  # torchvision's
@@ -36,9 +46,9 @@ class FashionMNIST(Source):
             *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
             *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
         ),
-        channels=1,
-        mean=0.2860,
-        std=0.3530,
+        mean=(0.2860,),
+        std=(0.3530,),
+        light_on_dark=True,
     )
 
     def locate(self, data_dir: str | Path | None, split: Split) -> Path:
@@ -49,22 +59,23 @@ class FashionMNIST(Source):
                     return folder
                 files = " and ".join(f"{name}[.gz]" for name in _names(split))
                 raise DataError(f"{origin} must hold {files}, or {SUBFOLDER}, got {named}")
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vgg_search"
+        cache = cache_folder()
         try:
             return find_split(cache, split) or download("FashionMNIST", SUBFOLDER, "*.gz", cache)
         except UnavailableError as error:
             hint = f"data_dir or {DATA_DIR} can name a folder that holds the data"
             raise UnavailableError(f"{error}; {hint}") from error
 
-    def load(self, location: Path, split: Split) -> tuple[Array, Array]:
+    def load(self, location: Path, split: Split, reading: Reading) -> LabelledImages:
         images, labels = (
             _read(_find_file(location, name) or location / name, SHAPES[split][:ndim])
             for name, ndim in zip(_names(split), (3, 1), strict=True)
         )
-        return images, labels
+        return LabelledImages(self.info, images[:, None], labels)
 
 
 SOURCE = FashionMNIST()
+SOURCES = {"fashion-mnist": SOURCE}
 
 
 def find_split(data_dir: Path, split: Split) -> Path | None:

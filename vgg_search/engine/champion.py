@@ -69,7 +69,7 @@ def train_champion(
         "epochs": epochs,
         "num_params": networks[0].num_params,
         "params": candidate_of(best.user_attrs).to_dict(),
-        "recipe": {name: getattr(config, name) for name in RECIPE_FIELDS},
+        "recipe": {name: getattr(tasks[0].recipe, name) for name in RECIPE_FIELDS},
     }
     card["metrics"] = _scores(networks, config, splits, study.folder) | {METRIC: best.value}
     save_model(study.folder / CHAMPION, networks[0], splits.info, card)
@@ -89,7 +89,8 @@ def _tasks(best: FrozenTrial, config: Config, cluster: Cluster, epochs: int) -> 
     if not cluster.resources["gpu"] and config.workers_per_trial == 1:
         # Side by side where there is room, each on one node
         threads = max(threads, int(min(max(cores), sum(cores) // number)))
-    network, recipe = candidate.network(config.resolution), recipe_of(config, candidate, epochs)
+    network = config.search_space.network(candidate)
+    recipe = recipe_of(config, candidate, epochs)
     tasks = []
     for i in range(number):
         checkpoints = TrainingCheckpoints(
@@ -147,7 +148,7 @@ def _train_seeds(
 def _scores(networks: list[VGG], config: Config, splits: Splits, folder: Path) -> dict[str, Any]:
     """Test scores of the first network, and the accuracies of all; its worst images are drawn to
     `folder`. Raises DataError if the test split cannot be read."""
-    images, labels = load_test(splits.name, config.data_dir)
+    images, labels = load_test(splits.name, config.data_dir, splits.info.reading)
     scores = [evaluate(Classifier(network, splits.info), images, labels) for network in networks]
     worst = contact_sheet(images[[row["image"] for row in scores[0]["worst"]]])
     worst.save(folder / WORST_IMAGES)
