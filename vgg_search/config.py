@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -26,7 +27,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from vgg_search.errors import InputError, did_you_mean
 from vgg_search.records import AUTO, DATASETS, OWN_FILE
 from vgg_search.space.arch import Arch, check_arch
-from vgg_search.space.data_shape import ASSUMED, DataShape
+from vgg_search.space.data_shape import ASSUMED, MOST_SIDE, DataShape
 from vgg_search.space.search_space import Space
 from vgg_search.storage.folder import RUNS
 
@@ -249,13 +250,32 @@ class Config(Fields):
         fields = self.model_dump(exclude_unset=True)
         settled = dict(zip(SETTLED, (data.resolution, data.val_images, data.flip), strict=True))
         fields |= {name: x for name, x in settled.items() if getattr(self, name) is None}
+        if self.resolution is None:
+            fields |= self._fitted(data.resolution)
         config = validated(type(self), fields)
         config._data = data
         config.__dict__.pop("search_space")  # made by the checks, before the data was known
         return config
 
+    def _fitted(self, resolution: int) -> dict[str, Any]:
+        """The default space and baseline at another resolution than the one they were made for: no
+        deeper than it allows, and with as many FLOPs a pixel."""
+        most, fields = resolution.bit_length() - 1, type(self).model_fields
+        fitted: dict[str, Any] = {}
+        if self.baseline and self.baseline == fields["baseline"].default:
+            fitted["baseline"] = self.baseline[:most]
+        if self.space == DEFAULT_SPACE:
+            low, high = DEFAULT_SPACE["num_blocks"]
+            max_flops = round(DEFAULT_SPACE["max_flops"] * (resolution / ASSUMED.resolution) ** 2)
+            blocks = [low, high] if high <= most else list(range(low, most + 1))
+            fitted["space"] = self.space | {"num_blocks": blocks, "max_flops": max_flops}
+        return fitted
+
     @model_validator(mode="after")
     def _agree(self) -> "Config":
+        if self.dataset not in (AUTO, "fashion-mnist", "sample"):
+            # Until they have been read, as large as they may be without a resolution
+            self._data = replace(ASSUMED, side=MOST_SIDE)
         if self.grace_epochs > self.max_epochs:
             raise ValueError(
                 f"grace_epochs must be <= max_epochs ({self.max_epochs}), got {self.grace_epochs}"

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vgg_search.config import Config, ConfigError
+from vgg_search.config import DEFAULT_SPACE, Config, ConfigError
 from vgg_search.data.splits import load
 from vgg_search.space.candidate import Candidate
+from vgg_search.study.sampling import random_candidates
 from vgg_search.training.model import VGG
 from vgg_search.training.recipe import recipe_of
 
@@ -47,5 +48,19 @@ def test_a_space_too_deep_for_the_images_is_refused(tmp_path: Path, file: Path) 
         np.savez(
             tmp_path / "y.npz", x_train=arrays["x_train"][:, ::8, ::8], y_train=arrays["y_train"]
         )
+    space = {"num_blocks": [1, 3], "out_channels": 8, "lr": 0.1}
     with pytest.raises(ConfigError, match="num_blocks must be <= 2 at resolution 4, got 3"):
-        load(Config(dataset=str(tmp_path / "y.npz"), baseline=[[1, 8]]))
+        load(Config(dataset=str(tmp_path / "y.npz"), baseline=None, space=space))
+    config, _ = load(Config(dataset=str(tmp_path / "y.npz")))  # the default's own fit
+    assert config.baseline == ((1, 16), (1, 32))
+    assert config.space == DEFAULT_SPACE | {"num_blocks": [1, 2], "max_flops": 408_163}
+    assert all(len(c.arch) <= 2 for c in random_candidates(config, 5))
+
+
+def test_a_deep_space_waits_for_the_images(file: Path) -> None:
+    """Five blocks do not fit Fashion-MNIST, which is what an experiment is checked for first."""
+    space = {"num_blocks": 5, "out_channels": 8, "lr": 0.1}
+    config, _ = load(Config(dataset=str(file), baseline=None, space=space))
+    assert config.search_space.resolution == 32
+    with pytest.raises(ValueError, match="num_blocks must be <= 4 at resolution 28, got 5"):
+        Config(baseline=None, space=space)
