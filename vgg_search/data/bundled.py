@@ -31,4 +31,5 @@ class BundledSample(Source):
         return LabelledImages(self.info, images[:, None], labels)
 
 
-SOURCES = {"sample": BundledSample()}
+SOURCE = BundledSample()
+SOURCES = {"sample": SOURCE}

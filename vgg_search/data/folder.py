@@ -34,7 +34,7 @@ SHOWN_FROM = 2_000  # files, for which a progress bar is worth its lines
 class ImageFile(NamedTuple):
     """A file in a class folder, as it was when it was listed."""
 
-    path: Path
+    path: str
     name: str
     """Relative to the data set, the same on every machine."""
     label: int
@@ -81,7 +81,7 @@ class Folder(OwnImages):
 
         def decode(file: ImageFile) -> int:
             images[rows[file.name]] = read_square(file.path, side, shape[1])
-            status = file.path.stat()
+            status = os.stat(file.path)
             if (status.st_size, status.st_mtime_ns) != (file.size, file.changed):
                 raise ImageError("must stay as it is while it is read, and has changed")
             return rows[file.name]
@@ -119,17 +119,18 @@ def list_images(root: Path, broken: Broken) -> tuple[list[str], list[ImageFile]]
                 broken.add(f"{folders.get(name, root / part / name)} must hold images, found none")
             files += own
     with_images = sorted({classes[file.label] for file in files})
-    labels = {name: i for i, name in enumerate(with_images)}
-    files = [file._replace(label=labels[classes[file.label]]) for file in files]
+    if with_images != classes:
+        labels = {name: i for i, name in enumerate(with_images)}
+        files = [file._replace(label=labels[classes[file.label]]) for file in files]
     return with_images, files
 
 
 def _class_folders(folder: Path, broken: Broken) -> dict[str, Path]:
     """The class folders in a folder, by class."""
     found: dict[str, Path] = {}
-    for entry in _entries(folder):
+    for name, entry in _named_entries(folder):
         if entry.is_dir():
-            found[unicodedata.normalize("NFC", entry.name)] = Path(entry.path)
+            found[name] = Path(entry.path)
         elif entry.name.lower().endswith((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")):
             broken.add(f"{entry.path} must lie in the folder of its class")
     return found
@@ -139,36 +140,36 @@ def _files_of(
     root: Path, folder: Path | None, label: int, is_test: bool, broken: Broken
 ) -> list[ImageFile]:
     files = []
-    for entry in _entries(folder) if folder else ():
-        path = Path(entry.path)
+    prefix = unicodedata.normalize("NFC", folder.relative_to(root).as_posix()) if folder else ""
+    for name, entry in _named_entries(folder) if folder else ():
         try:
-            status = path.stat()
+            status = entry.stat()
         except OSError as error:  # a link to nowhere, or in a circle
-            broken.add(f"{path} cannot be read: {error.strerror}")
+            broken.add(f"{entry.path} cannot be read: {error.strerror}")
             continue
         if stat.S_ISDIR(status.st_mode):
-            broken.add(f"{path} must be an image, got a folder in a class folder")
+            broken.add(f"{entry.path} must be an image, got a folder in a class folder")
         elif not stat.S_ISREG(status.st_mode):
-            broken.add(f"{path} must be a file")
+            broken.add(f"{entry.path} must be a file")
         else:
-            name = unicodedata.normalize("NFC", path.relative_to(root).as_posix())
-            changed = status.st_mtime_ns
-            files.append(ImageFile(path, name, label, is_test, status.st_size, changed))
+            facts = (status.st_size, status.st_mtime_ns)
+            files.append(ImageFile(entry.path, f"{prefix}/{name}", label, is_test, *facts))
     return files
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, by name, without what systems hide or leave. Raises DataError."""
+def _named_entries(folder: Path) -> list[tuple[str, os.DirEntry[str]]]:
+    """What lies in a folder, sorted by name, as every system writes it, without what systems hide
+    or leave. Raises DataError."""
     try:
         with os.scandir(folder) as entries:
-            shown = [
-                e
-                for e in entries
-                if not e.name.startswith(".") and e.name.lower() not in BY_THE_SYSTEM
-            ]
+            shown = {
+                unicodedata.normalize("NFC", entry.name): entry
+                for entry in entries
+                if not entry.name.startswith(".") and entry.name.lower() not in BY_THE_SYSTEM
+            }
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror}") from error
-    return sorted(shown, key=lambda entry: unicodedata.normalize("NFC", entry.name))
+    return sorted(shown.items())
 
 
 def _each(
