@@ -52,7 +52,8 @@ def test_photos_are_searched_tested_and_classified(tmp_path: Path) -> None:
     card = json.loads((tmp_path / "runs/p/champion/model.json").read_text())
     assert (card["classes"], card["resolution"]) == (["blue", "green", "red"], 40)
     assert card["images"]["drawn_test"]
-    assert Image.open(tmp_path / "runs/p/worst.png").mode == "RGB"
+    with Image.open(tmp_path / "runs/p/worst.png") as sheet:
+        assert sheet.mode == "RGB"
 
     photo(colours["green"], (200, 120)).save(tmp_path / "new.png")
     answer = json.loads(command("predict", "new.png", "--json").stdout.splitlines()[-1])
