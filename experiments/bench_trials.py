@@ -36,6 +36,7 @@ import yaml
 from environment import environment
 from trials_page import OURS, TUTORIAL, compare, figures, section
 
+from vgg_search.machine import cores
 from vgg_search.space.arch import describe
 from vgg_search.study.record import read_trials, rows_of
 from vgg_search.study.tables import startup_seconds, trained
@@ -195,7 +196,7 @@ def run_tutorial(work: Path, mode: str, size: dict[str, Any]) -> dict[str, Any]:
         }
         for number, trial in enumerate(result["trials"])
     ]
-    fill_startups(trials, slots=os.cpu_count() or 1)
+    fill_startups(trials, slots=cores())
     startups = [trial["startup"] for trial in trials if trial["startup"] is not None]
     return {
         "stack": TUTORIAL,
@@ -225,7 +226,8 @@ def run_process(command: list[str], work: Path) -> tuple[float, float]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("VGG_SEARCH_", "MLFLOW_"))}
     env.pop("RAY_ADDRESS", None)
     env["VGG_SEARCH_DATA_DIR"] = str(data_dir())
-    env["PYTHONPATH"] = str(ROOT)  # what is measured is what the commit beside it names
+    # What is measured is what the commit beside it names, with the libraries of this process
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     # Bytecode is cached, as in any installation; without it every process compiles what it imports,
     # which more than doubles the start of each trial of the tutorial stack.
     env.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -340,7 +342,7 @@ def main() -> None:
     mode, size = options.mode, dict(SIZES[options.mode])
     size |= {name: getattr(options, name) for name in size if getattr(options, name)}
     runs = measure(mode, size, options)
-    slots = os.cpu_count() or 1
+    slots = cores()
     result = {
         "size": size,
         "command": " ".join(["python", "experiments/bench_trials.py", *sys.argv[1:]]),

@@ -1,10 +1,10 @@
 """What the numbers of a bench were made on and by: processor, versions, commit."""
 
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
+from vgg_search.machine import cores
 from vgg_search.provenance import provenance
 
 
@@ -16,7 +16,7 @@ def environment() -> dict[str, Any]:
     flags, made_by = cpu.get("flags", "").split(), provenance()
     return {
         "cpu": cpu.get("model name", platform.processor()),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "avx512_bf16": "avx512_bf16" in flags,
         "amx_bf16": "amx_bf16" in flags,
         **made_by["versions"],

@@ -75,9 +75,9 @@ def test_switches_take_true_and_false(flag: str, value: bool) -> None:
 
 
 def test_a_study_is_named_after_its_file_and_the_time() -> None:
-    assert re.fullmatch(r"quick-\d{8}-\d{6}", str(load().name))
+    assert re.fullmatch(r"quick-\d{8}-\d{6}\.\d{6}", str(load().name))
     file = write("seed: 1", "my deep+1.yaml")
-    assert re.fullmatch(r"my-deep-1-\d{8}-\d{6}", str(load("--config", file).name))
+    assert re.fullmatch(r"my-deep-1-\d{8}-\d{6}\.\d{6}", str(load("--config", file).name))
     assert load("--name", "mine").name == "mine"
 
 
@@ -248,7 +248,7 @@ def test_the_environment_counts_in_a_resume_too(
 def test_help_names_every_field_and_loads_nothing_heavy(module: str) -> None:
     script = (
         "import runpy, sys\n"
-        f"sys.argv = ['x', *{['run'] if module == 'vgg_search' else []!r}, '--help']\n"
+        f"sys.argv = ['x', *{['run'] if module == 'vgg_search' else []!r}, '--help-all']\n"
         "try:\n"
         f"    runpy.run_module({module!r}, run_name='__main__')\n"
         "except SystemExit as end:\n"

@@ -35,6 +35,7 @@ def test_progress_is_drawn_in_the_cell(tmp_path: Path) -> None:
     text = "".join(out.text for out in first.outputs if out.output_type == "stream")
     assert "study tiny completed: 3 trials" in text
     assert "\x1b" not in text
+    assert "USING THE BUNDLED SAMPLE" in text, "said before the search, and still there"
     assert second.outputs[0].data["text/plain"] == "True"
 
 

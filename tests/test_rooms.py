@@ -23,6 +23,7 @@ HEAVY = ("torch", "ray", "optuna", "mlflow", "plotly", "rich", "pandas")
 LOADS: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
+    "machine": set(),
     "provenance": set(),
     "stop": set(),
     "space": set(),
@@ -112,8 +113,8 @@ def test_a_loaded_network_brings_torch_and_no_part_of_the_search(tmp_path: Path)
 
 # Level -> rooms; a room imports from rooms of a lower level, and from itself
 LEVELS = (
-    ("errors", "records", "provenance", "stop"),
-    ("space", "storage"),
+    ("errors", "records", "machine"),
+    ("provenance", "stop", "space", "storage"),
     ("config",),
     ("data", "study"),
     ("training",),

@@ -17,10 +17,12 @@ from vgg_search import session
 from vgg_search.config import ConfigError
 from vgg_search.data.fashion_mnist import find_split
 from vgg_search.data.splits import Splits
+from vgg_search.machine import cores
 from vgg_search.models.files import servable
 from vgg_search.provenance import PACKAGES, provenance
-from vgg_search.session import Session, claim, exit_code, log_file, run_folder
+from vgg_search.session import Session, claim, exit_code, run_folder
 from vgg_search.stop import StopSignals
+from vgg_search.storage.log import log_file
 from vgg_search.study.study import Study
 from vgg_search.tracking.sender import MlflowTracker
 
@@ -61,25 +63,26 @@ def test_a_refusal_comes_before_anything_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "unsent", "signals", "code"),
+    ("state", "unsent", "refused", "signals", "code"),
     [
-        ("completed", 0, [], 0),
-        ("completed", 3, [], 1),
-        ("failed", 0, [], 1),
-        ("interrupted", 0, [2], 130),
-        ("interrupted", 9, [15], 143),
-        ("interrupted", 0, [2, 15], 130),
+        ("completed", 0, 0, [], 0),
+        ("completed", 3, 0, [], 1),
+        ("completed", 0, 1, [], 1),
+        ("failed", 0, 0, [], 1),
+        ("interrupted", 0, 0, [2], 130),
+        ("interrupted", 9, 0, [15], 143),
+        ("interrupted", 0, 2, [2, 15], 130),
     ],
 )
-def test_exit_codes(state: str, unsent: int, signals: list[int], code: int) -> None:
-    assert exit_code({"state": state, "unsent": unsent}, signals) == code
+def test_exit_codes(state: str, unsent: int, refused: int, signals: list[int], code: int) -> None:
+    assert exit_code({"state": state, "unsent": unsent, "refused": refused}, signals) == code
 
 
 def test_provenance_names_versions_commit_and_host(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = provenance()
     assert facts["versions"].keys() == {"python", *PACKAGES}
-    assert facts["versions"]["torch"] == torch.__version__.partition("+")[0] or torch.__version__
-    assert f"{os.cpu_count()} cores" in facts["host"]
+    assert facts["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert f"{cores()} cores" in facts["host"]
     json.dumps(facts)
     monkeypatch.setenv("PATH", "")  # a machine without git
     assert provenance()["commit"] is None

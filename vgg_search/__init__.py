@@ -11,6 +11,8 @@ Importing the package imports nothing heavy: each name below is fetched when it 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vgg_search.machine import unsupported
+
 if TYPE_CHECKING:
     from vgg_search.api import Result as Result
     from vgg_search.api import search as search
@@ -34,6 +36,8 @@ __all__ = list(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'vgg_search' has no attribute {name!r}")
+    if reason := unsupported():
+        raise ImportError(reason)
     return getattr(import_module(f"vgg_search.{_HOMES[name]}"), name)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vgg_search.cli.arguments import resumed_config
 from vgg_search.config import Config, validated
 from vgg_search.errors import SearchError
+from vgg_search.machine import lasting_output
 from vgg_search.storage.folder import LOG, REPORT, local_folder, new_name
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def search(
     config = stored or config
     from vgg_search import session
 
-    with _messages(quiet):
+    with lasting_output(), _messages(quiet):
         _, summary = session.run(config, stored is not None, quiet, in_python=True)
     folder = local_folder(config.storage_path, str(config.name))
     if summary["state"] == "failed":
@@ -124,9 +125,5 @@ def _messages(quiet: bool) -> Iterator[None]:
 
 
 def _reason(summary: dict[str, Any], folder: Path) -> str:
-    if summary["best_trial"] is None:
-        states = ", ".join(f"{n} {state}" for state, n in summary["trials"].items() if n)
-        what = f"no trial was completed ({states or 'none was trained'})"
-    else:
-        what = "the champion failed"
+    what = summary.get("none_completed") or "the champion failed"
     return f"study {summary['study']}: {what}; see {folder / LOG} and {folder / REPORT}"

@@ -29,10 +29,17 @@ from vgg_search.records import AUTO, DATASETS, OWN_FILE
 from vgg_search.space.arch import Arch, check_arch
 from vgg_search.space.data_shape import ASSUMED, MOST_SIDE, DataShape
 from vgg_search.space.search_space import Space
-from vgg_search.storage.folder import RUNS
+from vgg_search.storage.addresses import masked
+from vgg_search.storage.folder import RUNS, expanded
 
 ENV_PREFIX = "VGG_SEARCH_"
 TRACKERS = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "file", "databricks")
+_SERVER = (r"//([^/@\s]*@)?(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)(:\d+)?(/\S*)?$", "://HOST:PORT")
+FORMS = {  # what follows a scheme, and how it is said
+    "http": _SERVER,
+    "https": _SERVER,
+    "sqlite": (r"///(?!:memory:)[^?]+(\?.*)?$", ":///FILE, FILE a path"),
+}
 DEFAULT_SPACE: dict[str, Any] = {
     "num_blocks": [1, 3],
     "num_convs": [1, 2],
@@ -74,9 +81,11 @@ def _from_json(value: Any) -> Any:
 def check_tracker(value: str | None) -> str | None:
     """The address of a tracker. Raises ValueError if MLflow has no such kind of address."""
     scheme, colon, rest = (value or "").partition(":")
-    known = scheme.split("+")[0] in TRACKERS and (not scheme.startswith("http") or rest[2:])
-    if colon and not known:
+    kind = scheme.split("+")[0]
+    if colon and kind not in TRACKERS:
         raise ValueError(f"be a path or an address that begins with {', '.join(TRACKERS)}")
+    if kind in FORMS and not re.match(FORMS[kind][0], rest):
+        raise ValueError(f"be {scheme}{FORMS[kind][1]}")
     return value
 
 
@@ -86,7 +95,11 @@ def check_dataset(value: str) -> str:
     names = (AUTO, *DATASETS)
     if value not in names and os.sep not in value and not Path(value).exists():
         raise ValueError(f"be {', '.join(names)}, a folder of class folders or an {OWN_FILE} file")
-    return value if value in names else str(Path(value).expanduser().absolute())
+    return value if value in names else str(Path(expanded(value)).absolute())
+
+
+def _expanded_path(value: Path | None) -> Path | None:
+    return value and Path(expanded(str(value)))
 
 
 def _queued_trial(trial: dict[str, Any]) -> dict[str, Any]:
@@ -105,11 +118,12 @@ def resumable(default: Any) -> Any:
 _ARCH = TypeAdapter(Arch)
 _RESUMABLE: dict[str, Any] = {"resumable": True}
 T = TypeVar("T")
-FromJson = Annotated[T, NoDecode, BeforeValidator(_from_json)]
+FromJson = Annotated[T, "JSON", NoDecode, BeforeValidator(_from_json)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Seconds = Annotated[float, "TIME", BeforeValidator(_seconds), Field(gt=0)]
 Positive = Annotated[int, Field(ge=1)]
-Dataset = Annotated[str, AfterValidator(check_dataset)]
+# A string among the metadata of a type is what `--help` says of it
+Dataset = Annotated[str, "NAME|PATH", AfterValidator(check_dataset)]
 QueuedTrial = Annotated[dict[str, Any], AfterValidator(_queued_trial)]
 
 
@@ -143,7 +157,7 @@ class Config(Fields):
     dataset: Dataset = AUTO
     """A name, or a folder of class folders, or an .npz; auto: Fashion-MNIST where it can be had,
     else the bundled sample, loudly."""
-    data_dir: Path | None = resumable(None)
+    data_dir: Annotated[Path | None, AfterValidator(_expanded_path)] = resumable(None)
     """Folder with a named data set in torchvision's layout."""
     max_images: Positive | None = None
     """Most images to read of a folder or an .npz, training and test images together."""
@@ -157,6 +171,11 @@ class Config(Fields):
     train_images: Positive | None = None
     """Training images of a trial; without it, all that are not held out."""
 
+    space: Annotated[
+        FromJson[dict[str, Any]],
+        Field(examples=['{"num_blocks":[1,3],"out_channels":32,"lr":[0.02,0.4]}']),
+    ] = DEFAULT_SPACE
+    """The search space: what is sampled, and between which ends; all in experiments/README.md."""
     num_trials: Positive = resumable(24)
     """Trials to train; proposals that need no training are not counted."""
     max_epochs: Positive = 4
@@ -169,11 +188,17 @@ class Config(Fields):
     """At a rung a trial goes on or ends (asha), or waits to be promoted (asha-promote)."""
     sampler: Literal["tpe", "tpe-joint", "random", "gp", "cmaes"] = "tpe"
     """Who proposes: Optuna's TPE (one dimension at a time, or jointly), random, GP or CMA-ES."""
-    baseline: FromJson[Arch | None] = ((1, 16), (1, 32), (2, 64))
-    """An arch trained to the end as trial 0, beside which the best is shown; null: none."""
-    enqueue: FromJson[list[QueuedTrial]] = []
+    baseline: Annotated[FromJson[Arch | None], Field(examples=["[[1,16],[1,32],[2,64]]"])] = (
+        (1, 16),
+        (1, 32),
+        (2, 64),
+    )
+    """Trial 0, trained to the end to compare with: [num_convs, out_channels] a block; or null."""
+    enqueue: Annotated[
+        FromJson[list[QueuedTrial]], Field(examples=['[{"arch": [[2,32],[2,64]], "lr": 0.1}]'])
+    ] = []
     """Trials to start with: each a map of an `arch` and of sampled dimensions."""
-    warm_start: str | None = None
+    warm_start: Annotated[str, AfterValidator(expanded)] | None = None
     """A study (name or run folder) on the same data, whose trials the sampler is to know."""
     time_budget: Seconds | None = resumable(300.0)
     """Time of the search (90s, 6m, 1h30m); the champion may take 0.6 of it on top."""
@@ -214,10 +239,10 @@ class Config(Fields):
     skip_bad_nodes: bool = resumable(False)
     """Start without the nodes whose versions or storage are not the driver's."""
 
-    storage_path: str = resumable(RUNS)
+    storage_path: Annotated[str, AfterValidator(expanded)] = resumable(RUNS)
     """Where run folders go: a folder that all nodes see, or a bucket (s3://...)."""
     tracking_uri: Annotated[str | None, AfterValidator(check_tracker)] = resumable(None)
-    """MLflow; without it MLFLOW_TRACKING_URI, else sqlite:///mlflow.db where the command runs."""
+    """MLflow; without it MLFLOW_TRACKING_URI, else a resumed study's own, else sqlite:///mlflow.db."""
     experiment: Annotated[str, Field(min_length=1)] = resumable("vgg-search")
     """MLflow experiment."""
     top_k: Annotated[int, Field(ge=0)] = 10
@@ -228,9 +253,6 @@ class Config(Fields):
     """Epochs of the champion, fewer if 0.6 of the time budget forbids so many; 0: no champion."""
     champion_seeds: Positive = 1
     """Fresh seeds with which the champion is trained; the first is registered."""
-
-    space: FromJson[dict[str, Any]] = DEFAULT_SPACE
-    """The search space, as in experiments/README.md."""
 
     _data: DataShape = PrivateAttr(ASSUMED)
 
@@ -323,6 +345,20 @@ _RULES = {
     "value_error": "{error}",
 }
 _TYPES = {"int": "be an integer", "float": "be a number", "bool": "be true or false"}
+# For `--help`: the first field of each group, and what is used most
+GROUPS = {
+    "name": "study",
+    "dataset": "data",
+    "space": "search",
+    "batch_size": "recipe",
+    "address": "workers",
+    "storage_path": "places",
+    "champion_epochs": "champion",
+}
+MOST_USED = (
+    *("--config", "--resume", "--dry-run"),
+    *("name", "num_trials", "time_budget", "max_epochs", "space", "data_dir", "tracking_uri"),
+)
 Schema = TypeVar("Schema", bound=Fields)
 
 
@@ -345,4 +381,4 @@ def validated(schema: type[Schema], fields: Mapping[str, Any]) -> Schema:
         rule = "be a list of [num_convs, out_channels] pairs"
     elif kind.partition("_")[0] in _TYPES:
         rule = _TYPES[kind.partition("_")[0]]
-    raise ConfigError(f"{field} must {rule}, got {first['input']!r}")
+    raise ConfigError(f"{field} must {rule}, got {masked(repr(first['input']))}")

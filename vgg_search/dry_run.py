@@ -1,6 +1,5 @@
 """What an experiment would do: its networks and its time, before anything is trained or written."""
 
-import os
 from statistics import fmean
 from typing import Any
 
@@ -9,13 +8,15 @@ import torch
 from vgg_search.config import Config, ConfigError
 from vgg_search.data.source import unknown
 from vgg_search.data.splits import load
+from vgg_search.engine.packing import measure
+from vgg_search.machine import cores
 from vgg_search.space.arch import depth, describe
 from vgg_search.space.candidate import Candidate
 from vgg_search.study.budget import Budget
 from vgg_search.study.sampling import random_candidates
 from vgg_search.study.schedulers import make_scheduler
 from vgg_search.terminal.progress import duration
-from vgg_search.training.device import pick_device, prepare_process
+from vgg_search.training.device import cuda_trouble, free_memory, pick_device, prepare_process
 from vgg_search.training.model import VGG, build
 from vgg_search.training.recipe import recipe_of
 from vgg_search.training.train import Resident, Training
@@ -31,7 +32,7 @@ def forecast(config: Config) -> dict[str, Any]:
     """
     config, _ = load(config)
     print(config.dump())
-    candidates = random_candidates(config, SAMPLES)
+    candidates = random_candidates(config.search_space, config.seed, SAMPLES)
     if not candidates:
         raise ConfigError("space must have networks within max_params and max_flops, found none")
     networks: list[dict[str, Any]] = []
@@ -49,9 +50,10 @@ def forecast(config: Config) -> dict[str, Any]:
     device_seconds = epoch_seconds * budget.devices
     expected_trials, seconds = budget.outlook(epochs, epoch_seconds / slots, device_seconds)
     trials = max(1, round(expected_trials))
+    device = "GPUs" if on_gpu(config) else "CPU cores"
     print(
-        f"about {trials} trials in {duration(round(seconds))} on {slots} workers of this machine, "
-        f"{epochs:.1f} epochs a trial; then the champion"
+        f"about {trials} trials in {duration(round(seconds))} on {slots} workers of this machine "
+        f"({device}), {epochs:.1f} epochs a trial; then the champion"
     )
     return {"networks": networks, "trials": trials, "search_seconds": round(seconds, 1)}
 
@@ -75,21 +77,31 @@ def images_per_second(config: Config, candidate: Candidate) -> float:
     """Training speed on one worker of this machine, measured by a few steps on noise."""
     prepare_process(max(1, int(config.cpus_per_trial)))
     count = PROBE_BATCHES * candidate.batch_size
-    device = pick_device()
+    device = pick_device(on_gpu(config))
     size = (count, config.data.channels, config.data.side, config.data.side)
     noise = torch.randint(256, size, dtype=torch.uint8).to(device)
     labels = torch.zeros(count, dtype=torch.long, device=device)
     data = Resident(noise, labels, unknown(config.data.channels))
     network = build(config.search_space.network(candidate), config.seed)
-    # Two epochs: in the first, libraries choose and compile their kernels.
-    rows = list(Training(network, data, recipe_of(config, candidate, 2), config.seed).run(2))
-    return float(rows[-1]["images_per_second"])
+    # In the first epoch libraries choose and compile their kernels; on a GPU the second captures
+    # the step as a graph.
+    epochs = 3 if device.type == "cuda" else 2
+    recipe = recipe_of(config, candidate, epochs)
+    *_, row = Training(network, data, recipe, config.seed).run(epochs)
+    free_memory(device)
+    return float(row["images_per_second"])
+
+
+def on_gpu(config: Config) -> bool:
+    """Whether the forecast is of this machine's GPUs; of its cores where there is none."""
+    return config.gpus_per_trial != 0 and not cuda_trouble()
 
 
 def slots_here(config: Config) -> int:
     """Trials that this machine can train at a time."""
-    gpus = torch.cuda.device_count()
-    per_gpu = 1.0 if config.gpus_per_trial == "auto" else config.gpus_per_trial
-    if gpus and per_gpu:
-        return max(1, int(gpus / per_gpu))
-    return max(1, int((os.cpu_count() or 1) / config.cpus_per_trial))
+    if not on_gpu(config):
+        return max(1, int(cores() / config.cpus_per_trial))
+    gpus, each = torch.cuda.device_count(), config.gpus_per_trial
+    if each == "auto":
+        return gpus * measure(config).trials(int(cores() / gpus / config.cpus_per_trial))
+    return gpus * int(1 / each) if each < 1 else max(1, int(gpus / each))

@@ -11,6 +11,10 @@ class InputError(ValueError):
     """Bad input: one line, the rule and the received value. A command exits with 2."""
 
 
+class DeviceError(InputError):
+    """The cluster, or a process of it, lacks what a trial asks for."""
+
+
 class SearchError(RuntimeError):
     """The work failed: no trial was completed, or the champion failed. A command exits with 1."""
 

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from vgg_search.models.files import Classifier, ModelError, PathLike, load_classifier
-from vgg_search.storage.folder import CARD, CHAMPION, RUNS, local_folder
+from vgg_search.storage.folder import CARD, CHAMPION, RUNS, expanded, local_folder
 
 
 def load(
@@ -28,7 +28,7 @@ def find_model(
     models:/NAME@ALIAS in the tracker, or None for the latest champion under `storage_path`.
     Raises ModelError, or ConnectionError if the tracker does not answer.
     """
-    runs = local_folder(storage_path, "")  # a bucket's champion stays beside the driver
+    runs = local_folder(expanded(str(storage_path)), "")  # with a bucket too, beside the driver
     if model is None:
         cards = runs.glob(f"*/{CHAMPION}/{CARD}")
         if latest := max(cards, key=lambda card: card.stat().st_mtime_ns, default=None):
@@ -36,7 +36,8 @@ def find_model(
         raise ModelError(f"no champion found under {runs}; run a search first or give --model")
     if str(model).startswith("models:/"):
         return _fetch(str(model), tracking_uri)
-    for folder in (Path(model), runs / model):
+    own = Path(expanded(str(model)))
+    for folder in (own, runs / own):
         if folder.is_file() or (folder / CARD).is_file():
             return folder
         if (folder / CHAMPION / CARD).is_file():

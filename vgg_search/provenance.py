@@ -1,12 +1,13 @@
 """What made the numbers: versions, commit and host."""
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+
+from vgg_search.machine import cores
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
 
@@ -24,6 +25,6 @@ def provenance() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **versions},
         "commit": commit or None,
-        "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+        "host": f"{platform.system()} {platform.machine()}, {cores()} cores"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
     }

@@ -8,12 +8,12 @@ is read once, for the champion and for its refinement.
 """
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vgg_search.data.splits import Splits, load_splits, load_test
+from vgg_search.machine import cores
 from vgg_search.models.evaluation import evaluate
 from vgg_search.models.files import (
     Classifier,
@@ -27,12 +27,13 @@ from vgg_search.records import State
 from vgg_search.space.candidate import Candidate
 from vgg_search.storage.folder import CHAMPION, SUMMARY
 from vgg_search.study.tables import write_summary
+from vgg_search.tracking.check import Check
 from vgg_search.tracking.recorder import REFINEMENT as RUN
 from vgg_search.tracking.recorder import end_run, log_row, register_champion, start_run
 from vgg_search.tracking.registry import version_of
 from vgg_search.tracking.sender import connect
 from vgg_search.tracking.tracker import ANSWERS, SEND_SECONDS, STOPPED_SECONDS, Tracker
-from vgg_search.training.device import pick_device, prepare_process
+from vgg_search.training.device import cuda_trouble, pick_device, prepare_process
 from vgg_search.training.model import VGG
 from vgg_search.training.recipe import Recipe
 from vgg_search.training.train import Resident, Training
@@ -58,8 +59,8 @@ def refine(
     """Train the champion in `folder` on, into the run folder `out`, as a run of its own in MLflow.
 
     `parent` is what `lineage` says, `tracker` the address and experiment, `facts` go into the card,
-    `epochs` is by default the champion's. Returns what `out`/summary.json says, and `unsent`; the
-    `champion` of a training that diverged is None. Raises ModelError or DataError before it writes.
+    `epochs` is by default the champion's. Returns what `out`/summary.json says, `unsent` and
+    `refused`; `champion` is None if it diverged. Raises InputError before it writes.
     """
     network, old = load_folder(folder)
     splits, info = _images_of(old, data_dir), info_of(old)
@@ -69,21 +70,25 @@ def refine(
     card = {name: old[name] for name in KEPT} | facts
     card |= {"seed": seed, "epochs": epochs, "parent_model": parent["model_uri"]}
     training = _training(network, splits, card)
-
     sent = _start(out, tracker, card, splits, parent.get("run_id"))
     summary = {"study": out.name, "parent": parent, "epochs": epochs}
     if not _train(training, epochs, sent, listen):
-        return summary | {"state": "failed", "champion": None, "unsent": sent.unsent}
+        return summary | {"state": "failed", "champion": None} | _lacking(sent)
     refined = training.measured.cpu().eval()
     metrics = evaluate(Classifier(refined, info), *test) | {"parent_test_accuracy": before}
     save_model(out / CHAMPION, refined, info, card | {"metrics": metrics})
     scores = {name: metrics[name] for name in SCORES}
     register_champion(sent, RUN, scores, epochs, out / CHAMPION)
-    unsent, answers = sent.close(SEND_SECONDS), sent.results(RUN)
-    champion = scores | {name: answers.get(name) for name in ANSWERS}
+    sent.close(SEND_SECONDS)
+    champion = scores | {name: sent.results(RUN).get(name) for name in ANSWERS}
     summary |= {"state": "completed", "champion": champion}
     write_summary(out, summary)
-    return summary | {"unsent": unsent}
+    return summary | _lacking(sent)
+
+
+def _lacking(tracker: Tracker) -> dict[str, int]:
+    """Rows that the tracker has not got, and those that it will never take."""
+    return {"unsent": tracker.unsent, "refused": tracker.refused}
 
 
 def _images_of(card: Card, data_dir: Path | None) -> Splits:
@@ -102,15 +107,17 @@ def _training(network: VGG, splits: Splits, card: Card) -> Training:
     """The network's next cycle, on all images of the training split."""
     sampled = Candidate.from_dict(card["params"]).recipe()
     recipe = Recipe(max_epochs=card["epochs"], **card["recipe"], **sampled)
-    prepare_process(os.cpu_count() or 1)
-    data = Resident.load(splits, pick_device(), whole=True)
+    prepare_process(cores())
+    data = Resident.load(splits, pick_device(not cuda_trouble()), whole=True)
     return Training(network, data, recipe, card["seed"])
 
 
 def _start(
     out: Path, address: dict[str, Any], card: Card, splits: Splits, parent_id: str | None
 ) -> Tracker:
-    """Opens the run, which MLflow shows under the champion's if that is known."""
+    """Opens the run, which MLflow shows under the champion's if that is known. Raises TrackerError
+    before it writes."""
+    Check(address["tracking_uri"], address["experiment"]).result()
     out.mkdir(parents=True)
     tracker = connect(out, **address, study=out.name, servable=servable)
     tags = {name: card[name] for name in ("dataset", "seed", "study", "commit", "parent_model")}

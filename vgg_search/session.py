@@ -8,20 +8,23 @@ and Tune, so does this one.
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgg_search.config import Config, ConfigError
 from vgg_search.engine.environment import RAY_ENVIRONMENT, environment
+from vgg_search.machine import user_environment
 from vgg_search.provenance import provenance
 from vgg_search.records import EpochRow
 from vgg_search.stop import StopSignals
 from vgg_search.storage.addresses import command, resume_command
+from vgg_search.storage.disk import disk_fault, disk_watched
 from vgg_search.storage.folder import (
     CHAMPION,
     CONFIG,
@@ -33,12 +36,14 @@ from vgg_search.storage.folder import (
     read_card,
     replacing,
 )
+from vgg_search.storage.log import log_file
 from vgg_search.storage.mirror import Checkpoints, Mirror
 from vgg_search.storage.place import Place
 from vgg_search.study.study import Study
-from vgg_search.study.tables import summarise, write_summary, write_tables
+from vgg_search.study.tables import none_completed, summarise, write_summary, write_tables
 from vgg_search.study.warm_start import DIGEST, KNOWN, knowledge
 from vgg_search.terminal.progress import Progress, closing
+from vgg_search.tracking.check import Check
 from vgg_search.tracking.mlflow_adapter import ENVIRONMENT as MLFLOW_ENVIRONMENT
 from vgg_search.tracking.recorder import PARENT, Recorder, champion_key
 from vgg_search.tracking.retention import Retention
@@ -49,6 +54,7 @@ if TYPE_CHECKING:
     from vgg_search.data.splits import Splits
     from vgg_search.engine.nodes import Cluster
 
+FIRST_LOOK_SECONDS = 0.2  # at a tracker; a database in a file takes 0.02
 LOOK_SECONDS = 0.5  # between two looks for a signal
 TRACKER_SECONDS = 5.0  # before MLflow is imported, which would slow the start of the workers
 log = logging.getLogger("vgg_search")
@@ -59,19 +65,22 @@ def run(
 ) -> tuple[int, dict[str, Any]]:
     """Search, train the champion, report: (exit code, summary).
 
-    0 done, 1 the work failed or MLflow was not reached, 128 + the signal that stopped it. With
+    0 done, 1 the work failed or MLflow has not all of it, 128 + the signal that stopped it. With
     `in_python` nothing is left behind in the process, which goes on. Raises InputError before
     anything is written.
     """
-    with environment(RAY_ENVIRONMENT | MLFLOW_ENVIRONMENT), StopSignals(in_python) as stop:
+    variables = RAY_ENVIRONMENT | MLFLOW_ENVIRONMENT | user_environment()
+    with environment(variables), StopSignals(in_python) as stop:
         summary = _run(config, resume, quiet, stop)
         return exit_code(summary, stop.received), summary
 
 
 def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[str, Any]:
     began, folder = time.monotonic(), run_folder(config, resume)
+    check = Check(config.tracking_uri, config.experiment)
     config, splits = load_data(config)
     facts = study_facts(config, splits, folder)
+    check.result(FIRST_LOOK_SECONDS)  # what is seen at once is said before Ray is started
     if sys.stderr.isatty() and not quiet:  # somebody waits; a mistake found later is one line
         print(f"study {folder.name}: starting Ray and its workers", file=sys.stderr)
     from vgg_search.engine.connection import ray_cluster
@@ -82,6 +91,8 @@ def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[s
             stop.install()
             cluster = Cluster(config, Place.of(config.storage_path, folder.name))
             slots = cluster.slots()
+            check.result()
+            stack.enter_context(disk_watched(folder, config.storage_path))
             claim(folder, config, resume)
             study = Study(folder, config, facts=facts)
             stack.callback(study.release)
@@ -89,11 +100,12 @@ def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[s
             stop.attach(study)
             session.open()
             session.began = began - session.seconds_before
-            with session.progress:
+            with session.progress, session.salvaged(slots):
                 if not stop:
                     session.search(cluster)
                 champion = session.train_champion(cluster)
-        summary = session.conclude(champion, slots, stop)
+        with session.salvaged(slots):
+            summary = session.conclude(champion, slots, stop)
         study.release()
         session.last_copy(stop)
     if not (quiet and stop.in_python):
@@ -150,8 +162,13 @@ def claim(folder: Path, config: Config, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=resume)
     except FileExistsError:
         raise _taken(config, folder) from None
-    if not resume:  # first of all: a folder without it could not be resumed
-        write_config(folder, config)
+    if resume:
+        return
+    try:
+        write_config(folder, config)  # first of all: a folder without it could not be resumed
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def write_config(folder: Path, config: Config) -> None:
@@ -175,22 +192,6 @@ def study_facts(config: Config, splits: "Splits", folder: Path) -> dict[str, Any
     ConfigError."""
     trials = knowledge(config, splits.digest, folder)
     return {DIGEST: splits.digest} | ({} if trials is None else {KNOWN: trials})
-
-
-@contextmanager
-def log_file(file: Path) -> Iterator[None]:
-    """Everything that this package says goes to `file` too, with its time."""
-    handler = logging.FileHandler(file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    level = log.level
-    log.setLevel(logging.INFO)
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-        log.removeHandler(handler)
-        handler.close()
 
 
 class Session:
@@ -225,6 +226,7 @@ class Session:
         """Take the study up where its record ends, and tell the tracker what it lacks."""
         self.tracker.start(after=TRACKER_SECONDS)
         self.recorder.start()
+        self.retention.start()
         self.study.open()
         self.retention.catch_up()
         self.recorder.catch_up()
@@ -261,6 +263,8 @@ class Session:
                 study, best, self.splits, cluster, self.facts, self._champion_epoch
             )
         except Exception as error:  # whatever it is, what the search has found is to be told
+            if disk_fault(error, study.folder):
+                raise
             log.error("the champion failed: %s", _last_line(error))
             log.info("where it failed", exc_info=True)
             recorder.champion_lost("failed")
@@ -281,26 +285,11 @@ class Session:
     ) -> dict[str, Any]:
         """Write summary, tables and report, send what is left, and return the summary."""
         study, tracker, stopped = self.study, self.tracker, bool(stop)
-        trials = study.optuna.get_trials(deepcopy=False)
         lacking = champion is None and study.config.champion_epochs > 0
         failed = not stopped and (study.ranking.incumbent is None or lacking)
         state = "interrupted" if stopped else "failed" if failed else "completed"
         self._send(stop)
-        summary = {
-            "study": study.folder.name,
-            "state": state,
-            "dataset": self.splits.name,
-            "train_images": len(self.splits.train_images),
-            "val_images": len(self.splits.val_images),
-            **summarise(trials, slots, study.budget.clock),
-            "champion": self._champion_summary(champion) if champion else None,
-            "refused": tracker.refused,
-            "wall_seconds": round(time.monotonic() - self.began, 3),
-            **self.facts,
-            "seed": study.config.seed,
-        }
-        write_tables(study.folder, trials)
-        write_summary(study.folder, summary)
+        summary = self._write_summary(state, champion, slots)
         warnings = self._report(stopped)
         self.recorder.finish(state)
         self._send(stop)
@@ -312,7 +301,43 @@ class Session:
                 tracker.error,
                 command(f"vgg-search sync {study.folder.name}", study.config.storage_path),
             )
+        if why_not := none_completed(study.optuna.get_trials(deepcopy=False)):
+            summary["none_completed"] = why_not
         return summary | {"unsent": unsent, "refused": tracker.refused, "warnings": warnings}
+
+    def _write_summary(
+        self, state: str, champion: dict[str, Any] | None, slots: int
+    ) -> dict[str, Any]:
+        """Writes the tables too."""
+        study = self.study
+        trials = study.optuna.get_trials(deepcopy=False)
+        summary = {
+            "study": study.folder.name,
+            "state": state,
+            "dataset": self.splits.name,
+            "train_images": len(self.splits.train_images),
+            "val_images": len(self.splits.val_images),
+            **summarise(trials, slots, study.budget.clock),
+            "champion": self._champion_summary(champion) if champion else None,
+            "refused": self.tracker.refused,
+            "wall_seconds": round(time.monotonic() - self.began, 3),
+            **self.facts,
+            "seed": study.config.seed,
+        }
+        write_summary(study.folder, summary)
+        write_tables(study.folder, trials)
+        return summary
+
+    @contextmanager
+    def salvaged(self, slots: int) -> Iterator[None]:
+        """Of a session that its disk ends there is a summary, where that still has room."""
+        try:
+            yield
+        except Exception as error:
+            if disk_fault(error, self.study.folder):
+                with suppress(Exception):
+                    self._write_summary("failed", None, slots)
+            raise
 
     def _report(self, stopped: bool) -> list[str]:
         """What the report warns of; after a signal, without the figures that take seconds."""
@@ -328,10 +353,11 @@ class Session:
 
     def _send(self, stop: StopSignals) -> None:
         """Wait until MLflow has all, no longer than it can be waited for, or until a signal."""
-        answers = bool(self.tracker.results(PARENT))
-        until = time.monotonic() + (SEND_SECONDS if answers else SEND_SECONDS / 4)
-        while not stop and time.monotonic() < until and self.tracker.flush(LOOK_SECONDS):
-            pass
+        began, tracker = time.monotonic(), self.tracker
+        while not stop and tracker.flush(LOOK_SECONDS):
+            answers = tracker.results(PARENT) and not tracker.error
+            if time.monotonic() > began + (SEND_SECONDS if answers else SEND_SECONDS / 4):
+                break
 
     def last_copy(self, stop: StopSignals) -> None:
         """Let a bucket have the end of the run folder; it may be away, so a signal ends the
@@ -361,7 +387,8 @@ def _last_line(error: Exception) -> str:
 
 
 def exit_code(summary: dict[str, Any], signals: list[int]) -> int:
-    """0 done, 1 the work failed or MLflow was not reached, 128 + the signal that stopped it."""
+    """0 done, 1 the work failed or MLflow has not all of it, 128 + the signal that stopped it."""
     if signals:
         return 128 + signals[0]
-    return int(summary["state"] != "completed" or summary["unsent"] > 0)
+    lacking = summary["unsent"] + summary["refused"]
+    return int(summary["state"] != "completed" or lacking > 0)

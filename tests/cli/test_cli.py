@@ -1,13 +1,16 @@
 """Mistakes at the command line: one line that says what is wrong, exit code 2, and no trace."""
 
 import os
+import re
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vgg_search.cli.arguments import load_config, parse_options
+from vgg_search.cli.arguments import load_config, parse_options, resumed_config
 from vgg_search.cli.commands import COMMANDS, DATASET, EPOCHS, main
 from vgg_search.config import Config
 
@@ -81,7 +84,12 @@ MISTAKES: list[tuple[str, str]] = [
     ("--grace-epochs 7", "grace_epochs must be <= max_epochs (4), got 7"),
     ("--tracking-uri ftp://host", f"{URI}"),
     ("--tracking-uri localhost:5000", f"{URI}"),
-    ("--tracking-uri http://", f"{URI}"),
+    ("--tracking-uri http://", "tracking_uri must be http://HOST:PORT, got"),
+    ("--tracking-uri http:host:5000", "tracking_uri must be http://HOST:PORT, got"),
+    ("--tracking-uri sqlite://mlflow.db", "tracking_uri must be sqlite:///FILE, FILE a path"),
+    ("--tracking-uri sqlite:///:memory:", "tracking_uri must be sqlite:///FILE, FILE a path"),
+    ("--storage-path ~nobody-here/runs", "storage_path must be a folder; of ~ there is no home"),
+    ("--config=~nobody-here/x.yaml", "argument --config: must be a folder; of ~ there is no"),
     # flags
     ("--num-trial 4", "unknown flag --num-trial; did you mean --num-trials?"),
     ("--sample tpe", "unknown flag --sample; did you mean --sampler?"),
@@ -370,3 +378,99 @@ def test_a_cluster_without_room_is_one_line(capfd: pytest.CaptureFixture[str]) -
         assert line.startswith("vgg-search: ")
         assert text in line
         assert sorted(Path().rglob("*")) == files
+
+
+def mlflow_database(file: Path, experiment: str = "", delete: bool = False) -> None:
+    """A database of a real MLflow, with an experiment in it."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{file.absolute()}")
+    if experiment:
+        number = client.create_experiment(experiment)
+        if delete:
+            client.delete_experiment(number)
+
+
+def edit(file: Path, statement: str) -> None:
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute(statement)
+
+
+TRIED = [  # what lies in m.db, flags, what is said
+    ("", "--tracking-uri ./mlruns", "`mlflow migrate-filestore`"),
+    ("", "--tracking-uri file:///srv/mlruns", "sqlite:///mlflow.db is a database in a file"),
+    ("", "--tracking-uri sqlite:///no/m.db", "/no; make it, or --tracking-uri"),
+    ("", "--tracking-uri sqlite:////proc/m.db", "/proc cannot be written to"),
+    ("text", "--tracking-uri sqlite:///m.db", "file is not a database"),
+    ("other", "--tracking-uri sqlite:///m.db", "the database is not MLflow's"),
+    ("deleted", "--tracking-uri sqlite:///m.db", "mlflow experiments restore --experiment-id 1"),
+    ("moved", "--tracking-uri sqlite:///m.db", "keeps its files in /nowhere/mlruns/1"),
+    ("proc", "--tracking-uri sqlite:///m.db", "keeps its files in /proc/mlruns/1"),
+]
+
+
+@pytest.mark.parametrize(("content", "line", "text"), TRIED, ids=[f"{a} {b}" for a, b, _ in TRIED])
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+def test_a_tracker_that_cannot_work_is_refused_before_anything_is_trained(
+    content: str, line: str, text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = Path("m.db")
+    if content == "text":
+        file.write_text("no database" * 1000)
+    elif content == "other":
+        edit(file, "CREATE TABLE users (name TEXT)")
+    elif content:
+        mlflow_database(file, "vgg-search", delete=content == "deleted")
+    if content in ("moved", "proc"):
+        place = {"moved": "file:///nowhere/mlruns/1", "proc": "/proc/mlruns/1"}[content]
+        edit(file, f"UPDATE experiments SET artifact_location = '{place}'")
+    capfd.readouterr()  # MLflow's own
+    refused(["run", "--dataset", "sample", *line.split()], text, capfd)
+
+
+def test_a_resumed_study_keeps_its_tracker_wherever_the_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vgg_search.tracking.outbox import Outbox
+
+    home = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    Path("mlflow.db").touch()
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(Config(name="a").dump())
+    Outbox(folder, home, "vgg-search", "a")
+    Path("elsewhere/here").mkdir()
+    monkeypatch.chdir("elsewhere/here")
+
+    def tracker(*argv: str) -> str | None:
+        config, _ = load_config(["--storage-path", str(tmp_path / "runs"), *argv])
+        resumed = resumed_config(config, "a")
+        assert resumed
+        return resumed.tracking_uri
+
+    assert tracker() == home
+    assert tracker("--tracking-uri", "http://other:5000") == "http://other:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://env:5000")
+    assert tracker() is None  # the environment's, as in a new study
+
+
+def test_a_home_is_expanded_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("e.yaml").write_text("{storage_path: ~/runs, data_dir: '~', warm_start: ~/runs/old}")
+    config, options = load_config(["--config=~/e.yaml", "--name", "a"])
+    assert config.storage_path == f"{tmp_path}/runs"
+    assert config.data_dir == tmp_path
+    assert config.warm_start == f"{tmp_path}/runs/old"
+    assert options.config == tmp_path / "e.yaml"
+    assert Config(storage_path="./~").storage_path == "./~"
+
+
+@pytest.mark.parametrize(
+    ("file", "stem"),
+    [("é.yaml", "quick"), (".my exp.yaml", "my-exp"), ("-x%2Fy#.yaml", "x-2Fy-"), ("a.yaml", "a")],
+)
+def test_a_file_of_any_name_gives_a_study_a_name(file: str, stem: str) -> None:
+    Path(file).write_text("seed: 1\n")
+    name = load_config([f"--config={file}"])[0].name
+    assert name
+    assert re.fullmatch(rf"{re.escape(stem)}-\d{{8}}-\d{{6}}\.\d{{6}}", name)

@@ -12,6 +12,13 @@ from optuna.trial import TrialState
 
 from vgg_search.study.record import read_trials, rows_of
 
+PROMISED = 10.0  # s from a signal to the end
+
+
+def time_to_end() -> float:
+    """What is promised; on a machine that others work on, in proportion to those who wait."""
+    return PROMISED * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -21,7 +28,7 @@ def test_a_signal_stops_the_search_and_resume_goes_on(
     with search(tmp_path, *FLAGS, "--json") as driver:
         wait_for(tmp_path, live)
         driver.send_signal(number)
-        out, err = driver.communicate(timeout=100)
+        out, err = driver.communicate(timeout=time_to_end())
     assert driver.returncode == code, err
     assert "Traceback" not in err
     assert json.loads(out.splitlines()[-1])["state"] == "interrupted"
@@ -50,7 +57,7 @@ def test_a_signal_before_the_first_trial_is_answered_too(
             assert time.monotonic() < until
             time.sleep(0.01)
         driver.send_signal(number)
-        _, err = driver.communicate(timeout=100)
+        _, err = driver.communicate(timeout=time_to_end())
     assert driver.returncode == code, err
     assert "Traceback" not in err
     assert "raylet" not in err

@@ -9,6 +9,7 @@ import torch
 from fake_workers import SPACE, Workers, experiment, opened
 from nodes import cluster_of
 from optuna.trial import FrozenTrial
+from PIL import Image
 from ray.exceptions import RayError
 
 from vgg_search.config import Config
@@ -24,6 +25,8 @@ from vgg_search.engine.checkpoints import TrainingCheckpoints, TrainingTask
 from vgg_search.engine.nodes import NodeError
 from vgg_search.models.evaluation import evaluate
 from vgg_search.models.files import load_classifier
+from vgg_search.models.images import contact_sheet
+from vgg_search.storage.folder import WORST_IMAGES
 from vgg_search.storage.place import Place
 from vgg_search.study.sampling import trial_seed
 from vgg_search.study.study import Study
@@ -87,7 +90,16 @@ def test_each_seed_is_trained_whole_and_tested(tmp_path: Path, splits: Splits) -
     assert metrics["val_accuracy"] == best.value  # its trial's, on validation
     accuracies = metrics["test_accuracies"]
     assert metrics["test_accuracy"] == accuracies[0]
+    assert accuracies[0] != accuracies[1]
     assert metrics["test_accuracy_mean"] == pytest.approx(sum(accuracies) / 2)
+    # Of a sample of two: n - 1
+    assert metrics["test_accuracy_std"] == pytest.approx(
+        abs(accuracies[0] - accuracies[1]) / 2**0.5
+    )
+    images, _ = load_test("sample")
+    drawn = contact_sheet(images[[row["image"] for row in metrics["worst"]]])
+    with Image.open(tmp_path / "s" / WORST_IMAGES) as sheet:
+        assert sheet.convert(drawn.mode).tobytes() == drawn.tobytes()
     champion = load_classifier(folder)
     assert champion.network.num_params == stored["num_params"]
     again = evaluate(champion, *load_test("sample"))
@@ -113,10 +125,10 @@ def test_a_training_that_is_begun_again_tells_all_and_trains_the_rest(
     network = {"arch": ((1, 8),), "hidden_features": 32, "num_hidden": 1, "resolution": 28}
     checkpoints = TrainingCheckpoints(Place(str(tmp_path)), "trials/champion", 3)
     task = TrainingTask(network, Recipe(3, 64, 0.05), 7, 1, checkpoints, whole=True)
-    rows = _train_alone(task, splits)
+    rows = _train_alone(task, splits, gpu=False)
     before = [next(rows), next(rows)]
     rows.close()
-    after = list(_train_alone(task, splits))
+    after = list(_train_alone(task, splits, gpu=False))
     assert after[:2] == before  # their times too: they were not trained again
     assert [row["epoch"] for row in after] == [1, 2, 3]
 

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from vgg_search.config import Config, ConfigError
 from vgg_search.engine.connection import ray_cluster, refusal
-from vgg_search.engine.nodes import DeviceError, alive, probe, resources, versions
+from vgg_search.engine.nodes import alive, packed, probe, resources, versions
+from vgg_search.engine.packing import GpuMemory
+from vgg_search.errors import DeviceError
+from vgg_search.machine import cores
 from vgg_search.storage.place import Place
 
-CORES = os.cpu_count() or 1
+CORES = cores()
 
 
 def resources_of(config: Config) -> tuple[dict[str, float], int]:
@@ -48,6 +52,86 @@ def test_what_no_node_has_is_refused_before_anything_starts() -> None:
     text = "^this experiment needs a GPU, none found; add --needs-gpu false to train on the CPU$"
     with pytest.raises(DeviceError, match=text):
         resources_of(Config(needs_gpu=True))
+
+
+def test_processes_of_a_trial_share_no_gpu() -> None:
+    nodes = [{"CPU": 8.0, "GPU": 2.0}]
+    text = r"^gpus_per_trial must be a whole number with workers_per_trial > 1, .*, got 0\.5$"
+    with pytest.raises(DeviceError, match=text):
+        resources(Config(workers_per_trial=2, gpus_per_trial=0.5), nodes)
+    assert resources(Config(workers_per_trial=2, gpus_per_trial=1), nodes)[1] == 1
+    assert resources(Config(workers_per_trial=2, gpus_per_trial=0), nodes)[1] == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "nodes", "trials"),
+    [
+        ({"num_trials": 24}, [{"CPU": 16.0, "GPU": 1.0}], 4),
+        ({"num_trials": 24}, [{"CPU": 2.0, "GPU": 1.0}], 2),  # cores
+        ({"num_trials": 4}, [{"CPU": 64.0, "GPU": 8.0}], 1),  # a GPU each
+        ({"num_trials": 24, "max_concurrent": 2}, [{"CPU": 16.0, "GPU": 1.0}], 2),
+        ({"num_trials": 24}, [{"CPU": 64.0, "GPU": 8.0}], 3),
+        ({"num_trials": 24}, [{"CPU": 16.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 4.0}], 1),
+    ],
+)
+def test_trials_are_spread_over_the_gpus(
+    fields: dict[str, Any], nodes: list[dict[str, float]], trials: int
+) -> None:
+    assert packed(Config(**fields), GpuMemory(2**30, 0, 80 * 2**30), nodes) == trials
+
+
+FAKE_GPU = """
+import os, sys
+from vgg_search.engine.environment import RAY_ENVIRONMENT
+os.environ.update(RAY_ENVIRONMENT)
+import ray
+ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+from vgg_search.config import Config
+from vgg_search.engine import nodes
+from vgg_search.storage.place import Place
+"""
+REFUSED = """
+import vgg_search
+try:
+    vgg_search.search(storage_path=sys.argv[1], dataset="sample", num_trials=1)
+except ValueError as error:
+    print(type(error).__name__, error)
+"""
+HELD = """
+nodes.gpu_trouble = lambda: ""
+nodes.GPU_SECONDS = 2.0
+
+@ray.remote(num_gpus=0.5)
+class Holder:
+    def there(self): return True
+
+holder = Holder.remote()
+ray.get(holder.there.remote())
+cluster = nodes.Cluster(Config(), Place(sys.argv[1]))
+print(cluster.packing, cluster.resources)
+"""
+
+
+def with_a_fake_gpu(code: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", FAKE_GPU + code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Ray is told of a GPU that is not there")
+def test_a_gpu_that_torch_cannot_use_ends_the_search_before_it_starts(tmp_path: Path) -> None:
+    line = with_a_fake_gpu(REFUSED, str(tmp_path / "runs"))
+    assert line.startswith("DeviceError Ray counts a GPU, but torch ")
+    assert line.endswith("; --gpus-per-trial 0 trains on the CPU")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_gpu_that_others_hold_is_not_waited_for(tmp_path: Path) -> None:
+    line = with_a_fake_gpu(HELD, str(tmp_path))
+    assert line == ("a GPU for each trial: none was free within 2 s {'cpu': 1.0, 'gpu': 1.0}")
 
 
 NODES = """
@@ -170,10 +254,11 @@ def test_a_node_says_what_it_sees(tmp_path: Path) -> None:
     with here.writing("driver") as folder:
         folder.mkdir(parents=True)
         (folder / "key").write_text("abc")
-    assert probe(here, "abc") == (versions(), "")
+    assert probe(here, "abc", gpu=False) == (versions(), "")
     assert versions().keys() == {"Python", "ray", "torch", "vgg_search"}
     other = "storage_path is not the driver's: another disk lies there"
-    assert probe(there, "abc") == probe(here, "def") == (versions(), other)
+    assert probe(there, "abc", gpu=False) == (versions(), other)
+    assert probe(here, "def", gpu=False) == (versions(), other)
 
 
 LEAVING = """
@@ -205,3 +290,29 @@ def test_ray_is_left_while_another_thread_frees_what_was_ray_s(tmp_path: Path) -
     """Ray ends a process that frees an object's reference while it is being left."""
     done = subprocess.run([sys.executable, "-c", LEAVING], cwd=tmp_path, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("TMPDIR", "{}/" + "x" * 100, "TMPDIR must have at most 39 bytes, or Ray's sockets have"),
+        ("RAY_TMPDIR", "{}/" + "x" * 100, "RAY_TMPDIR must have at most 39 bytes, or Ray's sock"),
+        ("RAY_TMPDIR", "/dev/null/x", "RAY_TMPDIR must be a folder that can be written to, got"),
+    ],
+)
+def test_a_temporary_folder_that_ray_cannot_use(
+    name: str, value: str, text: str, tmp_path: Path
+) -> None:
+    env = {n: v for n, v in os.environ.items() if n not in ("RAY_ADDRESS", "RAY_TMPDIR")}
+    command = [sys.executable, "-m", "vgg_search.run", "--dataset", "sample"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=env | {name: value.format(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith(f"vgg-search: {text}")
+    assert list(tmp_path.iterdir()) == []

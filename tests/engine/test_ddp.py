@@ -33,12 +33,13 @@ RECIPE = Recipe(
 )
 
 
-def rank_main(rank: int, ranks: int, port: int, out: str, recipe: Recipe) -> None:
+def rank_main(rank: int, ranks: int, port: int, out: str, recipe: Recipe, batch_norm: bool) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
     data = Resident.load(load_splits("sample", val_images=100, train_images=300), "cpu")
-    training = Rank(build(NETWORK, 5), data, recipe, 5, rank, ranks)
+    network = build(NETWORK | {"batch_norm": batch_norm}, 5)
+    training = Rank(network, data, recipe, 5, rank, ranks)
     rows = list(training.run(recipe.max_epochs))
     torch.save({"rows": rows, "weights": training.weights()}, f"{out}/{rank}")
     dist.destroy_process_group()
@@ -50,9 +51,12 @@ class Trained:
     weights: dict[str, torch.Tensor]
 
 
-def trained_by(ranks: int, folder: Path, recipe: Recipe = RECIPE) -> list[Trained]:
+def trained_by(
+    ranks: int, folder: Path, recipe: Recipe = RECIPE, batch_norm: bool = False
+) -> list[Trained]:
     folder.mkdir()
-    mp.spawn(rank_main, (ranks, free_port(), str(folder), recipe), nprocs=ranks)
+    arguments = (ranks, free_port(), str(folder), recipe, batch_norm)
+    mp.spawn(rank_main, arguments, nprocs=ranks)
     return [Trained(**torch.load(folder / str(rank))) for rank in range(ranks)]
 
 
@@ -86,8 +90,9 @@ def test_ranks_start_at_the_same_epoch_or_not_at_all(tmp_path: Path, splits: Spl
     assert told(place, elsewhere) == [f"{rule}, got checkpoints of epochs [1, 0]"] * 2
 
 
-def alone(splits: Splits, recipe: Recipe = RECIPE) -> Trained:
-    training = Training(build(NETWORK, 5), Resident.load(splits, "cpu"), recipe, 5)
+def alone(splits: Splits, recipe: Recipe = RECIPE, batch_norm: bool = False) -> Trained:
+    network = build(NETWORK | {"batch_norm": batch_norm}, 5)
+    training = Training(network, Resident.load(splits, "cpu"), recipe, 5)
     return Trained(list(training.run(recipe.max_epochs)), training.weights())
 
 
@@ -108,6 +113,27 @@ def test_one_rank_is_the_plain_loop(tmp_path: Path, splits: Splits) -> None:
     (only,) = trained_by(1, tmp_path / "one")
     for name, ours in alone(splits).weights.items():
         torch.testing.assert_close(only.weights[name], ours, rtol=0.01, atol=1e-3)
+
+
+def test_one_rank_with_batch_norm_is_the_plain_loop(tmp_path: Path, splits: Splits) -> None:
+    (only,), plain = (
+        trained_by(1, tmp_path / "one", batch_norm=True),
+        alone(splits, batch_norm=True),
+    )
+    for ours, theirs in zip(plain.rows, only.rows, strict=True):
+        assert theirs["train_loss"] == pytest.approx(ours["train_loss"], rel=0.01)
+    assert plain.weights.keys() == only.weights.keys()
+
+
+def test_on_cpus_each_rank_normalises_its_part(tmp_path: Path, splits: Splits) -> None:
+    """So two ranks of 30 images are near one of 60, and not the same; their weights are."""
+    first, second = trained_by(2, tmp_path / "two", batch_norm=True)
+    plain = alone(splits, batch_norm=True)
+    losses = [run.rows[0]["train_loss"] for run in (first, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+    for name in ("layers.block1.0.weight", "layers.block1.1.weight"):
+        torch.testing.assert_close(second.weights[name], first.weights[name])
 
 
 def test_ranks_stop_together_when_the_loss_is_not_finite(tmp_path: Path) -> None:

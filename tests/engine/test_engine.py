@@ -1,6 +1,5 @@
 """What the trial engine promises over many trials: shared data, flat memory, the same numbers."""
 
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -17,6 +16,7 @@ import yaml
 from vgg_search.cli.arguments import read_yaml
 from vgg_search.config import Config
 from vgg_search.data.splits import Splits, load_splits
+from vgg_search.machine import cores
 from vgg_search.study.record import candidate_of, read_trials, rows_of
 from vgg_search.training.device import prepare_process
 from vgg_search.training.model import build
@@ -88,7 +88,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_every_slot_has_a_worker_however_short_the_trials_are(many: Path) -> None:
     workers = Counter(row["worker"] for trial in read_trials(many) for row in rows_of(trial))
-    assert len(workers) == min(os.cpu_count() or 1, TRIALS)
+    assert len(workers) == min(cores(), TRIALS)
     assert min(workers.values()) > TRIALS / 10
 
 

@@ -11,9 +11,7 @@ from fake_workers import experiment
 from vgg_search.engine import packing
 from vgg_search.engine.nodes import room
 from vgg_search.engine.packing import (
-    BATCHES,
     CONTEXT,
-    MOST,
     GpuMemory,
     footprint,
     largest,
@@ -21,6 +19,7 @@ from vgg_search.engine.packing import (
     rehearsal,
     share,
 )
+from vgg_search.errors import DeviceError
 
 GIB = 2**30
 SPACE: dict[str, Any] = {
@@ -38,12 +37,14 @@ SPACE: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("own", "others", "cpus", "trials"),
     [
-        (2, 0, 16, MOST),
-        (30, 0, 16, 2),  # 72 of 80 GiB are usable
+        (2, 0, 16, 4),
+        (24, 0, 16, 3),  # nine tenths of 80 GiB are usable: 72
+        (26, 0, 16, 2),  # though three of these are only 78
+        (30, 0, 16, 2),
         (41, 0, 16, 1),
         (100, 0, 16, 1),  # it does not fit, and will say so itself
         (16, 40, 16, 2),  # what others hold is taken off once: 32 GiB are left
-        (2, 40, 16, MOST),
+        (2, 40, 16, 4),
         (2, 79, 16, 1),  # others have it all
         (2, 0, 3, 3),  # three cores
         (2, 0, 0, 1),
@@ -70,16 +71,18 @@ def test_memory_says_what_was_measured() -> None:
 class FakeGpu:
     """80 GiB, of which others hold 10; half a GiB more once a process has its context."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, taken: int, fits: bool = True) -> None:
-        self.free, self.taken, self.fits = 80 * GIB - 10 * GIB - CONTEXT, taken, fits
-        monkeypatch.setattr(packing, "pick_device", lambda: torch.device("cuda"))
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, taken: int, error: Exception | None = None
+    ) -> None:
+        self.free, self.taken, self.error = 80 * GIB - 10 * GIB - CONTEXT, taken, error
+        monkeypatch.setattr(packing, "pick_device", lambda **_: torch.device("cuda"))
         monkeypatch.setattr(packing, "prepare_process", lambda *_: None)
         monkeypatch.setattr(packing, "rehearsal", lambda *_: self)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (self.free, 80 * GIB))
 
     def run(self, epochs: int) -> list[int]:
-        if not self.fits:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+        if self.error:
+            raise self.error
         self.free -= self.taken
         return list(range(epochs))
 
@@ -89,11 +92,33 @@ def test_what_others_hold_is_not_a_trials(monkeypatch: pytest.MonkeyPatch) -> No
     assert measure(experiment()) == GpuMemory(2 * GIB + CONTEXT, 10 * GIB, 80 * GIB)
 
 
-def test_a_network_that_does_not_fit_has_the_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeGpu(monkeypatch, taken=0, fits=False)
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_network_that_does_not_fit_has_the_gpu_alone(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    FakeGpu(monkeypatch, taken=0, error=error)
     memory = measure(experiment())
     assert memory == GpuMemory(80 * GIB, 10 * GIB, 80 * GIB)
     assert memory.trials(16) == 1
+
+
+def test_another_error_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeGpu(monkeypatch, taken=0, error=RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        measure(experiment())
+
+
+def test_a_rehearsal_that_diverges_measures_all_the_same() -> None:
+    training = rehearsal(experiment(space=SPACE, train_images=300), torch.device("cpu"))
+    with torch.no_grad():
+        training.parameters[0].fill_(math.nan)
+    assert [row["epoch"] for row in training.run(2)] == [1]
 
 
 def test_the_largest_network_is_a_corner_of_the_space() -> None:
@@ -124,7 +149,13 @@ def test_the_estimate_ranks_networks_as_their_parameters_and_pixels_do() -> None
     config = experiment(space=SPACE)
     space, candidate = config.search_space, largest(config)
     small = replace(candidate, arch=((1, 8),), batch_size=64)
-    assert footprint(space, small) == 16 * space.costs(small)[0] + 8 * 64 * 8 * 28 * 28
+    # 16 bytes for each of 101,154 parameters: a convolution of 72, its batch norm of 16, linear
+    # layers of 14 * 14 * 8 * 64 + 64 and 64 * 10 + 10. And 8 bytes, there and back, for each of
+    # the 401,408 outputs of 64 images, 8 channels and 28 * 28 pixels
+    assert footprint(space, small) == 1_618_464 + 3_211_264
+    # The second block has two convolutions, at half of the resolution
+    deep = replace(small, arch=((1, 8), (2, 16)))
+    assert footprint(space, deep) - 16 * space.costs(deep)[0] == 6_422_528
 
 
 def test_a_rehearsal_trains_on_noise_and_stays_finite() -> None:
@@ -136,18 +167,18 @@ def test_a_rehearsal_trains_on_noise_and_stays_finite() -> None:
     rows = list(training.run(2))
     assert all(math.isfinite(row["val_loss"]) for row in rows)
     whole = rehearsal(experiment(space=SPACE), torch.device("cpu"))
-    assert len(whole.data.train_images) == BATCHES * 128
+    assert len(whole.data.train_images) == 2560
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it measures, where it can")
-def test_without_a_gpu_there_is_nothing_to_measure() -> None:
-    assert measure(experiment(space=SPACE)) is None
+def test_without_a_gpu_nothing_is_measured_on_a_cpu_instead() -> None:
+    with pytest.raises(DeviceError, match=r"^a GPU was asked for, but torch "):
+        measure(experiment(space=SPACE))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_says_what_a_trial_takes() -> None:
     memory = measure(experiment(space=SPACE))
-    assert memory is not None
     assert CONTEXT < memory.own < memory.total
     assert 0 <= memory.others < memory.total

@@ -15,12 +15,13 @@ from ray import tune
 from vgg_search.config import Config
 from vgg_search.data.splits import Splits
 from vgg_search.engine.search import START_SECONDS, StudySearcher, StudyStopper, run_search
+from vgg_search.machine import cores
 from vgg_search.space.candidate import Candidate
 from vgg_search.study.record import read_trials, rows_of
 from vgg_search.study.segment import Event, Segment
 from vgg_search.study.study import FINISHED, Study
 
-CORES = os.cpu_count() or 1
+CORES = cores()
 NO_CHECKPOINT = tune.CheckpointConfig(checkpoint_at_end=False)
 
 

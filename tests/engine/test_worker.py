@@ -27,7 +27,9 @@ from vgg_search.storage.place import Place, StorageError
 from vgg_search.study.segment import Segment
 from vgg_search.training.device import plan
 from vgg_search.training.inference import validate
-from vgg_search.training.train import Resident
+from vgg_search.training.model import build
+from vgg_search.training.recipe import recipe_of
+from vgg_search.training.train import Resident, Training
 
 MEASURED = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr")
 CANDIDATE = Candidate(
@@ -342,6 +344,31 @@ def test_the_best_weights_are_those_that_were_validated(
     again = validate(network, data.val_images, data.val_labels, info_of(card), fp32)
     assert again["val_accuracy"] == card["val_accuracy"] == best["val_accuracy"]
     assert again["val_loss"] == pytest.approx(best["val_loss"], rel=1e-5)
+
+
+def test_the_best_weights_stay_when_later_epochs_are_worse(tmp_path: Path, splits: Splits) -> None:
+    data = Resident.load(splits, "cpu")
+    recipe = recipe_of(experiment(precision="fp32"), CANDIDATE, 4)
+    training = Training(build(CANDIDATE.network(28), 11), data, recipe, 11)
+    kept = TrainingCheckpoints.of_trial(Place(str(tmp_path)), segment(4), every=1)
+    rows, weights = [], []
+    for row in kept.train(training):
+        rows.append(row)
+        weights.append({name: tensor.clone() for name, tensor in training.weights().items()})
+        if row["epoch"] == 2:  # from here on every image is called something else
+            wrong = (data.train_labels + 1) % 10
+            training.data = replace(data, train_labels=wrong)
+    best = max(rows, key=lambda row: row["val_accuracy"])
+    assert best["epoch"] < 4, "the last epoch is not the best"
+    network, card = load_folder(tmp_path / "trials" / "7" / BEST)
+    assert (card["epoch"], card["val_accuracy"]) == (best["epoch"], best["val_accuracy"])
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, weights[best["epoch"] - 1][name]), name
+    last = torch.load(checkpoint(tmp_path), weights_only=True)
+    assert last["epoch"] == 4
+    assert not torch.equal(
+        last["measured"]["layers.output.weight"], network.state_dict()["layers.output.weight"]
+    )
 
 
 @pytest.mark.parametrize(("keep_above", "kept"), [(0.0, True), (1.01, False)])

@@ -104,6 +104,27 @@ def test_evaluate_counts_as_by_hand(
     json.dumps(score)
 
 
+def test_the_worst_images_are_those_of_the_highest_loss(
+    champion: Path, test_split: tuple[np.ndarray, np.ndarray]
+) -> None:
+    images, labels = (part[:300] for part in test_split)
+    module = servable(champion)[0]
+    with torch.inference_mode():
+        probabilities = module(torch.from_numpy(images[:, None].copy())).double().numpy()
+    losses = -np.log(probabilities[np.arange(300), labels])
+    worst = evaluate(champion, images, labels)["worst"]
+    numbers = [row["image"] for row in worst]
+    assert len(set(numbers)) == 20
+    assert losses[numbers] == pytest.approx(np.sort(losses)[::-1][:20], rel=1e-4)
+    for row in worst:
+        guess = probabilities[row["image"]].argmax()
+        assert row["class"] == CLASSES[labels[row["image"]]]
+        assert row["predicted"] == CLASSES[guess]
+        assert row["probability"] == pytest.approx(probabilities[row["image"]][guess], rel=1e-4)
+    few = evaluate(champion, images[:3], labels[:3])["worst"]
+    assert [row["image"] for row in few] == np.argsort(-losses[:3]).tolist()
+
+
 def test_evaluate_knows_no_recall_of_an_absent_class(
     champion: Path, test_split: tuple[np.ndarray, np.ndarray]
 ) -> None:

@@ -61,6 +61,35 @@ def test_light_on_dark_passes_unchanged(kind: str, images: np.ndarray, tmp_path:
         assert (read.dtype, assumed) == (np.uint8, LIGHT)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [
+        *(("bmp", mode) for mode in ("L", "P", "RGB", "RGBA")),
+        *(("webp", mode) for mode in ("L", "RGB", "RGBA")),
+        *(("gif", mode) for mode in ("L", "P", "RGB")),
+        *(("tiff", mode) for mode in ("L", "P", "RGB", "RGBA", "LA", "CMYK")),
+    ],
+)
+def test_other_formats_pass_unchanged(
+    suffix: str, mode: str, images: np.ndarray, tmp_path: Path
+) -> None:
+    file = tmp_path / f"x.{suffix}"
+    settings = {"lossless": True} if suffix == "webp" else {}
+    for image in images[:10]:
+        grey(image).convert(mode).save(file, **settings)
+        np.testing.assert_array_equal(read_image(file)[0], image)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tiff", "webp"])
+def test_of_several_pictures_in_a_file_the_first_is_read(
+    suffix: str, images: np.ndarray, tmp_path: Path
+) -> None:
+    first, *others = map(grey, images[:3])
+    settings = {"lossless": True} if suffix == "webp" else {}
+    first.save(tmp_path / f"x.{suffix}", save_all=True, append_images=others, **settings)
+    np.testing.assert_array_equal(read_image(tmp_path / f"x.{suffix}")[0], images[0])
+
+
 @pytest.mark.parametrize("kind", [k for k in EXACT if k != "alpha where the clothes are"])
 def test_dark_on_light_is_inverted(kind: str, images: np.ndarray, tmp_path: Path) -> None:
     for image in images:
@@ -133,13 +162,22 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def tiff(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "tiff")
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "cannot be read: No such file"),
         (b"", MUST_BE),
         (b"a shirt", MUST_BE),
+        (b"%PDF-1.7 a shirt", MUST_BE),
         (b"GIF89a\x01\x00\x01\x00\x80\x00\x00", MUST_BE),
+        (tiff(np.ones((9, 9), np.float32)), "must have 8 or 16 bits a channel, got 32"),
+        (tiff(np.full((9, 9), 2**20, np.int32)), "must have 8 or 16 bits a channel, got values"),
         (png(Image.effect_noise((64, 64), 90))[:2000], "cannot be read: .*truncated"),
         (png(Image.new("RGBA", (9, 9))), "cannot be read: it is wholly transparent"),
     ],
@@ -156,7 +194,7 @@ def test_a_folder_is_no_image(tmp_path: Path) -> None:
         read_image(tmp_path)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp", "gif", "tiff"])
 def test_damaged_bytes_never_escape_as_another_error(
     suffix: str, images: np.ndarray, tmp_path: Path
 ) -> None:

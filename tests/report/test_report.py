@@ -17,12 +17,14 @@ import yaml
 from fake_workers import Fault, Workers, experiment, opened, value_at
 from plotly.offline import get_plotlyjs
 
+from vgg_search.config import Config
 from vgg_search.errors import InputError
 from vgg_search.models.images import contact_sheet
 from vgg_search.report.look import LOOKS
 from vgg_search.report.page import PAGES, make_report, plots, warnings_of
 from vgg_search.report.run import ReportError, load
 from vgg_search.report.space_figures import importance
+from vgg_search.report.warnings import RANDOM_TRIALS
 from vgg_search.study.tables import summarise, write_summary
 
 NAMES = [figure.__name__ for _, figures in PAGES.values() for figure in figures]
@@ -142,9 +144,11 @@ def test_every_figure_is_drawn_from_a_full_study(full: Path) -> None:
     drawn = plots(full)
     assert list(drawn) == NAMES
     for name, figure in drawn.items():
-        for trace in figure.data:
+        shown = [trace for trace in figure.data if trace.visible is not False]
+        assert shown, name
+        for trace in shown:
             values = {"heatmap": "z", "image": "source"}.get(trace.type, "y")
-            assert trace.visible is False or len(trace[values]), name
+            assert len(trace[values]), name
         assert figure.layout.title.text, name
         assert figure.layout.meta.endswith("."), name
         assert len(figure.to_json()) < 300_000, name
@@ -303,7 +307,7 @@ def test_a_missing_file(study: Path, file: str) -> None:
          r"config\.yaml: space must say lr"),
         ("champion/model.json", '{"options": {}}', r"model\.json must have key 'metrics'"),
         ("study.journal", "{\n{\n", r"study\.journal in .* cannot be read: JSONDecodeError"),
-        ("study.journal", "", r"no study named full in .*study\.journal"),
+        ("study.journal", "", r"no study in .*study\.journal yet"),
     ],
 )  # fmt: skip
 def test_a_broken_file(study: Path, file: str, text: str, match: str) -> None:
@@ -375,11 +379,16 @@ def warned(folder: Path, start: str) -> bool:
     return any(warning.startswith(start) for warning in warnings_of(folder))
 
 
-def test_warns_of_a_small_budget(study: Path) -> None:
-    assert warned(study, "The budget is small for the space: 59 trials for 9 sampled dimensions")
-    space = load(study).config["space"]
-    edit(study, "config.yaml", space=space | {"num_blocks": 2, "num_convs": 2})
-    assert not warned(study, "The budget is small")
+@pytest.mark.parametrize(("num_trials", "small"), [(18, True), (19, False)])
+def test_warns_of_a_small_budget(tmp_path: Path, num_trials: int, small: bool) -> None:
+    folder = make_study(tmp_path / "small", num_trials=num_trials)
+    text = f"The budget is small for the space: {num_trials} trials for 9 sampled dimensions"
+    assert warned(folder, text) == small
+
+
+def test_the_default_experiment_does_not_warn_of_its_own_budget() -> None:
+    config = Config()
+    assert config.num_trials >= RANDOM_TRIALS + len(config.search_space.sampled())
 
 
 @pytest.mark.parametrize(
@@ -396,6 +405,26 @@ def test_warns_of_edges(tmp_path: Path, lrs: tuple[float, float], side: str | No
         text = f"The best trials sit at the {end} edge of "
         lines = [line for line in warnings_of(folder) if line.startswith(text)]
         assert any("lr (5 of 5)" in line for line in lines) == (end == side)
+
+
+def test_an_edge_that_the_limits_of_the_space_make_is_no_warning(tmp_path: Path) -> None:
+    """Where most networks that are small enough begin with 8 channels, so do most of the best."""
+    fields = {"num_blocks": 2, "num_convs": 1, "out_channels": [8, 16, 32], "hidden_features": 16}
+    space = {**fields, "num_hidden": 1, "lr": LRS, "dropout": 0.0}
+    trials = [{"arch": ((1, 8), (1, 8)), "lr": float(lr)} for lr in np.linspace(0.4, 0.5, 12)]
+    text = "The best trials sit at the lower edge of "
+    for name, limit, expected in (("free", None, True), ("tight", 8_000, False)):
+        limits = {} if limit is None else {"max_params": limit}
+        folder = make_study(
+            tmp_path / name,
+            num_trials=12,
+            enqueue=trials,
+            baseline=None,
+            scheduler="none",
+            space=space | limits,
+        )
+        lines = [line for line in warnings_of(folder) if line.startswith(text)]
+        assert any("out_channels_1 (5 of 5)" in line for line in lines) == expected
 
 
 def test_warns_of_a_lead_within_noise(study: Path, full: Path) -> None:

@@ -4,7 +4,12 @@ import os
 import platform
 import shutil
 import sqlite3
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -12,11 +17,12 @@ import pytest
 from fake_workers import Workers, experiment, opened, record, search
 from nodes import free_port, s3_server
 
+from vgg_search.config import Config
 from vgg_search.data.splits import Splits
 from vgg_search.engine.checkpoints import TrainingCheckpoints
 from vgg_search.space.candidate import Candidate
 from vgg_search.storage import mirror
-from vgg_search.storage.folder import FolderInUseError, local_folder
+from vgg_search.storage.folder import FolderInUseError, FolderLock, in_use, local_folder, new_name
 from vgg_search.storage.mirror import Checkpoints, Mirror, bring
 from vgg_search.storage.place import Place, StorageError
 from vgg_search.study.segment import Segment
@@ -206,6 +212,39 @@ def test_one_driver_at_a_time(bucket: str, tmp_path: Path, monkeypatch: pytest.M
     assert not place.files(mirror.DRIVER)
 
 
+def test_of_two_drivers_that_begin_at_once_one_goes_on(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "COPY_SECONDS", 1.0)
+    monkeypatch.setattr(mirror, "ALIVE_SECONDS", 3.0)
+    place, together = Place.of(bucket, "both"), threading.Barrier(2)
+    drivers = []
+    for name in ("a", "b"):
+        search(tmp_path / name, experiment(num_trials=1), Workers())
+        drivers.append(Mirror(tmp_path / name, place))
+        drivers[-1].sign += name  # two processes
+
+    def start(driver: Mirror) -> bool:
+        together.wait()
+        try:
+            driver.start()
+        except FolderInUseError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as pool:
+        started = list(pool.map(start, drivers))
+    assert sorted(started) == [False, True]
+    drivers[started.index(True)].stop()
+
+
+def test_a_name_is_nobody_else_s(tmp_path: Path) -> None:
+    """Of searches that are started without one, in the same second."""
+    names = [new_name("quick", tmp_path) for _ in range(100)]
+    assert len(set(names)) == 100
+    assert all(Config(name=name).name == name for name in names)
+
+
 def test_an_outage_is_said_once_and_outlived(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -243,3 +282,19 @@ def test_a_trial_outlives_an_outage_and_a_champion_says_so(
     TrainingCheckpoints.of_trial(place, segment, 1).save(row, training)
     with pytest.raises(StorageError, match="cannot be reached"):
         TrainingCheckpoints(place, "trials/champion", 1).save(row, training)
+
+
+def test_the_lock_of_a_dead_driver_is_taken_at_once(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from vgg_search.storage.folder import FolderLock\n"
+        "lock = FolderLock(Path(sys.argv[1]))\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert (tmp_path / ".driver.lock").exists()
+    assert not in_use(tmp_path)
+    began = time.monotonic()
+    FolderLock(tmp_path).release()
+    assert time.monotonic() - began < 1

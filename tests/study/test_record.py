@@ -1,6 +1,7 @@
 """The record: repaired at opening, locked, read without being touched, and shown to samplers."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,18 @@ from optuna.trial import TrialState
 
 from vgg_search.space.arch import as_arch
 from vgg_search.storage.folder import FolderInUseError, FolderLock
-from vgg_search.study.record import StudyError, candidate_of, open_journal, read_trials, rows_of
-from vgg_search.study.sampling import PROPOSING, make_sampler, trial_seed
+from vgg_search.study.record import (
+    StudyError,
+    candidate_of,
+    constrain,
+    open_journal,
+    read_trials,
+    rows_by_epoch,
+    rows_of,
+    tell,
+    write_row,
+)
+from vgg_search.study.sampling import PROPOSING, VALUES_ONLY, make_sampler, trial_seed
 
 
 @pytest.fixture
@@ -64,16 +75,21 @@ def test_reading_leaves_every_byte_and_makes_no_file(folder: Path) -> None:
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_what_is_no_study_is_said_in_a_line(tmp_path: Path, folder: Path) -> None:
+def test_what_is_no_study_is_said_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"^no study in .*/no: study\.journal is missing$"):
         read_trials(tmp_path / "no")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "study.journal").touch()  # its driver has only just begun
-    with pytest.raises(StudyError, match=r"^no study named empty in .*/study\.journal$"):
+    with pytest.raises(StudyError, match=r"^no study in .*/empty/study\.journal yet$"):
         read_trials(tmp_path / "empty")
-    folder.rename(tmp_path / "other")
-    with pytest.raises(StudyError, match=r"^no study named other in .*/study\.journal$"):
-        read_trials(tmp_path / "other")
+
+
+def test_a_renamed_folder_is_the_same_study(tmp_path: Path, folder: Path) -> None:
+    before = [trial.params for trial in read_trials(folder)]
+    renamed = folder.rename(tmp_path / "other")
+    assert [trial.params for trial in read_trials(renamed)] == before
+    study, _ = open_journal(renamed)  # and no second one beside it
+    assert [trial.params for trial in study.get_trials()] == before
 
 
 def test_a_folder_belongs_to_one_driver_until_its_process_ends(tmp_path: Path) -> None:
@@ -112,6 +128,62 @@ def test_waiting_trials_are_pruned_in_the_view_and_running_in_the_record(folder:
     assert study.get_trials(states=[TrialState.PRUNED]) == []
 
 
+def told(study: optuna.Study, values: list[float], infeasible: bool, value: float | None) -> None:
+    """A trial with a value an epoch, ended as a study ends it."""
+    trial = study.ask()
+    for epoch, accuracy in enumerate(values, 1):
+        trial.report(accuracy, epoch)
+    if infeasible:
+        constrain(trial, {"infeasible": 1.0})
+    tell(study, trial, value)
+
+
+def test_samplers_of_values_are_shown_the_worst_where_a_trial_is_infeasible(tmp_path: Path) -> None:
+    """Also where it was best before it diverged; of what was only stopped, the last value."""
+    study, storage = open_journal(tmp_path)
+    told(study, [0.8, 0.9], infeasible=False, value=0.9)
+    told(study, [0.6, 0.3], infeasible=False, value=None)
+    told(study, [0.95], infeasible=True, value=None)
+    told(study, [], infeasible=True, value=None)
+    told(study, [0.5, 0.7], infeasible=False, value=None)
+    running = study.ask()
+    running.report(0.4, 1)
+    with storage.sampling(waiting=(), values_only=True):
+        seen = study.get_trials(deepcopy=False)
+    assert [trial.value for trial in seen[:5]] == [0.9, 0.3, 0.3, 0.3, 0.7]
+    states = [trial.state for trial in seen]
+    assert states == [TrialState.COMPLETE] * 5 + [TrialState.RUNNING]
+    assert [trial.constraints for trial in seen] == [{}] * 6
+    with storage.sampling(waiting={5}, values_only=True):
+        assert study.get_trials(deepcopy=False)[5].value == 0.4, "it waits at its rung"
+    with storage.sampling(waiting=(), values_only=False):
+        states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    assert states == [TrialState.COMPLETE, *[TrialState.PRUNED] * 4, TrialState.RUNNING]
+
+
+@pytest.mark.parametrize("kind", ["random", "tpe", "tpe-joint", "gp", "cmaes"])
+def test_no_sampler_warns_of_what_it_is_told(tmp_path: Path, kind: str) -> None:
+    """CMA-ES knows no constraints; a warning is an error here."""
+    study, storage = open_journal(tmp_path)
+    study.sampler = make_sampler(kind, 0)
+    for infeasible in (True, False, True):
+        with storage.sampling(waiting=(), values_only=kind in VALUES_ONLY):
+            trial = study.ask()
+            trial.suggest_float("lr", 0.0, 1.0)
+        if infeasible:
+            constrain(trial, {"infeasible": 1.0})
+        tell(study, trial, None if infeasible else 0.5)
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    assert states == [TrialState.PRUNED, TrialState.COMPLETE, TrialState.PRUNED]
+
+
+def test_where_all_are_infeasible_the_worst_is_no_accuracy_at_all(tmp_path: Path) -> None:
+    study, storage = open_journal(tmp_path)
+    told(study, [0.5], infeasible=True, value=None)
+    with storage.sampling(waiting=(), values_only=True):
+        assert [trial.value for trial in study.get_trials()] == [0.0]
+
+
 def test_warm_start_trials_are_seen_by_a_sampler_only(folder: Path) -> None:
     study, storage = open_journal(folder)
     space = {"lr": optuna.distributions.FloatDistribution(0.0, 1.0)}
@@ -143,6 +215,37 @@ def test_rows_are_in_the_order_of_epochs() -> None:
     attrs = {f"epoch_{i}": {"epoch": i} for i in (10, 9, 1)}
     trial = optuna.trial.create_trial(value=0.0, user_attrs=attrs | {"epochs": 3})
     assert [row["epoch"] for row in rows_of(trial)] == [1, 9, 10]
+
+
+def test_a_row_is_stored_as_json_and_read_as_it_was(tmp_path: Path) -> None:
+    study, _ = open_journal(tmp_path)
+    trial = study.ask()
+    odd = {"epoch": 2, "val_accuracy": math.nan, "train_loss": math.inf, "val_loss": -math.inf}
+    write_row(trial, {"epoch": 1, "val_accuracy": 0.5, "train_loss": 1.0})
+    write_row(trial, odd)
+    for line in (tmp_path / "study.journal").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+    (record,) = read_trials(tmp_path)
+    assert record.intermediate_values == {1: 0.5}
+    plain = {"epoch": 2, "val_accuracy": None, "train_loss": None, "val_loss": None}
+    assert rows_of(record) == [{"epoch": 1, "val_accuracy": 0.5, "train_loss": 1.0}, plain]
+    rows = rows_by_epoch(record)
+    assert list(rows) == [1, 2]
+    assert rows[1] == {"epoch": 1, "val_accuracy": 0.5, "train_loss": 1.0}
+    assert all(math.isnan(rows[2][name]) for name in ("val_accuracy", "train_loss", "val_loss"))
+
+
+def test_a_row_that_was_half_written_is_written_to_its_end(tmp_path: Path) -> None:
+    """The driver was stopped after the value; to report it again would be a warning."""
+    study, _ = open_journal(tmp_path)
+    trial = study.ask()
+    trial.report(0.5, 1)
+    write_row(trial, {"epoch": 1, "val_accuracy": 0.5})
+    (record,) = read_trials(tmp_path)
+    assert (record.intermediate_values, rows_of(record)) == (
+        {1: 0.5},
+        [{"epoch": 1, "val_accuracy": 0.5}],
+    )
 
 
 def test_seeds_differ_by_study_trial_and_purpose_and_nothing_else() -> None:

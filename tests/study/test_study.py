@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from vgg_search.config import Config
 from vgg_search.space.arch import network_costs
 from vgg_search.storage.folder import FolderInUseError
-from vgg_search.study.record import StudyError, read_trials
+from vgg_search.study.record import StudyError, read_trials, rows_of
 from vgg_search.study.segment import Event, Segment
 from vgg_search.study.study import FINISHED, RETRIES, Study
 
@@ -61,6 +61,7 @@ def test_stopping_leaves_completed_and_pruned_trials_with_every_value(tmp_path: 
     assert [trial.value for trial in trials[:2]] == [value_at(0.5, 4), value_at(0.9, 4)]
     assert study.ranking.incumbent == (value_at(0.9, 4), 1)
     assert study.ranking.top() == [1, 3, 0, 2]
+    assert study.unfinished == []
     assert study.budget.device_seconds == 11 * 2.0
 
 
@@ -226,6 +227,45 @@ def test_out_of_memory_when_alone_is_a_failure(tmp_path: Path) -> None:
     assert study.optuna.get_trials()[0].user_attrs["error"] == "OutOfMemoryError: 80 GiB"
 
 
+def test_who_is_to_train_alone_keeps_nobody_behind_it_waiting_in_vain(tmp_path: Path) -> None:
+    """It waits until nobody trains; whoever is before it in the queue goes on."""
+    config = experiment(num_trials=3, scheduler="none", enqueue=at(0.1, 0.2, 0.3))
+    with opened(tmp_path / "a", config) as study:
+        segments = [study.propose() for _ in range(3)]
+        assert [s.number for s in segments if isinstance(s, Segment)] == [0, 1, 2]
+        study.segment_ended(0, "oom", "OutOfMemoryError: 80 GiB")
+        study.segment_ended(1, "died")
+        replaced = study.propose()
+        assert isinstance(replaced, Segment)
+        assert (replaced.number, replaced.alone) == (1, False)
+        assert study.propose() is None, "0 waits until both have ended"
+        study.segment_ended(1, "failed")
+        assert study.propose() is None
+        study.segment_ended(2, "failed")
+        alone = study.propose()
+        assert isinstance(alone, Segment)
+        assert (alone.number, alone.alone) == (0, True)
+        assert study.propose() is None
+
+
+def test_how_far_a_trial_may_train_is_in_the_record_once_a_segment(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    with opened(folder, experiment(num_trials=1)) as study:
+        segment = study.propose()
+        assert isinstance(segment, Segment)
+        assert read_trials(folder)[0].user_attrs["until"] == 1
+        lines = len((folder / "study.journal").read_bytes().splitlines())
+        study.segment_ended(0, "died")
+        assert study.propose() == segment
+        assert len((folder / "study.journal").read_bytes().splitlines()) == lines
+        study.report(0, row_at(segment.candidate, 1))
+        study.segment_ended(0)
+        further = study.propose()
+        assert isinstance(further, Segment)
+        assert (further.until, further.known) == (2, 1)
+        assert read_trials(folder)[0].user_attrs["until"] == 2
+
+
 def test_a_dead_worker_is_replaced_from_the_last_checkpoint(tmp_path: Path) -> None:
     workers = Workers(slots=2, faults={0: Fault("died", epoch=3, times=RETRIES)})
     config = experiment(num_trials=2, scheduler="none", enqueue=at(0.9, 0.5))
@@ -363,6 +403,38 @@ def test_listeners_hear_each_trial_from_start_to_end(tmp_path: Path) -> None:
     assert heard[-1].attrs["state"] == "pruned"
 
 
+def test_a_row_that_is_told_twice_counts_once(tmp_path: Path) -> None:
+    """A worker that takes up a trial repeats the rows that it finds in the checkpoint."""
+    heard: list[Event] = []
+    folder = tmp_path / "a"
+    with opened(folder, experiment(num_trials=1), [heard.append]) as study:
+        segment = study.propose()
+        assert isinstance(segment, Segment)
+        row = row_at(segment.candidate, 1)
+        study.report(0, row)
+        lines = len((folder / "study.journal").read_bytes().splitlines())
+        study.report(0, row | {"val_accuracy": 0.99})
+        assert len((folder / "study.journal").read_bytes().splitlines()) == lines
+        assert [event.kind for event in heard] == ["started", "epoch"]
+        assert (study.budget.epochs, study.budget.device_seconds) == (1, 2.0)
+        assert [row["val_accuracy"] for row in study.rows(0)] == [row["val_accuracy"]]
+    with opened(folder, experiment(num_trials=1)) as again:
+        again.report(0, row)  # of the session before
+        assert (again.budget.epochs, again.budget.device_seconds) == (1, 2.0)
+    (trial,) = read_trials(folder)
+    assert trial.intermediate_values == {1: row["val_accuracy"]}
+    assert [row["val_accuracy"] for row in rows_of(trial)] == [row["val_accuracy"]]
+
+
+@pytest.mark.parametrize("state", ["died", "oom"])
+def test_listeners_hear_of_a_second_try(tmp_path: Path, state: str) -> None:
+    heard: list[Event] = []
+    with opened(tmp_path / "a", experiment(num_trials=1), [heard.append]) as study:
+        study.propose()
+        study.segment_ended(0, state, "")
+    assert [event.kind for event in heard] == ["started", "retried"]
+
+
 def test_a_stopped_study_proposes_nothing_and_is_not_finished(tmp_path: Path) -> None:
     with opened(tmp_path / "a", experiment(num_trials=2)) as study:
         assert isinstance(study.propose(), Segment)
@@ -405,6 +477,13 @@ def test_only_the_top_k_are_worth_a_checkpoint(tmp_path: Path) -> None:
     assert above == {0: 0.0, 1: value_at(0.5, 4), 2: value_at(0.9, 4)}
     search(tmp_path / "b", experiment(num_trials=1, top_k=0), workers := Workers())
     assert workers.segments[0].keep_above == float("inf")
+    workers = Workers()
+    lrs = at(0.5, 0.9, 0.7, 0.1)
+    config = experiment(num_trials=4, scheduler="none", top_k=2, enqueue=lrs)
+    search(tmp_path / "c", config, workers)
+    # As soon as there are two: the second best, not the best
+    above = [0.0, 0.0, value_at(0.5, 4), value_at(0.7, 4)]
+    assert [s.keep_above for s in workers.segments] == above
 
 
 def test_of_equally_good_trials_the_first_is_the_incumbent(tmp_path: Path) -> None:
@@ -532,6 +611,35 @@ def test_kills_with_several_workers_lose_nothing_and_repeat_nothing(tmp_path: Pa
     diverged = {(n, fault.epoch) for n, fault in FAULTS.items() if fault.kind == "diverged"}
     assert told - diverged == set(workers.trained)
     assert "COMPLETE completed" in states(study)
+
+
+def test_a_resumed_study_knows_what_was_trained_and_who_was_best(tmp_path: Path) -> None:
+    config = experiment(num_trials=3, scheduler="none", enqueue=at(0.5, 0.9, 0.1, 0.9))
+    search(tmp_path / "a", config, Workers())
+    with opened(tmp_path / "a", config.model_copy(update={"num_trials": 4})) as study:
+        assert (study.trained, study.budget.epochs) == (3, 12)
+        assert study.ranking.incumbent == (value_at(0.9, 4), 1)
+        assert study.ranking.top() == [1, 0, 2]
+        segment = study.propose()
+        assert isinstance(segment, Segment)
+        trials = study.optuna.get_trials(deepcopy=False)
+        assert trials[3].user_attrs["duplicate_of"] == 1
+        assert segment.number == 4
+
+
+def test_what_needed_no_training_is_counted_in_a_row_after_a_resume_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vgg_search.study.study.UNTRAINED_IN_A_ROW", 3)
+    enqueue = at(0.5, 0.5, 0.5, 0.6, 0.6)  # two that are equal to the first, then one
+    search(tmp_path / "a", experiment(num_trials=2, enqueue=enqueue), Workers())
+    again = search(tmp_path / "a", experiment(num_trials=3, enqueue=enqueue), Workers())
+    assert again.trained == 3, "never three in a row"
+    enqueue = at(0.5, 0.5, 0.5, 0.5)
+    search(tmp_path / "b", experiment(num_trials=2, enqueue=enqueue), Workers())
+    assert len(read_trials(tmp_path / "b")) == 4
+    again = search(tmp_path / "b", experiment(num_trials=2, enqueue=enqueue), Workers())
+    assert (again.trained, len(read_trials(tmp_path / "b"))) == (1, 4), "the space is exhausted"
 
 
 def test_a_resumed_study_may_train_more_trials(tmp_path: Path) -> None:

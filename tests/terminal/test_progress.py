@@ -264,7 +264,7 @@ def test_the_last_words_of_a_study_that_was_stopped(tmp_path: Path) -> None:
     elsewhere = closing(SUMMARY | state, tmp_path, "sqlite:////tmp/x.db").splitlines()[-1]
     assert elsewhere == "compare   mlflow ui --backend-store-uri sqlite:////tmp/x.db"
     refused = closing(SUMMARY | {"refused": 2}, tmp_path, "x")
-    assert "MLflow refused 2 rows for good: vgg-search status s tells which" in refused
+    assert "MLflow refused 2 rows for good: vgg-search sync s tells which" in refused
     alias = SUMMARY["champion"] | {"alias_text": "a@b is now version 1: no other"}
     text = closing(SUMMARY | {"champion": alias}, tmp_path, "x")
     assert "\nalias     a@b is now version 1: no other\n" in text
@@ -275,8 +275,11 @@ def test_the_last_words_of_a_study_that_was_stopped(tmp_path: Path) -> None:
     assert "as models:/vgg-search/1; mean of its seeds 0.8000, spread 0.0100" in text
     secret = closing(SUMMARY, tmp_path, "postgresql://me:secret@host/db").splitlines()[-2]
     assert secret == "compare   mlflow ui --backend-store-uri postgresql://***@host/db"
+    why_not = {"none_completed": "no trial was completed (2 failed; trial 0: ValueError: x)"}
+    lines = closing(SUMMARY | state | why_not, tmp_path, "x").splitlines()
+    assert lines[-1] == f"failed    {why_not['none_completed']}"
     there = closing(SUMMARY | {"state": "interrupted", "refused": 2}, tmp_path, "x", "my runs")
-    for line in ("run --resume s", "vgg-search status s", "predict IMAGE.png"):
+    for line in ("run --resume s", "vgg-search sync s", "predict IMAGE.png"):
         assert f"{line} --storage-path 'my runs'" in there
     bucket = closing(SUMMARY | {"state": "interrupted"}, tmp_path, "x", "s3://b/c")
     assert "run --resume s --storage-path s3://b/c\n" in bucket

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,7 @@ class Session:
         self.retention = Retention(self.study, Checkpoints(folder), self.tracker)
         self.study.listeners += [self._checkpoint, self.retention, self.recorder]
         self.recorder.start()
+        self.retention.start()
         self.study.open()
         self.retention.catch_up()
         self.recorder.catch_up()
@@ -79,6 +81,12 @@ class Session:
         keys = [run.data.tags["vgg_search.key"].removeprefix(own) for run in runs]
         assert len(set(keys)) == len(keys)
         return dict(zip(keys, runs, strict=True))
+
+    def send_own(self) -> dict[str, Any]:
+        """The same without the runs of another outbox of the study, whose keys begin with its
+        id."""
+        runs = self.send().items()
+        return {key: run for key, run in runs if not re.match(r"[0-9a-f]{12}/", key)}
 
     def points(self, run: Any, name: str) -> dict[int, float]:
         history = self.client.get_metric_history(run.info.run_id, name)
@@ -227,6 +235,7 @@ def test_a_stopped_search_closes_its_runs_and_a_resume_opens_them(session: Open)
     workers = Workers()
     with session(**given) as opened:
         workers.run(opened.study, turns=6)
+        opened.study.stopping = True  # as a signal does
         opened.recorder.interrupt()
         opened.recorder.finish("interrupted")
         runs = opened.send()
@@ -326,6 +335,20 @@ def test_trials_that_wait_and_are_promoted(session: Open) -> None:
         runs = opened.send()
         assert runs["trial/0"].data.tags["state"] == "pruned"
         assert runs["trial/1"].data.tags["state"] == "completed"
+
+
+def test_what_only_the_budget_cut_short_has_not_failed(session: Open) -> None:
+    given = {"num_trials": 2, "scheduler": "none", "enqueue": trials(0.5, 0.9)}
+    workers = Workers()
+    with session(**given) as opened:
+        workers.run(opened.study, turns=6)
+        opened.recorder.interrupt()
+        run = opened.send()["trial/1"]
+        assert (run.info.status, run.data.tags["state"]) == ("FINISHED", "interrupted")
+    with session(**given) as opened:  # with more budget
+        workers.run(opened.study)
+        run = opened.send()["trial/1"]
+        assert (run.info.status, run.data.tags["state"]) == ("FINISHED", "completed")
 
 
 def test_the_champions_run(session: Open) -> None:
@@ -448,3 +471,74 @@ def test_a_checkpoint_kept_but_not_put_when_the_driver_was_killed_is_put(
         workers.run(opened.study)
         assert opened.with_best(opened.send()) == ["trial/1"]
         assert opened.on_disk() == {"1": ["best"]}
+
+
+def test_the_champions_scores_are_all_in_mlflow(session: Open) -> None:
+    """The names are written out: with the constant that the recorder has, none could be missed."""
+    with session(num_trials=1, scheduler="none", enqueue=trials(0.5)) as opened:
+        Workers().run(opened.study)
+        begun(opened, 0)
+        crowned(opened, 0, 0.5)
+        card = read_card(opened.study.folder)
+        assert card
+        scores = {"val_accuracy": 0.5, "test_accuracy": 0.625, "test_loss": 1.25}
+        scores |= {"test_accuracy_mean": 0.75, "test_accuracy_std": 0.125}
+        card = card | {"metrics": scores}
+        opened.recorder.champion_ended(card, opened.study.folder / "champion")
+        run = opened.send()[champion_key(0, 2)]
+        own = {name: run.data.metrics[name] for name in scores}
+        assert own == scores
+
+
+def test_every_metric_of_an_epoch_is_in_mlflow(session: Open) -> None:
+    with session(num_trials=1, scheduler="none", enqueue=trials(0.5)) as opened:
+        Workers().run(opened.study)
+        run = opened.send()["trial/0"]
+        names = {"train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"}
+        names |= {"epoch_seconds", "images_per_second"}
+        names |= {"best_val_accuracy", "best_epoch", "peak_memory_mib"}
+        assert run.data.metrics.keys() == names
+        for name in names - {"best_val_accuracy", "best_epoch", "peak_memory_mib"}:
+            assert opened.points(run, name).keys() == {1, 2, 3, 4}
+
+
+def test_each_epoch_is_put_once(session: Open) -> None:
+    """What is put twice is one point to MLflow, so that only the outbox can tell."""
+    with session(num_trials=2, scheduler="none", enqueue=trials(0.5, 0.9)) as opened:
+        Workers().run(opened.study)
+        items = [
+            (row.run, sort, name, step)
+            for row in opened.tracker.rows()
+            if row.kind == "batch"
+            for sort, name, _, step in row.body
+        ]
+        values = [item for item in items if item[1:3] == ("metric", "val_accuracy")]
+        epochs = [(f"trial/{n}", "metric", "val_accuracy", e) for n in (0, 1) for e in (1, 2, 3, 4)]
+        assert sorted(values) == epochs
+        ends = [row.run for row in opened.tracker.rows() if row.kind == "end"]
+        assert sorted(ends) == ["trial/0", "trial/1"]
+
+
+def test_a_study_whose_outbox_was_removed_is_put_anew(
+    session: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = {"scheduler": "none", "enqueue": trials(0.5, 0.9, 0.7), "top_k": 1}
+    with session(num_trials=2, **given) as opened:
+        Workers().run(opened.study)
+        begun(opened, 1)
+        crowned(opened, 1, 0.9)
+        told(opened)
+        before = opened.send()
+    for file in (tmp_path / "s").glob("outbox.db*"):
+        file.unlink()
+    with session(num_trials=3, **given) as opened:
+        assert "there was no outbox; 2 trials of the record are put anew" in caplog.text
+        Workers().run(opened.study)
+        runs = opened.send_own()
+        assert runs.keys() == before.keys() | {"trial/2"}
+        for key in ("trial/0", "trial/1"):
+            assert runs[key].info.run_id != before[key].info.run_id
+            assert runs[key].data.metrics == pytest.approx(before[key].data.metrics)
+            assert runs[key].info.status == "FINISHED"
+        assert opened.with_best(runs) == ["trial/1"]
+        assert "model_uri" in opened.tracker.results(champion_key(1, 2))

@@ -38,6 +38,7 @@ def drive(study: Study, workers: Workers, killed_at_the_end_of: int | None = Non
             raise KeyboardInterrupt
 
     study.listeners += [checkpoint, retention]
+    retention.start()
     study.open()
     retention.catch_up()
     workers.run(study)
@@ -77,5 +78,7 @@ def test_a_checkpoint_of_a_trial_that_goes_on_is_left_alone(tmp_path: Path) -> N
         Workers().run(study, turns=6)
         write_checkpoints(study, 1)
         assert study.unfinished == [1]
-        Retention(study, Checkpoints(study.folder), Tracker()).catch_up()
+        retention = Retention(study, Checkpoints(study.folder), Tracker())
+        retention.start()
+        retention.catch_up()
         assert on_disk(study.folder) == {"1": ["best", "last.pt"]}

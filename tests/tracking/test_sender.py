@@ -24,7 +24,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from vgg_search.storage.addresses import without_password
-from vgg_search.tracking.mlflow_adapter import connected, default_uri
+from vgg_search.tracking.mlflow_adapter import address, connected
 from vgg_search.tracking.outbox import Outbox, Row
 from vgg_search.tracking.registry import fetch_champion
 from vgg_search.tracking.sender import MlflowTracker, calls, sync
@@ -238,7 +238,8 @@ def test_sync_needs_only_the_folder(make, uri, tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     put_study(tracker, trials=1, epochs=2)
     tracker.close(0)
-    assert sync(tracker.folder, servable, 120) == {"unsent": 0, "refused": 0, "error": None}
+    result = {"unsent": 0, "refused": 0, "error": None, "refusals": []}
+    assert sync(tracker.folder, servable, 120) == result
     check_study(uri, trials=1, epochs=2)
     with pytest.raises(ValueError, match=r"no outbox in .*nowhere"):
         sync(tracker.folder / "nowhere", servable, 1)
@@ -640,9 +641,9 @@ def test_a_model_that_is_not_there(tmp_path):
 def test_the_default_tracker_is_the_database_of_this_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert default_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    assert address(None) == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker")
-    assert default_uri() == "http://tracker"
+    assert address(None) == "http://tracker"
 
 
 def check_outage(

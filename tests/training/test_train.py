@@ -12,14 +12,7 @@ from torch.nn import functional as F
 from vgg_search.data.fashion_mnist import SOURCE
 from vgg_search.data.splits import load_splits
 from vgg_search.training import augment
-from vgg_search.training.device import (
-    Graphs,
-    bf16_to_fp32,
-    out_of_memory,
-    plan,
-    prepare_process,
-    to_device,
-)
+from vgg_search.training.device import bf16_to_fp32, plan, prepare_process, to_device
 from vgg_search.training.inference import VAL_METRICS, logits, prepare, validate
 from vgg_search.training.model import build
 from vgg_search.training.recipe import Recipe
@@ -52,11 +45,6 @@ FP32 = plan("fp32", "cpu")
 INFO = SOURCE.info
 SEEDS = 12
 TIMES = ("epoch_seconds", "images_per_second")
-
-
-def on_gpu(test):
-    needs = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-    return pytest.mark.gpu(needs(test))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -220,6 +208,52 @@ def test_seeds_differ_and_the_global_generator_is_left_alone(data):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def first_batches(run, epochs):
+    """Pixels of the first batch of each epoch."""
+    batches = []
+    handle = run.network.register_forward_pre_hook(lambda _, images: batches.append(images[0]))
+    firsts = []
+    for _ in run.run(epochs):
+        firsts.append(batches[0].clone())
+        batches.clear()
+    handle.remove()
+    return firsts
+
+
+def test_every_epoch_has_its_own_order_and_its_own_changes(data):
+    few = Resident(data.train_images[:100], data.train_labels[:100], data.info)
+    first, second = first_batches(training(few, replace(PLAIN, batch_size=50)), 2)
+    assert not torch.equal(first, second)
+    # One batch holds the whole epoch: without changes the same images, in another order
+    first, second = first_batches(training(few, replace(PLAIN, batch_size=100)), 2)
+    sums = [images.sum((1, 2, 3)) for images in (first, second)]
+    assert not torch.equal(*sums)
+    torch.testing.assert_close(sums[0].sort().values, sums[1].sort().values)
+    first, second = first_batches(training(few, replace(FULL, batch_size=100)), 2)
+    sums = [images.sum((1, 2, 3)).sort().values for images in (first, second)]
+    assert not torch.allclose(*sums)
+
+
+def test_every_rank_has_dropout_of_its_own_and_nothing_else(data):
+    few = Resident(data.train_images[:100], data.train_labels[:100], data.info)
+
+    def losses(rank, dropout):
+        network = build({**SMALL, "dropout": dropout}, 1)
+        return [row["train_loss"] for row in Training(network, few, FULL, 1, rank).run(2)]
+
+    assert losses(0, 0.0) == losses(1, 0.0)
+    with_dropout = [losses(rank, 0.5) for rank in (0, 1, 2)]
+    assert len({epochs[0] for epochs in with_dropout}) == 3
+    assert losses(1, 0.5) == with_dropout[1]
+
+
+def test_every_epoch_has_dropout_of_its_own(data):
+    """Seen in a network that stands still: only its dropout tells one epoch from the next."""
+    run = training(data, replace(PLAIN, lr=1e-30, batch_size=1000), dropout=0.5)
+    first, second = (row["train_loss"] for row in run.run(2))
+    assert abs(first - second) > 1e-6
+
+
 def test_the_plain_recipe_is_the_notebooks_loop(data):
     """SGD at a constant rate without momentum, decay or augmentation, written out."""
     run = training(data, PLAIN, dropout=0.0)
@@ -288,6 +322,15 @@ def test_divergence_yields_its_row_and_ends(data, ema):
     resumed.load_state_dict(through_a_file(run.state_dict()))
     assert resumed.diverged
     assert list(resumed.run(3)) == []
+
+
+def test_what_is_left_of_a_lost_epoch_is_not_trained_on_a_cpu(data):
+    run = training(data, replace(PLAIN, lr=1e30))
+    batches = []
+    run.network.register_forward_pre_hook(lambda *_: batches.append(1))
+    (row,) = run.run(3)
+    assert not math.isfinite(row["train_loss"])
+    assert len(batches) < 4, "of eight"
 
 
 @pytest.mark.parametrize("count", [1, 125, 126, 499])
@@ -381,13 +424,6 @@ def test_loss_curves_of_bf16_and_fp32_agree_within_the_spread_of_seeds(data):
 # The device
 
 
-def test_lack_of_memory_has_several_names():
-    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"))
-    assert out_of_memory(MemoryError())
-    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert not out_of_memory(ValueError("can't allocate memory"))
-
-
 def test_precision_is_what_was_asked_for_or_what_is_native():
     assert str(plan("fp32", "cpu")) == "float32 on cpu: precision is fp32"
     assert plan("bf16", "cpu").dtype == torch.bfloat16
@@ -423,55 +459,3 @@ def test_convolutions_run_channels_last(data):
         block[0].register_forward_hook(lambda _, __, output: seen.append(output))
     list(run.run(1))
     assert all(output.is_contiguous(memory_format=torch.channels_last) for output in seen)
-
-
-def test_without_cuda_a_step_is_just_called():
-    batches = []
-    graphs = Graphs()
-    for size in (3, 3, 3, 3, 3, 2):
-        graphs.run(batches.append, torch.zeros(6, size))
-    assert [batch.shape[1] for batch in batches] == [3, 3, 3, 3, 3, 2]
-    assert not graphs.captured
-
-
-@on_gpu
-def test_a_step_that_cannot_be_captured_is_called_and_dropout_goes_on(splits):
-    """A look at a number is what no capture allows."""
-    run = training(Resident.load(splits, "cuda"), replace(FULL, batch_size=32), dropout=0.5)
-    run.network.register_forward_hook(lambda _, __, scores: float(scores.detach().sum()) and None)
-    rows = list(run.run(3))
-    assert run.graphs.refused
-    assert not run.graphs.captured
-    assert rows[-1]["val_loss"] < rows[0]["val_loss"]
-
-
-@on_gpu
-@pytest.mark.parametrize("refused", [False, True])
-def test_no_step_waits_for_the_device(splits, monkeypatch, refused):
-    run = training(Resident.load(splits, "cuda"), replace(FULL, batch_size=32), batch_norm=True)
-    run.graphs.refused = refused
-    list(run.run(1))  # what is tried out and captured, is so here
-    step = Graphs.run
-
-    def unwaiting(*args):
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            step(*args)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-    monkeypatch.setattr(Graphs, "run", unwaiting)
-    assert len(list(run.run(3))) == 2
-
-
-@on_gpu
-def test_replayed_steps_learn_like_called_ones(splits):
-    rows = {}
-    data = Resident.load(splits, "cuda")
-    for refused in (False, True):
-        run = training(data, replace(FULL, batch_size=32), batch_norm=True, dropout=0.0)
-        run.graphs.refused = refused
-        *_, rows[refused] = run.run(3)
-        assert bool(run.graphs.captured) is not refused
-    assert rows[False]["train_loss"] == pytest.approx(rows[True]["train_loss"], rel=0.01)
-    assert rows[False]["val_accuracy"] == pytest.approx(rows[True]["val_accuracy"], abs=0.02)

@@ -1,4 +1,12 @@
-"""Flags, environment and file become a `Config`, and the commands are run.
+"""Flags, environment and experiment file become a Config; the commands.
 
-Nothing is imported from here.
+Nothing heavy: what a command needs is imported when it runs.
 """
+
+import sys
+
+from vgg_search.machine import unsupported
+
+if reason := unsupported():  # before what Windows has not is imported
+    print(f"vgg-search: {reason}", file=sys.stderr)
+    sys.exit(2)

@@ -5,6 +5,7 @@ stored experiment of a study that is resumed. Every mistake is a ConfigError of 
 import argparse
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 from pydantic import create_model
 from pydantic_settings import CliSettingsSource, EnvSettingsSource
 
+from vgg_search.cli.help import Flag, help_text
 from vgg_search.config import (
     ENV_PREFIX,
     RESUMABLE,
@@ -23,15 +25,30 @@ from vgg_search.config import (
     validated,
 )
 from vgg_search.errors import did_you_mean
-from vgg_search.storage.folder import CONFIG, local_folder, new_name
+from vgg_search.storage.folder import (
+    CONFIG,
+    OUTBOX,
+    expanded,
+    in_use,
+    local_folder,
+    new_name,
+    plain_name,
+)
 from vgg_search.storage.mirror import bring
 from vgg_search.storage.place import Place
-
-Flag = tuple[str, dict[str, Any]]  # a name, and what argparse's add_argument takes
+from vgg_search.tracking.outbox import Outbox
 
 
 def flag(name: str, **settings: Any) -> Flag:
     return name, settings
+
+
+def path(text: str) -> Path:
+    """The type of a flag that names a file or folder."""
+    try:
+        return Path(expanded(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must {error}, got {text!r}") from None
 
 
 COMMON_FLAGS = [
@@ -40,7 +57,7 @@ COMMON_FLAGS = [
 ]
 RESUME_HELP = "go on with a study after any end; with --name NAME too: or start it"
 RUN_FLAGS = [
-    flag("--config", metavar="FILE", help="experiment file (YAML); its fields as below"),
+    flag("--config", type=path, metavar="FILE", help="experiment file (YAML); its fields as below"),
     flag("--resume", metavar="NAME", help=RESUME_HELP),
     flag("--dry-run", action="store_true", help="show config, sampled networks and forecast"),
     flag("--quiet", action="store_true", help="print warnings and the result only"),
@@ -61,21 +78,25 @@ def parse(
 ) -> tuple[dict[str, Any], argparse.Namespace]:
     """(fields of the schema that flags, environment or file set, values of `flags`). Raises
     ConfigError."""
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = _Parser(prog=prog, add_help=False, allow_abbrev=False)
     flags = [*flags, *COMMON_FLAGS]
+    if asked := {"-h", "--help", "--help-all"} & set(argv):
+        print(help_text(prog, description, flags, schema, "--help-all" in asked))
+        sys.exit(0)
     for name, settings in flags:
         parser.add_argument(name, **settings)
     source: CliSettingsSource[Any] = CliSettingsSource(schema, root_parser=parser)
     options, rest = parser.parse_known_args(argv)
     if rest:
-        names = [f"--{field}".replace("_", "-") for field in schema.model_fields] + [*dict(flags)]
+        names = [f"--{field}".replace("_", "-") for field in schema.model_fields]
+        names += [*dict(flags), "--help", "--help-all"]
         word = rest[0].partition("=")[0]
         kind = "unknown flag" if word.startswith("-") else "unexpected argument"
         raise ConfigError(f"{kind} {word}{did_you_mean(word, names)}")
     _check_environment(schema)
     file = getattr(options, "config", None)
     environment = EnvSettingsSource(schema, env_ignore_empty=True, env_parse_none_str="null")
-    fields = read_yaml(Path(file)) if file else {}
+    fields = read_yaml(file) if file else {}
     return fields | environment() | source(parsed_args=options)(), options
 
 
@@ -124,8 +145,7 @@ def load_config(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     fields, options = parse("python -m vgg_search.run", about, RUN_FLAGS, Config, argv)
     config = validated(Config, fields)
     if config.name is None and options.resume is None:
-        stem = Path(options.config).stem if options.config else "quick"
-        stem = re.sub(r"[^A-Za-z0-9._-]", "-", stem)
+        stem = plain_name(options.config.stem if options.config else "", "quick")
         config = validated(Config, fields | {"name": new_name(stem, config.storage_path)})
     return config, options
 
@@ -151,6 +171,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def resumed_config(changes: Config, name: str) -> Config | None:
     """The stored experiment of the study `name`, with the fields that `changes` sets over it.
 
+    It keeps its tracker, wherever the command runs, unless flag, file or environment name another.
     The run folder is first brought from its bucket, if it has one. None if there is no such study
     and `changes` has its name: it is to be started. Raises ConfigError if there is none otherwise,
     or if a field differs that makes it another study.
@@ -159,13 +180,16 @@ def resumed_config(changes: Config, name: str) -> Config | None:
     fields = {n: x for n, x in fields.items() if not (n in SETTLED and x is None)}
     path = validated(Config, fields).storage_path
     folder, place = local_folder(path, name), Place.of(path, name)
-    if place.remote:  # perhaps of a driver on another machine
+    if place.remote and not in_use(folder):  # perhaps of a driver on another machine
         bring(place, folder)
     if not (folder / CONFIG).is_file():
         if changes.name == name:
             return None
         raise ConfigError(f"no study named {name} in {path}")
-    stored = validated(Config, read_yaml(folder / CONFIG))
+    # A run folder that was renamed is the study of its new name
+    stored = validated(Config, read_yaml(folder / CONFIG) | {"name": name})
+    if (folder / OUTBOX).is_file() and not os.environ.get("MLFLOW_TRACKING_URI"):
+        fields = {"tracking_uri": Outbox.stored(folder)["tracking_uri"]} | fields
     config = validated(Config, stored.model_dump() | fields)
     _check_same_study(stored, config)
     return config

@@ -12,17 +12,18 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
-from vgg_search.cli.arguments import flag, load_config, parse_options, resumed_config
+from vgg_search.cli.arguments import flag, load_config, parse_options, path, resumed_config
 from vgg_search.config import ConfigError, Dataset, Positive
-from vgg_search.errors import InputError, did_you_mean
+from vgg_search.errors import InputError, SearchError, did_you_mean
+from vgg_search.machine import lasting_output, user_environment
 from vgg_search.storage.addresses import command
-from vgg_search.storage.folder import JOURNAL, OUTBOX, local_folder
+from vgg_search.storage.disk import disk_watched
+from vgg_search.storage.folder import JOURNAL, OUTBOX, local_folder, new_name
 
 if TYPE_CHECKING:
     from vgg_search.data.source import DatasetInfo
@@ -61,7 +62,8 @@ def run(argv: Sequence[str]) -> Result:
 
 def predict(argv: Sequence[str]) -> Result:
     """class and probability of image files"""
-    images = flag("images", nargs="+", metavar="IMAGE", help="image file")
+    formats = "PNG, JPEG, BMP, WEBP, GIF, TIFF"
+    images = flag("images", nargs="+", type=path, metavar="IMAGE", help=formats)
     options = parse_options(predict, argv, [images, MODEL], ["tracking_uri"])
     from vgg_search.finding import load
     from vgg_search.models import evaluation
@@ -127,15 +129,16 @@ def refine(argv: Sequence[str]) -> Result:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     folder = find_model(options.model, options.storage_path, options.tracking_uri)
     parent = refinement.lineage(options.model, folder, options.tracking_uri)
-    out = local_folder(options.storage_path, datetime.now().strftime("refined-%Y%m%d-%H%M%S.%f"))
+    out = local_folder(options.storage_path, new_name("refined", options.storage_path))
     tracker = {"tracking_uri": options.tracking_uri, "experiment": options.experiment}
     how = options.champion_epochs, options.seed, options.data_dir
-    result = refinement.refine(folder, parent, out, tracker, provenance(), _print_epoch, *how)
+    with disk_watched(out):
+        result = refinement.refine(folder, parent, out, tracker, provenance(), _print_epoch, *how)
     if result["champion"] is None:
         problems = ["the loss is not finite any more; the model is as it was"]
         return Result(result, problems=problems, code=1)
     text = _refinement_text(result, options.storage_path)
-    return Result(result, text, code=int(result["unsent"] > 0))
+    return Result(result, text, code=int(result["unsent"] + result["refused"] > 0))
 
 
 def _print_epoch(epochs: int, row: dict[str, Any]) -> None:
@@ -158,7 +161,7 @@ def export(argv: Sequence[str]) -> Result:
     flags = [
         MODEL,
         flag("--format", required=True, choices=("safetensors", "pt2", "onnx")),
-        flag("--out", required=True, type=Path, metavar="PATH"),
+        flag("--out", required=True, type=path, metavar="PATH"),
     ]
     options = parse_options(export, argv, flags, ["tracking_uri", "data_dir"], dataset=DATASET)
     from vgg_search.data.splits import load_splits
@@ -190,7 +193,8 @@ def report(argv: Sequence[str]) -> Result:
     folder = _study_folder(options, JOURNAL)
     from vgg_search.report.page import make_report
 
-    page = str(make_report(folder))
+    with disk_watched(folder):
+        page = str(make_report(folder))
     return Result({"report": page}, page)
 
 
@@ -213,10 +217,13 @@ def sync(argv: Sequence[str]) -> Result:
     from vgg_search.models.files import servable
     from vgg_search.tracking.sender import sync as send
 
-    result = send(folder, servable, timeout=options.timeout)
+    with disk_watched(folder):
+        result = send(folder, servable, timeout=options.timeout)
     text = f"{result['unsent']} rows unsent, {result['refused']} refused"
-    problems = [f"MLflow was not reached: {result['error']}"] if result["unsent"] else []
-    return Result(result, text, problems, int(result["unsent"] > 0))
+    problems = [f"refused: {line}" for line in result["refusals"]]
+    if result["unsent"]:
+        problems.append(f"MLflow has not got all: {result['error']}")
+    return Result(result, text, problems, int(bool(problems)))
 
 
 def _study_folder(options: Namespace, file: str) -> Path:
@@ -246,13 +253,21 @@ def _usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and print its result; returns its exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with lasting_output():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
     # Its stream is stderr as it is at the time: the live table takes it while it is shown
     if warnings := logging.lastResort:
         logging.basicConfig(handlers=[warnings], format="vgg-search: %(message)s")
+    for name in ("HOME", "TMPDIR", "RAY_TMPDIR"):  # empty is as if unset, as for our own variables
+        if os.environ.get(name) == "":
+            del os.environ[name]
+    os.environ.update(user_environment())
     try:
         if argv[0] not in COMMANDS:
             hint = did_you_mean(argv[0], COMMANDS) or f" of {', '.join(COMMANDS)}"
@@ -278,6 +293,6 @@ def _line(error: Exception) -> str:
     """The error in one line; of one that brings a traceback along, as a worker's, its last."""
     text = str(error).strip()
     text = text.splitlines()[-1] if "Traceback (" in text else " ".join(text.split())
-    if not isinstance(error, InputError | ConnectionError):
+    if not isinstance(error, InputError | SearchError | ConnectionError):
         text = f"{type(error).__name__}: {text} (--debug tells more)"
     return text

@@ -17,17 +17,13 @@ from typing import Any
 import numpy as np
 
 from vgg_search.data.source import Array, DataError, Labels
+from vgg_search.machine import cache_folder
 
 MOST_BYTES = 20 * 10**9  # of all entries; the least recently used go first
 VERSION = "1"  # of how images are decoded and stored
 IMAGES, LABELS, CARD = "images.npy", "labels.npy", "card.json"
 
 log = logging.getLogger("vgg_search")
-
-
-def cache_folder() -> Path:
-    """Where this package keeps what can be had again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vgg_search"
 
 
 def entry(stamp: Iterable[str], build: Callable[[Path], dict[str, Any]]) -> Path:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from vgg_search.data.cache import cache_folder
 from vgg_search.data.download import download
 from vgg_search.data.source import (
     Array,
@@ -23,6 +22,7 @@ from vgg_search.data.source import (
     Split,
     UnavailableError,
 )
+from vgg_search.machine import cache_folder
 
 DATA_DIR = "VGG_SEARCH_DATA_DIR"
 SUBFOLDER = "FashionMNIST/raw"  # torchvision's

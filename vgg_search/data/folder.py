@@ -24,6 +24,7 @@ from vgg_search.data.own_images import (
 )
 from vgg_search.data.source import DataError, Reading, Split, as_labels
 from vgg_search.data.splits import stratified_order
+from vgg_search.machine import cores
 from vgg_search.space.data_shape import MOST_SIDE
 
 TRAIN, TEST = "train", "test"
@@ -189,7 +190,7 @@ def _each(
     from rich.progress import track  # heavy, for what is seen once a data set
 
     kept, results = [], []
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(cores()) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata, large images
         answers: Iterable[Any] = pool.map(attempt, files)
         if len(files) >= SHOWN_FROM:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from vgg_search.data.cache import cache_folder
 from vgg_search.data.npz import KEYS, SUFFIX
 from vgg_search.data.source import DataError
+from vgg_search.machine import cache_folder
 from vgg_search.storage.folder import replacing
 
 RULE = "dataset must be a name, a path, (x_train, y_train), (x_train, y_train, x_test, y_test)"

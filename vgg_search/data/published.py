@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vgg_search.data.cache import cache_folder
 from vgg_search.data.download import download
 from vgg_search.data.fashion_mnist import DATA_DIR
 from vgg_search.data.source import (
@@ -25,6 +24,7 @@ from vgg_search.data.source import (
     as_labels,
     statistics,
 )
+from vgg_search.machine import cache_folder
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,19 @@ winner is a maximum over noise, so the champion is not judged by it. The test sp
 (and by `evaluate`), once, after every seed has been trained.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
 from optuna.trial import FrozenTrial
+from ray.exceptions import RayError
 
 from vgg_search.config import Config
+from vgg_search.data.source import DatasetInfo
 from vgg_search.data.splits import Splits, load_test
 from vgg_search.engine.checkpoints import DistributedTraining, TrainingCheckpoints, TrainingTask
 from vgg_search.engine.nodes import Cluster, NodeError
@@ -28,13 +30,16 @@ from vgg_search.storage.place import StorageError
 from vgg_search.study.record import candidate_of, rows_of
 from vgg_search.study.sampling import trial_seed
 from vgg_search.study.study import Study
-from vgg_search.training.device import pick_device, prepare_process
+from vgg_search.training.device import out_of_memory, pick_device, prepare_process
 from vgg_search.training.model import VGG, build
 from vgg_search.training.recipe import RECIPE_FIELDS, recipe_of
 
 FRESH = 1_000_000  # numbers of the champion's seeds start here, beyond any trial's
 TIME_SHARE = 0.6  # of the search's time budget, at most, goes to the champion
 Row = Any
+Listener = Callable[[int, int, Row], None]  # index of the seed, epochs, row
+
+log = logging.getLogger("vgg_search")
 
 
 def train_champion(
@@ -43,7 +48,7 @@ def train_champion(
     splits: Splits,
     cluster: Cluster,
     facts: dict[str, Any],
-    listen: Callable[[int, int, Row], None],
+    listen: Listener,
 ) -> dict[str, Any] | None:
     """Train `best`'s network on train + validation with `champion_seeds` fresh seeds, test it, and
     save the first seed's in the study's `champion` folder.
@@ -55,9 +60,7 @@ def train_champion(
     config = study.config
     epochs = planned_epochs(best, config, splits)
     tasks = _tasks(best, config, cluster, epochs)
-    networks = _train_seeds(
-        study, tasks, splits, cluster, lambda index, row: listen(index, epochs, row)
-    )
+    networks = _trained(study, tasks, splits, cluster, listen)
     if networks is None:
         return None
     card = facts | {
@@ -71,12 +74,35 @@ def train_champion(
         "params": candidate_of(best.user_attrs).to_dict(),
         "recipe": {name: getattr(tasks[0].recipe, name) for name in RECIPE_FIELDS},
     }
-    card["metrics"] = _scores(networks, config, splits, study.folder) | {METRIC: best.value}
+    card["metrics"] = _scores(networks, study, splits, cluster) | {METRIC: best.value}
     save_model(study.folder / CHAMPION, networks[0], splits.info, card)
     with suppress(StorageError):  # what is left there costs room and nothing else
         for task in tasks:
             cluster.place.remove(task.checkpoints.folder)
     return card
+
+
+def _trained(
+    study: Study, tasks: list[TrainingTask], splits: Splits, cluster: Cluster, listen: Listener
+) -> list[VGG] | None:
+    """What `_train_seeds` returns; after a lack of memory on a shared GPU it goes on, each seed
+    alone on one."""
+    gpus = _gpus_of_a_seed(cluster, study.config)
+    try:
+        return _train_seeds(study, tasks, splits, cluster, gpus, listen)
+    except RayError as error:
+        if gpus in (0.0, 1.0) or not out_of_memory(getattr(error, "cause", None) or error):
+            raise
+    log.warning("the champion lacked memory on a shared GPU: it goes on, alone on one")
+    return _train_seeds(study, tasks, splits, cluster, 1.0, listen)
+
+
+def _gpus_of_a_seed(cluster: Cluster, config: Config) -> float:
+    """A GPU for each seed where there are enough, for Ray fills one before it takes the next; else
+    a trial's share."""
+    there = sum(node.get("GPU", 0.0) for node in cluster.nodes())
+    share = cluster.resources["gpu"]
+    return 1.0 if 0 < share < 1 and there >= config.champion_seeds else share
 
 
 def _tasks(best: FrozenTrial, config: Config, cluster: Cluster, epochs: int) -> list[TrainingTask]:
@@ -108,7 +134,8 @@ def _train_seeds(
     tasks: list[TrainingTask],
     splits: Splits,
     cluster: Cluster,
-    listen: Callable[[int, Row], None],
+    gpus: float,
+    listen: Listener,
 ) -> list[VGG] | None:
     """The trained networks, in the order of `tasks`; None if the study was told to stop.
 
@@ -119,11 +146,11 @@ def _train_seeds(
     options: dict[str, Any] = {"num_cpus": 0}  # Ray Train asks for what its workers need
     if not distributed:
         cpus = max(study.config.cpus_per_trial, tasks[0].threads)
-        options = {"num_cpus": cpus, "num_gpus": cluster.resources["gpu"], "max_retries": 2}
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": 2}
     train = ray.remote(**options, label_selector=cluster.selector)(_train)
     data = ray.put(splits)
     # Generators of references to rows -> index of the task
-    streams = {train.remote(task, [data], distributed): i for i, task in enumerate(tasks)}
+    streams = {train.remote(task, [data], gpus > 0, distributed): i for i, task in enumerate(tasks)}
     networks: dict[int, VGG] = {}
     try:
         while streams:
@@ -133,25 +160,35 @@ def _train_seeds(
             for stream in ready:
                 item: Row = ray.get(next(stream))
                 if "weights" not in item:
-                    listen(streams[stream], item)
+                    listen(streams[stream], tasks[0].checkpoints.until, item)
                     continue
                 i = streams.pop(stream)
-                networks[i] = build(tasks[i].network, 0)
-                weights = {name: torch.tensor(array) for name, array in item["weights"].items()}
-                networks[i].load_state_dict(weights)
+                networks[i] = _network(tasks[i], item["weights"])
     finally:
         for stream in streams:
             ray.cancel(stream, force=True)
     return [networks[i] for i in range(len(tasks))]
 
 
-def _scores(networks: list[VGG], config: Config, splits: Splits, folder: Path) -> dict[str, Any]:
+def _network(task: TrainingTask, weights: dict[str, np.ndarray]) -> VGG:
+    network = build(task.network, 0)
+    network.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+    return network
+
+
+def _scores(networks: list[VGG], study: Study, splits: Splits, cluster: Cluster) -> dict[str, Any]:
     """Test scores of the first network, and the accuracies of all; its worst images are drawn to
-    `folder`. Raises DataError if the test split cannot be read."""
-    images, labels = load_test(splits.name, config.data_dir, splits.info.reading)
-    scores = [evaluate(Classifier(network, splits.info), images, labels) for network in networks]
+    the study's folder. Raises DataError if the test split cannot be read."""
+    images, labels = load_test(splits.name, study.config.data_dir, splits.info.reading)
+    resources, test = cluster.resources, (splits.info, images, labels)
+    if resources["gpu"]:  # where they were trained: at 224 px a CPU takes minutes
+        options: dict[str, Any] = {"num_cpus": resources["cpu"], "num_gpus": resources["gpu"]}
+        task = ray.remote(**options, label_selector=cluster.selector)(_test)
+        scores = ray.get(task.remote(networks, *test, True))
+    else:
+        scores = _test(networks, *test, False)
     worst = contact_sheet(images[[row["image"] for row in scores[0]["worst"]]])
-    worst.save(folder / WORST_IMAGES)
+    worst.save(study.folder / WORST_IMAGES)
     accuracies = [score["test_accuracy"] for score in scores]
     spread = float(np.std(accuracies, ddof=1)) if len(scores) > 1 else None  # of a sample
     return scores[0] | {
@@ -159,6 +196,13 @@ def _scores(networks: list[VGG], config: Config, splits: Splits, folder: Path) -
         "test_accuracy_mean": float(np.mean(accuracies)),
         "test_accuracy_std": spread,
     }
+
+
+def _test(
+    networks: list[VGG], info: DatasetInfo, images: np.ndarray, labels: np.ndarray, gpu: bool
+) -> list[dict[str, Any]]:
+    device = pick_device(gpu)
+    return [evaluate(Classifier(network, info).to(device), images, labels) for network in networks]
 
 
 def planned_epochs(best: FrozenTrial, config: Config, splits: Splits) -> int:
@@ -172,7 +216,7 @@ def planned_epochs(best: FrozenTrial, config: Config, splits: Splits) -> int:
 
 
 def _train(
-    task: TrainingTask, data: list[Any], distributed: DistributedTraining | None
+    task: TrainingTask, data: list[Any], gpu: bool, distributed: DistributedTraining | None
 ) -> Iterator[Row]:
     """Rows of one champion, then {"weights": name -> array}. All of them again if it was begun
     before. `data` holds a reference to Splits.
@@ -180,7 +224,7 @@ def _train(
     Raises RuntimeError unless it was trained to its last epoch, with a finite loss.
     """
     splits = ray.get(data[0])
-    yield from distributed(task, data[0]) if distributed else _train_alone(task, splits)
+    yield from distributed(task, data[0]) if distributed else _train_alone(task, splits, gpu)
     training = task.training(splits, "cpu")
     if training.diverged or training.epoch < task.checkpoints.until:
         what = "the loss is not finite any more" if training.diverged else "it ended"
@@ -188,6 +232,6 @@ def _train(
     yield {"weights": {name: tensor.numpy() for name, tensor in training.weights().items()}}
 
 
-def _train_alone(task: TrainingTask, splits: Splits) -> Iterator[Row]:
+def _train_alone(task: TrainingTask, splits: Splits, gpu: bool) -> Iterator[Row]:
     prepare_process(task.threads)
-    yield from task.checkpoints.train(task.training(splits, pick_device()))
+    yield from task.checkpoints.train(task.training(splits, pick_device(gpu)))

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import ray
 
 import vgg_search
 from vgg_search.config import Config, ConfigError
+from vgg_search.machine import cores
 
 # Of the environment of Tune's workers: where the whole job has it, Ray gives them processes that
 # stand ready, instead of new ones
@@ -21,6 +23,8 @@ WORKER_ENVIRONMENT = {"PL_DISABLE_FORK": "1"}
 PACKAGE = Path(vgg_search.__file__).parent
 CONNECT_SECONDS = 10.0
 LOCAL = "local"  # a Ray of our own
+# Of a local Ray under its temporary folder, the longest: time and process have their full width
+RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 
 
 def address_of(config: Config) -> str:
@@ -42,6 +46,23 @@ def _check_address(address: str) -> None:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except OSError as error:
         raise ConfigError(f"{rule}: {error.strerror or error}") from None
+
+
+def _check_temporary_folder() -> None:
+    """Raises ConfigError where Ray's sockets would have too long a path, or none can be made."""
+    names = ["RAY_TMPDIR", *(["TMPDIR"] if sys.platform == "linux" else [])]
+    name = next((name for name in names if name in os.environ), "RAY_TMPDIR")
+    folder = Path(os.environ.get(name, "/tmp"))
+    # What the kernel allows in the address of a socket, less its closing zero
+    most = (107 if sys.platform == "linux" else 103) - len(os.fsencode(RAY_SOCKET))
+    if (length := len(os.fsencode(folder))) > most:
+        raise ConfigError(
+            f"{name} must have at most {most} bytes, or Ray's sockets have too long a path, got "
+            f"{length} ({folder}); set RAY_TMPDIR=/tmp"
+        )
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"{name} must be a folder that can be written to, got {folder}")
 
 
 def refusal(address: str, text: str) -> str:
@@ -78,11 +99,14 @@ def ray_cluster(config: Config) -> Iterator[None]:
     if ray.is_initialized():  # by the user, who also ends it
         yield
         return
+    if address == LOCAL:
+        _check_temporary_folder()
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         ray.init(
             address=address,
+            num_cpus=cores() if address == LOCAL else None,  # Ray counts those of others too
             include_dashboard=False if address == LOCAL else None,
             log_to_driver=False,
             logging_level=logging.CRITICAL,

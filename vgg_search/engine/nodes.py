@@ -7,6 +7,7 @@ it sees the study's storage. Nodes that join later get trials too, and are not a
 import hashlib
 import importlib.metadata
 import logging
+import math
 import platform
 import time
 import uuid
@@ -21,21 +22,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vgg_search.config import Config
 from vgg_search.engine.connection import LOCAL, PACKAGE, address_of
-from vgg_search.errors import InputError
+from vgg_search.errors import DeviceError, InputError
 from vgg_search.storage.place import Place, StorageError
 
 if TYPE_CHECKING:
     from vgg_search.engine.checkpoints import DistributedTraining
+    from vgg_search.engine.packing import GpuMemory
 
 PROBE_SECONDS = 120.0  # for a node to be probed: to import torch may take a minute there
 GPU_SECONDS = 60.0  # for a GPU to be free and measured
 LIST_SECONDS = 2.0  # between two readings of the list of nodes
 
 log = logging.getLogger("vgg_search")
-
-
-class DeviceError(InputError):
-    """The cluster lacks what a trial asks for."""
 
 
 class NodeError(InputError):
@@ -51,14 +49,17 @@ def versions() -> dict[str, str]:
     return {"Python": platform.python_version(), **libraries, "vgg_search": digest.hexdigest()[:12]}
 
 
-def probe(place: Place, key: str) -> tuple[dict[str, str], str]:
-    """On a node: its versions, and what is wrong with the storage as seen from it ("": nothing).
+def probe(place: Place, key: str, gpu: bool) -> tuple[dict[str, str], str]:
+    """On a node: its versions, and what is wrong with the storage as seen from it, or with its
+    `gpu`, if trials are to train on one ("": nothing).
 
     A trial's imports are made too: they may be what fails, and Ray keeps the process that has made
     them for the node's first trial.
     """
     import vgg_search.engine.worker  # noqa: F401
 
+    if gpu and (trouble := gpu_trouble()):
+        return versions(), trouble
     try:
         with place.reading("driver/key") as file:
             if file is None or file.read_text() != key:
@@ -71,12 +72,23 @@ def probe(place: Place, key: str) -> tuple[dict[str, str], str]:
     return versions(), ""
 
 
-def unsound_nodes(nodes: list[dict[str, Any]], storage_path: str) -> dict[str, str]:
+def gpu_trouble() -> str:
+    """Why torch cannot use the GPUs that Ray counts here, which may need no more than a driver."""
+    from vgg_search.training.device import cuda_trouble
+
+    trouble = cuda_trouble()
+    return f"Ray counts a GPU, but {trouble}" if trouble else ""
+
+
+def unsound_nodes(
+    nodes: list[dict[str, Any]], storage_path: str, gpus: bool = True
+) -> dict[str, str]:
     """What is wrong with each node that cannot take part, by its id; asked of all of them at once.
+    `gpus`: whether trials train on GPUs where there are any.
 
     Raises StorageError where the driver itself cannot use the storage.
     """
-    key = uuid.uuid4().hex
+    key, existed = uuid.uuid4().hex, Path(storage_path).exists()
     place = Place.of(storage_path, f".probe-{key}")
     with place.writing("driver") as folder:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,12 +97,14 @@ def unsound_nodes(nodes: list[dict[str, Any]], storage_path: str) -> dict[str, s
     answers = {}
     for node in nodes:
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        answers[node["NodeID"]] = task.options(scheduling_strategy=there).remote(place, key)
+        gpu = gpus and bool(node["Resources"].get("GPU"))
+        answers[node["NodeID"]] = task.options(scheduling_strategy=there).remote(place, key, gpu)
     ray.wait(list(answers.values()), num_returns=len(answers), timeout=PROBE_SECONDS)
     troubles = {node_id: _trouble(answer) for node_id, answer in answers.items()}
     place.remove("")
-    with suppress(OSError):  # if it was made for this
-        Path(storage_path).rmdir()
+    if not existed:  # it was made for this
+        with suppress(OSError):
+            Path(storage_path).rmdir()
     return {node_id: text for node_id, text in troubles.items() if text}
 
 
@@ -117,8 +131,10 @@ class Cluster:
         self.config, self.place = config, place
         self._unsound: set[str] = set()  # ids of nodes
         self._alive, self._listed = alive(), time.monotonic()
-        if address_of(config) != LOCAL:  # else this machine and nothing else
+        if address_of(config) != LOCAL:
             self._check_nodes()
+        elif config.gpus_per_trial and self._gpus() and (trouble := gpu_trouble()):
+            raise DeviceError(f"{trouble}; --gpus-per-trial 0 trains on the CPU")
         self.selector = {}  # Ray's label selector of the nodes that are not known as unsound
         if self._unsound:
             self.selector["ray.io/node-id"] = f"!in({','.join(sorted(self._unsound))})"
@@ -129,7 +145,8 @@ class Cluster:
 
     def _check_nodes(self) -> None:
         nodes = {node["NodeID"]: node for node in self._alive}
-        troubles = unsound_nodes(self._alive, self.config.storage_path)
+        gpus = self.config.gpus_per_trial != 0
+        troubles = unsound_nodes(self._alive, self.config.storage_path, gpus)
         self._alive, self._listed = alive(), time.monotonic()
         self._unsound = troubles.keys() & {node["NodeID"] for node in self._alive}  # else gone
         for node_id in self._unsound:
@@ -142,29 +159,23 @@ class Cluster:
                 + (f"; --skip-bad-nodes true starts on the other {sound}" if sound else "")
             )
 
-    def _packed(self, config: Config) -> Config:
-        """With as many trials a GPU as one of the GPUs was measured to have room for."""
-        gpus = [node for node in self.nodes() if node.get("GPU")]
-        if not gpus:
-            return config
-        from vgg_search.engine.packing import measure, share  # torch: without GPUs it can wait
+    def _gpus(self) -> list[dict[str, Any]]:
+        """Sound nodes with GPUs, as Ray lists them."""
+        sound = (node for node in self._alive if node["NodeID"] not in self._unsound)
+        return [node for node in sound if node["Resources"].get("GPU")]
 
-        options: dict[str, Any] = {"num_cpus": config.cpus_per_trial, "num_gpus": 1}
-        task = ray.remote(**options, max_retries=0, label_selector=self.selector)(measure)
-        answer = task.remote(config)
-        try:
-            memory = ray.get(answer, timeout=GPU_SECONDS)
-        except GetTimeoutError:
-            ray.cancel(answer, force=True)
-            self.packing = f"a GPU for each trial: none was free within {GPU_SECONDS:g} s"
+    def _packed(self, config: Config) -> Config:
+        """With as many trials a GPU as one of each kind was measured to have room for."""
+        nodes = self._gpus()
+        if not nodes:
             return config
-        except RayError as error:
-            self.packing = f"a GPU for each trial: {str(error).strip().splitlines()[-1]}"
+        from vgg_search.engine.packing import share
+
+        memory = _smallest(config, nodes)
+        if isinstance(memory, str):
+            self.packing = f"a GPU for each trial: {memory}"
             return config
-        if memory is None:
-            return config
-        cores = min(node.get("CPU", 0.0) / node["GPU"] for node in gpus)
-        trials = memory.trials(int(cores / config.cpus_per_trial))
+        trials = packed(config, memory, [node["Resources"] for node in nodes])
         self.packing = f"{trials} trials a GPU: {memory}"
         return config.model_copy(update={"gpus_per_trial": share(trials)})
 
@@ -197,6 +208,43 @@ class Cluster:
         return {name.upper(): amount for name, amount in self.resources.items() if amount}
 
 
+def packed(config: Config, memory: "GpuMemory", nodes: list[dict[str, float]]) -> int:
+    """How many trials share each GPU of `nodes`: as many as have room and cores, fewer where there
+    are GPUs enough, for Ray fills one before it takes the next."""
+    cores = min(node.get("CPU", 0.0) / node["GPU"] for node in nodes)
+    at_once = min(config.max_concurrent or config.num_trials, config.num_trials)
+    fair = math.ceil(at_once / sum(node["GPU"] for node in nodes))
+    return min(memory.trials(int(cores / config.cpus_per_trial)), fair)
+
+
+def _smallest(config: Config, nodes: list[dict[str, Any]]) -> "GpuMemory | str":
+    """What the largest network leaves of a GPU: measured on one of each kind, that of the least
+    room; or why that is not known."""
+    from vgg_search.engine.packing import MOST, measure  # torch: without GPUs it can wait
+
+    kinds = {_accelerator(node): node["NodeID"] for node in nodes}
+    options: dict[str, Any] = {"num_cpus": config.cpus_per_trial, "num_gpus": 1, "max_retries": 0}
+    task = ray.remote(**options)(measure)
+    answers = []
+    for node_id in kinds.values():
+        there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        answers.append(task.options(scheduling_strategy=there).remote(config))
+    try:
+        memories: list[GpuMemory] = ray.get(answers, timeout=GPU_SECONDS)
+    except GetTimeoutError:
+        for answer in answers:
+            ray.cancel(answer, force=True)
+        return f"none was free within {GPU_SECONDS:g} s"
+    except RayError as error:
+        return str(error).strip().splitlines()[-1]
+    return min(memories, key=lambda memory: memory.trials(MOST))
+
+
+def _accelerator(node: dict[str, Any]) -> str:
+    """The kind of a node's GPUs, for which Ray counts a resource."""
+    return next((name for name in node["Resources"] if name.startswith("accelerator_type:")), "")
+
+
 def alive() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
@@ -210,6 +258,11 @@ def resources(config: Config, nodes: list[dict[str, float]]) -> tuple[dict[str, 
     if config.needs_gpu and not there["gpu"]:
         raise DeviceError(
             "this experiment needs a GPU, none found; add --needs-gpu false to train on the CPU"
+        )
+    if config.workers_per_trial > 1 and 0 < gpus < 1:
+        raise DeviceError(  # NCCL refuses two of them on one
+            "gpus_per_trial must be a whole number with workers_per_trial > 1, for each process "
+            f"has GPUs of its own, got {gpus:g}"
         )
     needed = {"cpu": config.cpus_per_trial, "gpu": float(gpus)}
     for name, amount in needed.items():

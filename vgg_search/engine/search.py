@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import ray
@@ -34,6 +35,21 @@ class _Unsaved:
         return object, ()
 
 
+def _until_fault(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The study's first error, as that its disk is full, ends the search; from then on nothing is
+    asked of it or told to it."""
+
+    @wraps(method)
+    def call(searcher: "StudySearcher", *args: Any, **more: Any) -> Any:
+        try:
+            return method(searcher, *args, **more) if searcher.fault is None else None
+        except Exception as error:
+            searcher.fault, searcher.study.stopping = searcher.fault or error, True
+            return None
+
+    return call
+
+
 class StudySearcher(_Unsaved, Searcher):
     """Lets Ray ask the study for segments, at most `slots()` at a time. A Ray trial is a segment;
     its id is known here only."""
@@ -48,8 +64,10 @@ class StudySearcher(_Unsaved, Searcher):
         self._most = 0  # segments at work at once, so far
         self._given_up = 0  # as many segments have fewer workers, and that will not change
         self._last_change = time.monotonic()  # a worker was asked for, has started, or died
+        self.fault: Exception | None = None  # of the study: Tune would make an error of its own
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+    @_until_fault
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if len(self.numbers) >= max(1, self.slots()):
             return None
         segment = self.study.propose()
@@ -64,6 +82,7 @@ class StudySearcher(_Unsaved, Searcher):
             self._most, self._last_change = len(self.numbers), time.monotonic()
         return {"segment": segment}
 
+    @_until_fault
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Called with each result but a segment's last."""
         self._worker_of[trial_id] = name = result["worker"]
@@ -76,6 +95,7 @@ class StudySearcher(_Unsaved, Searcher):
             self._plans.add(plan)
             log.info("trials train in %s", plan)
 
+    @_until_fault
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
@@ -148,6 +168,7 @@ def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[]
         splits=splits,
         experiment=study.config,
         place=cluster.place,
+        gpu=cluster.resources["gpu"] > 0,
         distributed=cluster.distributed_training(),
     )
     study.budget.devices = (cluster.resources["gpu"] or 1.0) * study.config.workers_per_trial
@@ -166,17 +187,30 @@ def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[]
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
-            run_config=tune.RunConfig(
-                storage_path=scratch,
-                name=study.folder.name,
-                stop=StudyStopper(searcher),
-                callbacks=[_EachStep(draw)],
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                verbose=0,
-            ),
+            run_config=_run_config(study.folder.name, scratch, searcher, draw),
         ).fit()
+    except Exception:
+        if searcher.fault is None:
+            raise
     finally:
         study.budget.stop()
         shutil.rmtree(scratch, ignore_errors=True)
+    if searcher.fault:
+        raise searcher.fault
     if study.finished:
         study.close()
+
+
+def _run_config(
+    name: str, scratch: str, searcher: StudySearcher, draw: Callable[[], None]
+) -> tune.RunConfig:
+    return tune.RunConfig(
+        storage_path=scratch,
+        name=name,
+        stop=StudyStopper(searcher),
+        callbacks=[_EachStep(draw)],
+        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        verbose=0,
+        # Its default in a notebook clears the cell, and with it what was said before
+        progress_reporter=tune.CLIReporter(),
+    )

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
-import torch
 from ray import tune
 from ray.actor import ActorHandle
 
@@ -23,7 +22,15 @@ from vgg_search.engine.checkpoints import DistributedTraining, TrainingCheckpoin
 from vgg_search.records import diverged
 from vgg_search.storage.place import Place, StorageError
 from vgg_search.study.segment import Segment
-from vgg_search.training.device import out_of_memory, peak_memory_mib, pick_device, prepare_process
+from vgg_search.training.device import (
+    context_lost,
+    free_memory,
+    out_of_memory,
+    peak_memory_mib,
+    pick_device,
+    prepare_process,
+)
+from vgg_search.training.graphs import Graphs
 from vgg_search.training.model import build
 from vgg_search.training.recipe import Recipe, recipe_of
 from vgg_search.training.train import Resident, Training
@@ -31,9 +38,13 @@ from vgg_search.training.train import Resident, Training
 END_SECONDS = 0.05  # until a worker says again that its segment has ended
 
 
+class SpoiledProcessError(RuntimeError):
+    """What ended an earlier trial spoils others in this process; one in its place does not."""
+
+
 class TrialWorker(tune.Trainable):
-    """One slot of the search. `setup` gets what `run_search` gives it with the config; where a
-    trial has several processes, `distributed` trains by them."""
+    """One slot of the search. `setup` gets what `run_search` gives it with the config: whether
+    trials train on a GPU; where a trial has several processes, `distributed` trains by them."""
 
     def setup(  # type: ignore[override]
         self,
@@ -41,10 +52,11 @@ class TrialWorker(tune.Trainable):
         splits: Splits,
         experiment: Config,
         place: Place,
+        gpu: bool = False,
         distributed: DistributedTraining | None = None,
     ) -> None:
         self.experiment, self.place, self.distributed = experiment, place, distributed
-        self.device = pick_device()
+        self.device = pick_device(gpu and not distributed)
         self.threads = max(1, int(experiment.cpus_per_trial))
         prepare_process(self.threads)
         if distributed:
@@ -91,12 +103,14 @@ class TrialWorker(tune.Trainable):
 
     def _next_row(self) -> dict[str, Any] | None:
         """The next epoch's; None after an error of the trial's own, which is then in `end`. Raises
-        StorageError: another worker may reach the storage."""
+        what another worker may not meet: StorageError, SpoiledProcessError, the loss of the GPU."""
         try:
             row = next(self.rows)
-        except StorageError:
+        except (StorageError, SpoiledProcessError):
             raise
         except Exception as error:  # it would happen again
+            if context_lost(error):
+                raise
             end = "oom" if out_of_memory(error) else "failed"
             self.end = {"end": end, "error": "".join(traceback.format_exception(error))}
         if self.end:  # the error is gone by now, and with it its hold on the network
@@ -126,6 +140,8 @@ class TrialWorker(tune.Trainable):
         """The training as this process has it, else from its last checkpoint, else new."""
         if self.training and (self.number, self.training.epoch) == (segment.number, segment.known):
             return self.training
+        if Graphs.spoiled:
+            raise SpoiledProcessError("a capture of a CUDA graph broke off in this process")
         self._free_training()
         network, recipe = self._network_and_recipe(segment)
         training = Training(build(network, segment.seed), self.data, recipe, segment.seed)
@@ -136,12 +152,12 @@ class TrialWorker(tune.Trainable):
     def _free_training(self) -> None:
         """Free the last network before the next is built, or both are in memory at once."""
         self.training = None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self.device)  # what is reported is of one trial
+        free_memory(self.device)  # the peak that is reported is of one trial
 
 
 def own_handle() -> ActorHandle | None:
     """Of the actor that this process is; None where it is none."""
+    if not ray.is_initialized():  # to ask for its context would start a cluster
+        return None
     context = ray.get_runtime_context()
     return context.current_actor if context.get_actor_id() else None

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from vgg_search.data.decoding import ImageError
 from vgg_search.models.files import Classifier, ModelError, PathLike, load_classifier
 from vgg_search.models.images import read_for
-from vgg_search.training.device import plan, to_device
-from vgg_search.training.inference import logits
+from vgg_search.training.device import cuda_trouble, pick_device, plan, to_device
+from vgg_search.training.inference import logits, own_cores
 
 WORST = 20  # images that `evaluate` names
 
@@ -41,10 +41,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores on (N, C, H, W) uint8 images: test_accuracy, test_loss, per_class, confusion, worst.
 
+    A Classifier answers where it is, one that is loaded here on a GPU if there is one.
     `confusion[true][predicted]` counts images. `worst` are the images of the highest loss, highest
     first. Raises ModelError for images of another kind.
     """
-    classifier = model if isinstance(model, Classifier) else load_classifier(model)
+    if isinstance(model, Classifier):
+        classifier = model
+    else:
+        classifier = load_classifier(model).to(pick_device(not cuda_trouble()))
     classes = classifier.info.classes
     if images.shape[1] != classifier.info.channels or labels.max(initial=0) >= len(classes):
         raise ModelError(
@@ -83,6 +87,7 @@ def _per_class(classes: Sequence[str], confusion: np.ndarray) -> list[dict[str, 
     return rows
 
 
+@own_cores()
 def _logits(classifier: Classifier, images: np.ndarray) -> Tensor:
     """(N, C, H, W) uint8 -> (N, classes) float32 on the CPU."""
     device = next(classifier.parameters()).device

@@ -17,6 +17,7 @@ from vgg_search.models.files import (
     servable,
 )
 from vgg_search.storage.folder import CARD, replacing
+from vgg_search.training.inference import own_cores
 
 # Largest difference in a probability that an export may show. Measured: 0 for safetensors and pt2,
 # 1.2e-6 at most for ONNX (five networks), whose runtime adds up in another order.
@@ -51,6 +52,7 @@ def export(folder: PathLike, format: str, out: PathLike, images: np.ndarray) -> 
     return {"file": str(out), "format": format, "bytes": size, **verified}
 
 
+@own_cores()
 @torch.inference_mode()
 def _compare(network: Answer, exported: Answer, images: np.ndarray) -> tuple[float, int]:
     """(largest difference in a probability, number of images of another class)."""

@@ -96,11 +96,13 @@ def make_report(folder: Path, pages: bool = False, hurry: bool = False) -> Path:
         own = [parts[figure.__name__] for figure in figures if figure.__name__ in parts]
         if own:
             _write(run.folder / PLOTS / f"{page}.html", title=title, figures=own)
-    summary, best = run.summary, run.summary[f"best_{METRIC}"]
+    name = run.folder.absolute().name  # it may have been renamed
+    best = run.summary[f"best_{METRIC}"]
     config = yaml.safe_dump(dict(run.config), sort_keys=False, default_flow_style=None)
     return _write(
         run.folder / REPORT,
-        title=f"{summary['study']}: depth, width and learning rate",
+        name=name,
+        title=f"{name}: depth, width and learning rate",
         figures=parts.values(),
         run=run,
         metric=METRIC,
@@ -108,6 +110,6 @@ def make_report(folder: Path, pages: bool = False, hurry: bool = False) -> Path:
         best_error=best and standard_error(best, run.val_images),
         warnings=warnings(run),
         reasons={name: why for name, why in drawn.items() if isinstance(why, str)},
-        resume=resume_command(summary["study"], run.config.get("storage_path", RUNS)),
+        resume=resume_command(name, run.config.get("storage_path", RUNS)),
         config=masked(config),  # the file is passed on
     )

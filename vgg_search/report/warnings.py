@@ -8,11 +8,12 @@ from vgg_search.records import METRIC
 from vgg_search.report.run import TOP_LEAST, Row, Run
 from vgg_search.space.dimension import Dim
 from vgg_search.space.search_space import dimension_of
+from vgg_search.study.sampling import random_candidates
 
-# Ten runs a dimension: Loeppky, Sacks and Welch, Technometrics 51 (2009), section 1.
-TRIALS_PER_DIMENSION = 10
+RANDOM_TRIALS = 10  # that Optuna's TPE, GP and CMA-ES begin with or learn little from
 DIVERGED_SHARE, TEST_GAP = 0.2, 0.01
 EDGE_SHARE, EDGE_MARGIN = 0.6, 0.05
+DRAWN, BY_CHANCE = 300, 0.01  # random networks of a space; what is rarer among them is no chance
 
 
 class Edge(NamedTuple):
@@ -29,6 +30,9 @@ class Edge(NamedTuple):
     """Whether the best one is at this end."""
     natural: bool
     """Whether the dimension ends here by nature, so that nobody can widen it."""
+    chance: float
+    """That of as many random networks of the space as many lie at this end: its limits leave more
+    of them at one end."""
 
 
 def standard_error(accuracy: float, images: int) -> float:
@@ -49,20 +53,38 @@ def _position(dim: Dim, value: Any) -> float | None:
 
 def edges(run: Run) -> list[Edge]:
     """Both ends of each sampled dimension that has an inside and enough of the best trials."""
+    candidates = random_candidates(run.space, seed=0, count=DRAWN)
+    drawn = [{**candidate.params(), **candidate.block_params()} for candidate in candidates]
+    best = [run.params[row["number"]] for row in run.top]
     table = []
     for name, dim in run.space.sampled().items():
-        values = [params[name] for row in run.top if name in (params := run.params[row["number"]])]
-        places = [place for value in values if (place := _position(dim, value)) is not None]
+        places = _places(dim, name, best)
         if len(places) < TOP_LEAST:
             continue
         low, high = dim.ends
-        lower = [place <= EDGE_MARGIN for place in places]
-        upper = [place >= 1 - EDGE_MARGIN for place in places]
         is_floor = low == dimension_of(name).floor
         is_ceiling = name == "num_blocks" and high == run.space.blocks()[-1]
-        for side, hits, natural in (("lower", lower, is_floor), ("upper", upper, is_ceiling)):
-            table.append(Edge(name, side, len(places), sum(hits), hits[0], natural))
+        for side, natural in (("lower", is_floor), ("upper", is_ceiling)):
+            hits, random = (_at_end(side, where) for where in (places, _places(dim, name, drawn)))
+            share = sum(random) / max(1, len(random))
+            chance = _tail(len(hits), sum(hits), share)
+            table.append(Edge(name, side, len(hits), sum(hits), hits[0], natural, chance))
     return table
+
+
+def _places(dim: Dim, name: str, networks: list[dict[str, Any]]) -> list[float]:
+    values = [network[name] for network in networks if name in network]
+    return [place for value in values if (place := _position(dim, value)) is not None]
+
+
+def _at_end(side: str, places: list[float]) -> list[bool]:
+    return [(place if side == "lower" else 1 - place) <= EDGE_MARGIN for place in places]
+
+
+def _tail(trials: int, hits: int, share: float) -> float:
+    """That of `trials` at least `hits` hit, each with probability `share` (binomial)."""
+    counts = range(hits, trials + 1)
+    return sum(math.comb(trials, n) * share**n * (1 - share) ** (trials - n) for n in counts)
 
 
 def _of_the_trials(run: Run) -> list[str]:
@@ -81,11 +103,12 @@ def _of_the_trials(run: Run) -> list[str]:
     if diverged > DIVERGED_SHARE * total:
         texts.append(f"{diverged} of {total} trials diverged: lower the upper end of lr.")
     dimensions, trials = len(run.space.sampled()), len(run.ranked) + diverged
-    if trials < TRIALS_PER_DIMENSION * dimensions:
+    # Fewer than one proposal a dimension that the sampler could learn from: a random search
+    if trials < RANDOM_TRIALS + dimensions:
         texts.append(
             f"The budget is small for the space: {trials} trials for {dimensions} sampled "
-            f"dimensions, where ten a dimension would be {TRIALS_PER_DIMENSION * dimensions}. "
-            "Search longer, or fix what matters least."
+            f"dimensions, of which the first {min(trials, RANDOM_TRIALS)} are as good as random. "
+            f"Search until there are {RANDOM_TRIALS + dimensions}, or fix what matters least."
         )
     return texts
 
@@ -142,7 +165,7 @@ def _of_the_edges(run: Run) -> list[str]:
             f"{edge.name} ({edge.at_end} of {edge.trials})"
             for edge in edges(run)
             if edge.side == side and edge.holds_best and not edge.natural
-            if edge.at_end >= EDGE_SHARE * edge.trials
+            if edge.at_end >= EDGE_SHARE * edge.trials and edge.chance < BY_CHANCE
         )
         if names:
             texts.append(f"The best trials sit at the {side} edge of {names}: widen it.")

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+from pathlib import Path
+from urllib.parse import quote
 
 from vgg_search.storage.folder import RUNS, is_remote
 
@@ -14,6 +16,12 @@ def masked(text: str) -> str:
 def without_password(uri: str) -> str:
     """The address without the password before its @."""
     return re.sub(r"(?<=://)([^:/@\s]*):[^/@\s]*@", r"\1@", uri)
+
+
+def sqlite_address(file: Path) -> str:
+    """The address of a database in a file: SQLAlchemy would take %2F in it for / and ? for the end
+    of its name."""
+    return f"sqlite:///{quote(str(file))}"
 
 
 def resume_command(study: str, storage_path: str) -> str:

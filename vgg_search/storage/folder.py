@@ -3,10 +3,11 @@
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +15,7 @@ from vgg_search.errors import InputError
 
 RUNS = "runs"  # where run folders are by default, and those of studies in a bucket
 CONFIG, JOURNAL, OUTBOX, LOG = "config.yaml", "study.journal", "outbox.db", "log.txt"
+OUTBOX_LOCK = "outbox.lock"
 SUMMARY, TRIALS_TABLE, EPOCHS_TABLE = "summary.json", "trials.csv", "epochs.csv"
 REPORT, PLOTS = "report.html", "plots"
 RESULTS = (
@@ -35,6 +37,22 @@ class FolderInUseError(InputError):
         super().__init__(f"study {folder.name} is in use by a running search")
 
 
+def expanded(path: str) -> str:
+    """A path as the user wrote it, with the home for a ~ at its beginning: no shell expands that of
+    a file, a variable or --flag=~/x. Raises ValueError if there is no such home."""
+    place = os.path.expanduser(path)
+    if place.startswith("~"):
+        raise ValueError("be a folder; of ~ there is no home here (a folder of that name is ./~)")
+    return place
+
+
+def plain_name(text: str, default: str) -> str:
+    """A user's text as the name of a file or folder: letters, digits, '.', '_' and '-', the first
+    a letter or digit; `default` if nothing is left. Two texts can have the same."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:80]
+    return re.sub(r"^[^A-Za-z0-9]+", "", name) or default
+
+
 def is_remote(storage_path: str | Path) -> bool:
     """Whether run folders are in a bucket (s3://...), not in a folder."""
     return "://" in str(storage_path)
@@ -46,10 +64,12 @@ def local_folder(storage_path: str | Path, name: str) -> Path:
 
 
 def new_name(stem: str, storage_path: str | Path) -> str:
-    """A study's name that nobody has yet: the stem, the time, and where that is taken a number."""
-    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = (name if i == 1 else f"{name}-{i}" for i in count(1))
-    return next(name for name in names if not local_folder(storage_path, name).exists())
+    """A study's name that nobody has: the stem and the time, to the microsecond, for another search
+    may start in the same second."""
+    while True:
+        name = f"{stem}-{datetime.now():%Y%m%d-%H%M%S.%f}"
+        if not local_folder(storage_path, name).exists():
+            return name
 
 
 def trial_folder(number: int | str) -> str:

@@ -107,6 +107,7 @@ class Mirror(Checkpoints):
     def __init__(self, folder: Path, place: Place) -> None:
         super().__init__(folder)
         self.place = place
+        self.sign = f"{DRIVER}/{platform.node()}-{os.getpid()}"
         self._removals: list[str] = []
         self._copied: dict[str, tuple[int, ...]] = {}
         self._ended = threading.Event()
@@ -130,15 +131,37 @@ class Mirror(Checkpoints):
         self._removals.append(trial_folder(number))
 
     def start(self) -> None:
-        """Take the bucket's copy over. Raises StorageError if a live driver writes to it."""
+        """Take the bucket's copy over. Raises FolderInUseError if a live driver writes to it.
+
+        A bucket has no lock. Whoever begins puts a sign there and then looks for others': of two
+        that see each other the one whose sign comes first goes on, once the other has gone.
+        """
         before = self.place.files(DRIVER)
         if before:
             time.sleep(ALIVE_SECONDS)
             after = self.place.files(DRIVER)
             if any(after[name].mtime_ns != before[name].mtime_ns for name in before.keys() & after):
                 raise FolderInUseError(self.folder)
+            self.place.remove(DRIVER)
+        self._sign()
+        if (others := self._others()) and min(others) > self.sign:
+            time.sleep(COPY_SECONDS)
+            others = self._others()
+        if others:
+            self.place.remove(self.sign)
+            raise FolderInUseError(self.folder)
         self.copy()
         self._thread.start()
+
+    def _sign(self) -> None:
+        """The driver's sign of life."""
+        with tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
+            file = Path(scratch, "sign")
+            file.write_text(self.sign)
+            self.place.put(file, self.sign)
+
+    def _others(self) -> set[str]:
+        return self.place.files(DRIVER).keys() - {self.sign}
 
     def stop(self) -> None:
         """Copy a last time and leave the bucket to others."""
@@ -166,10 +189,8 @@ class Mirror(Checkpoints):
     def copy(self) -> None:
         """One round: the driver's sign of life, the record, the rest, then the removals."""
         removals = self._removals[:]  # of what a record that is at least this old gives up
+        self._sign()
         with tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
-            sign = Path(scratch, "sign")
-            sign.write_text(f"{platform.node()}:{os.getpid()}")
-            self.place.put(sign, f"{DRIVER}/{platform.node()}")
             # The journal before the outbox: what MLflow is to get is then never behind it
             for file in (self.folder / JOURNAL, *sorted(self.folder.rglob("*"))):
                 self._copy(file, Path(scratch))

@@ -37,31 +37,31 @@ def open_journal(folder: Path) -> tuple[optuna.Study, Journal]:
     Path(f"{path}.lock").unlink(missing_ok=True)
     storage = Journal(JournalFileBackend(str(path)))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # A run folder that was renamed holds the study under its first name
+    name = next(iter(optuna.get_all_study_names(storage)), folder.name)
     return optuna.create_study(
-        storage=storage, study_name=folder.name, direction="maximize", load_if_exists=True
+        storage=storage, study_name=name, direction="maximize", load_if_exists=True
     ), storage
 
 
-def read_study(folder: Path, name: str | None = None) -> optuna.Study | None:
-    """A run folder's study of that name (else the first), to be read only; None without one."""
+def read_study(folder: Path) -> optuna.Study | None:
+    """A run folder's study, to be read only; None without one."""
     path = folder / JOURNAL
     if not path.is_file():
         return None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = JournalStorage(JournalFileBackend(str(path)))
     names = optuna.get_all_study_names(storage)
-    name = name or next(iter(names), None)
-    return optuna.load_study(study_name=name, storage=storage) if name in names else None
+    return optuna.load_study(study_name=names[0], storage=storage) if names else None
 
 
 def read_trials(folder: Path) -> list[FrozenTrial]:
-    """A study's trials, running or not. Raises StudyError if none has the folder's name: the folder
-    was renamed, or the driver has only just begun."""
-    study = read_study(folder, folder.name)
+    """A study's trials, running or not. Raises StudyError without a study: the driver may have only
+    just begun."""
+    study = read_study(folder)
     if study is None:
         path = folder / JOURNAL
         if path.is_file():
-            raise StudyError(f"no study named {folder.name} in {path}")
+            raise StudyError(f"no study in {path} yet")
         raise StudyError(f"no study in {folder}: {JOURNAL} is missing")
     return study.get_trials(deepcopy=False)
 

@@ -6,8 +6,8 @@ from itertools import islice
 import numpy as np
 import optuna
 
-from vgg_search.config import Config
 from vgg_search.space.candidate import Candidate
+from vgg_search.space.search_space import Space
 
 DRAWS = 100  # for each feasible candidate, before a space is taken for one without
 TRAINING, PROPOSING = 0, 1  # independent streams of a trial's seed
@@ -39,11 +39,10 @@ def make_sampler(kind: str, seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.RandomSampler(seed=seed)
 
 
-def random_candidates(config: Config, count: int) -> list[Candidate]:
+def random_candidates(space: Space, seed: int, count: int) -> list[Candidate]:
     """Feasible candidates as random search would propose them; fewer than `count`, or none, where
     the limits of the space leave few."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(sampler=make_sampler("random", config.seed))
-    space = config.search_space
+    study = optuna.create_study(sampler=make_sampler("random", seed))
     draws = (space.sample(study.ask()) for _ in range(DRAWS * count))
     return list(islice(filter(space.feasible, draws), count))

@@ -60,7 +60,6 @@ class Study:
         self.stopping = False  # set from outside: propose nothing more
         self.finished = False  # nothing is left to propose
         self._untrained_in_a_row = 0
-        self._values_only = False
         self._live: dict[int, optuna.Trial] = {}  # queued, running or waiting
         self._queue: deque[Segment] = deque()
         self._deaths: Counter[int] = Counter()
@@ -179,12 +178,12 @@ class Study:
 
     def _set_sampler(self, number: int, kind: str) -> None:
         """Trial `number` is proposed by a sampler that depends on the record and its seed alone."""
-        seed = trial_seed(self.config.seed, number, PROPOSING)
-        self.optuna.sampler, self._values_only = make_sampler(kind, seed), kind in VALUES_ONLY
+        self.optuna.sampler = make_sampler(kind, trial_seed(self.config.seed, number, PROPOSING))
 
     def _sampling(self) -> AbstractContextManager[None]:
         """While it proposes, the sampler is shown who waits at a rung as pruned there."""
-        return self._storage.sampling(self.scheduler.waiting, self._values_only)
+        values_only = self.config.sampler in VALUES_ONLY
+        return self._storage.sampling(self.scheduler.waiting, values_only)
 
     def _ask(self) -> Segment | None:
         number = len(self._rows)  # the next that is not waiting in Optuna's queue

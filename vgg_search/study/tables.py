@@ -80,7 +80,7 @@ def epoch_rows(trials: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]], columns: Iterable[str]) -> None:
-    with path.open("w", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(columns))
         writer.writeheader()
         writer.writerows(rows)
@@ -137,6 +137,17 @@ def summarise(trials: list[FrozenTrial], slots: int, search_seconds: float) -> d
         if rows
         else None,
     }
+
+
+def none_completed(trials: Iterable[FrozenTrial]) -> str | None:
+    """Why no trial was completed, with the first error; None if one was."""
+    table = [row for row in trial_rows(trials) if row["state"] not in UNTRAINED]
+    states = Counter(row["state"] for row in table)
+    if states["completed"]:
+        return None
+    counts = ", ".join(f"{n} {state}" for state, n in states.items()) or "none was trained"
+    first = next((f"; trial {r['number']}: {r['error']}" for r in table if r["error"]), "")
+    return f"no trial was completed ({counts}{first})"
 
 
 def write_tables(folder: Path, trials: list[FrozenTrial]) -> None:

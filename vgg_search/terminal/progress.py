@@ -1,6 +1,7 @@
 """What the terminal shows during a search: a live table, or a line an event where it is piped."""
 
 import logging
+import shlex
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,7 +15,12 @@ from rich.text import Text
 
 from vgg_search.records import METRIC, UNTRAINED, EpochRow
 from vgg_search.space.arch import as_arch, describe
-from vgg_search.storage.addresses import command, masked, resume_command
+from vgg_search.storage.addresses import (
+    command,
+    masked,
+    resume_command,
+    sqlite_address,
+)
 from vgg_search.storage.folder import RUNS
 from vgg_search.study.segment import Event
 from vgg_search.study.study import Study
@@ -189,16 +195,20 @@ def closing(summary: dict[str, Any], folder: Path, uri: str, storage_path: str =
     if summary["champion"]:
         lines += _champion_lines(summary["champion"])
     lines += [f"warning   {text}" for text in summary["warnings"]]
+    sync = command(f"vgg-search sync {summary['study']}", storage_path)
     if summary["refused"]:
-        look = command(f"vgg-search status {summary['study']}", storage_path)
         refused = f"MLflow refused {summary['refused']} rows for good"
-        lines.append(f"warning   {refused}: {look} tells which")
+        lines.append(f"warning   {refused}: {sync} tells which")
+    if summary.get("unsent"):
+        lines.append(f"warning   {summary['unsent']} rows are not in MLflow yet: {sync}")
     if summary["state"] == "interrupted":
         lines.append(f"go on     {resume_command(summary['study'], storage_path)}")
     lines.append(f"report    {folder / 'report.html'}")
-    here = uri == f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-    database = "mlflow ui" if here else f"mlflow ui --backend-store-uri {uri}"
+    here = uri == sqlite_address(Path.cwd() / "mlflow.db")
+    database = "mlflow ui" if here else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
     lines.append(f"compare   {masked(uri if uri.startswith('http') else database)}")
+    if why_not := summary.get("none_completed"):
+        lines.append(f"failed    {why_not}")
     if summary["champion"]:
         lines.append(f"use       {command('python -m vgg_search predict IMAGE.png', storage_path)}")
     return "\n".join(lines)

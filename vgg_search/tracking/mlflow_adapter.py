@@ -6,16 +6,23 @@ import fcntl
 import json
 import logging
 import os
+import re
+import shlex
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
-from vgg_search.storage.addresses import masked
-from vgg_search.storage.folder import replacing
+from vgg_search.storage.addresses import masked, sqlite_address
+from vgg_search.storage.folder import expanded, plain_name, replacing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mlflow import MlflowClient
 
+CURABLE = (401, 402, 403, 407, 408, 423, 425, 429, 499)  # of 4xx: rights, load, a lock
 # Documented. One call to a dead server takes MLflow's client 246 s with its own retries (measured).
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the outbox retries
@@ -26,14 +33,69 @@ ENVIRONMENT = {
 }
 
 
-def default_uri() -> str:
-    """MLFLOW_TRACKING_URI, else the database that `mlflow ui` opens in this folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+def address(tracking_uri: str | None) -> str:
+    """An address, by default MLFLOW_TRACKING_URI, else the database that `mlflow ui` opens in this
+    folder. A file or folder is named in full: who reads it may run elsewhere."""
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if file := database(uri):
+        return sqlite_address(file) + "".join(uri.partition("?")[1:])
+    if is_file_store(uri) and not uri.startswith("file:"):
+        return str(Path(expanded(uri)).resolve())
+    return uri
 
 
 def database(uri: str) -> Path | None:
-    """The file of an SQLite address."""
-    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+    """The file of an SQLite address, in which SQLAlchemy takes %2F for / and ? for the end."""
+    parts = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
+    return Path(expanded(unquote(parts[1]))).resolve() if parts else None
+
+
+def is_file_store(uri: str) -> bool:
+    """Whether MLflow takes the address for a folder."""
+    return uri.startswith("file:") or (":" not in uri and uri != "databricks")
+
+
+def file_stores_allowed() -> bool:
+    return os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1")
+
+
+def local_folder(location: str) -> Path | None:
+    """The folder of a place for artifacts; None if that is none of this machine."""
+    if location.startswith("file:"):
+        return Path(unquote(urlsplit(location).path))
+    return None if ":" in location or not location else Path(location)
+
+
+def artifacts_beside(file: Path, experiment: str) -> str:
+    """Where artifacts go with a local database: beside it, wherever this and `mlflow ui` run."""
+    return (file.parent / "mlruns" / plain_name(experiment, "experiment")).as_uri()
+
+
+def newest_schema() -> set[str]:
+    """The version of a database that the installed MLflow reads; found without importing it."""
+    spec = find_spec("mlflow")
+    folder = Path(str(spec and spec.origin)).parent / "store" / "db_migrations" / "versions"
+    text = "\n".join(file.read_text() for file in folder.glob("*.py"))
+    before = set(re.findall(r"^down_revision.*?[\"'](\w+)[\"']", text, re.M))
+    return set(re.findall(r"^revision.*?[\"'](\w+)[\"']", text, re.M)) - before
+
+
+def deleted_experiment(uri: str, name: str, number: str) -> str:
+    """What is wrong with it, and the cure."""
+    restore = f"mlflow experiments restore --experiment-id {number}"
+    where = f"MLFLOW_TRACKING_URI={shlex.quote(masked(uri))}"
+    return f"experiment {name!r} is deleted; `{where} {restore}`, or --experiment NAME"
+
+
+def deleted_run(uri: str, run_id: str) -> str:
+    """What is wrong with it, and the cure."""
+    where = f"MLFLOW_TRACKING_URI={shlex.quote(masked(uri))}"
+    return f"its run is deleted; `{where} mlflow runs restore --run-id {run_id}`"
+
+
+def missing(error: Exception) -> bool:
+    """Whether MLflow knows nothing of what was asked for."""
+    return getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
 
 
 def connected(uri: str) -> "MlflowClient":
@@ -48,13 +110,12 @@ def connected(uri: str) -> "MlflowClient":
     file = database(uri)
     if file is None:
         return MlflowClient(uri)
-    file.parent.mkdir(parents=True, exist_ok=True)
     folder = os.open(file.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         if not file.exists():
             with replacing(file) as new:
-                MlflowClient(f"sqlite:///{new}").search_experiments()
+                MlflowClient(sqlite_address(new)).search_experiments()
         return MlflowClient(uri)
     finally:
         os.close(folder)
@@ -100,13 +161,31 @@ def permanent(error: Exception) -> bool:
         return isinstance(error, FileNotFoundError | NotADirectoryError)
     else:
         return isinstance(error, (ValueError, TypeError, LookupError, AttributeError, RuntimeError))
-    return status == 501 or (400 <= status < 500 and status not in (401, 403, 408, 429, 499))
+    return status == 501 or (400 <= status < 500 and status not in CURABLE)
+
+
+def hopeless(error: Exception) -> bool:
+    """True for what, before a study, no waiting cures: what is `permanent`, rights, a driver or a
+    schema that is missing."""
+    text = " ".join(str(e) for e in _chain(error))
+    if "OperationalError" in text or "InterfaceError" in text:
+        return bool(re.search(r"authentication failed|does not exist|no pg_hba|denied", text))
+    answer = getattr(error, "get_http_status_code", None)
+    denied = answer is not None and answer() in (401, 403)
+    return denied or permanent(error) or isinstance(error, ImportError) or "db upgrade" in text
+
+
+def _chain(error: BaseException | None) -> "Iterator[BaseException]":
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def in_a_line(error: BaseException) -> str:
-    """The error without credentials; of a network's or disk's error, its origin."""
+    """The error without credentials; of a network's or disk's error, its origin. MLflow explains
+    itself after a blank line: that is left out, and what it says how to go on is not."""
     origin = error
     while origin.__context__:
         origin = origin.__context__
     text = str(origin if isinstance(origin, OSError) else error) or type(error).__name__
-    return masked(" ".join(text.split()))[:300]
+    return masked(" ".join(text.partition("\n\n")[0].split()))[:800]

@@ -6,6 +6,7 @@ sent twice with the same step and timestamp is one point to MLflow.
 """
 
 import json
+import logging
 import math
 import os
 import sqlite3
@@ -18,8 +19,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vgg_search.storage.addresses import without_password
+from vgg_search.storage.addresses import sqlite_address, without_password
 from vgg_search.storage.folder import OUTBOX
+from vgg_search.tracking.mlflow_adapter import address, database
 from vgg_search.tracking.tracker import Status, Tracker
 
 TABLES = """
@@ -30,12 +32,18 @@ CREATE TABLE IF NOT EXISTS runs (
     run_id TEXT);
 CREATE TABLE IF NOT EXISTS rows (
     id INTEGER PRIMARY KEY AUTOINCREMENT, time INT, run TEXT REFERENCES runs, kind TEXT, body TEXT);
+CREATE INDEX IF NOT EXISTS rows_of_a_run ON rows (run);
 CREATE TABLE IF NOT EXISTS refused (
     id INT, time INT, run TEXT, kind TEXT, body TEXT, error TEXT, PRIMARY KEY (id, body));
 CREATE TABLE IF NOT EXISTS steps (run TEXT, names TEXT, step INT, PRIMARY KEY (run, names));
 CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, body TEXT);
 """
+STORED = ("tracking_uri", "experiment", "study")  # of meta, what an outbox is made with
+FILES = ("artifact", "delete", "register")  # kinds of rows about files, which go another way
 ADDRESSES = ("MLFLOW_TRACKING_URI", "VGG_SEARCH_TRACKING_URI")  # in the environment
+
+
+log = logging.getLogger("vgg_search")
 
 
 class Row(NamedTuple):
@@ -46,6 +54,13 @@ class Row(NamedTuple):
     run: str
     kind: str
     body: Any
+
+
+class Lane(NamedTuple):
+    """Rows that wait for each other: of one run, its record or its files."""
+
+    run: str
+    files: bool
 
 
 class Outbox(Tracker):
@@ -63,11 +78,16 @@ class Outbox(Tracker):
         now |= {"experiment": experiment, "study": study}
         with self._lock, self._db as db:
             before = dict(db.execute("SELECT name, value FROM meta"))
-            if before and any(without_password(before[k]) != v for k, v in now.items()):
+            there = before | {"tracking_uri": without_password(_address(before, self.folder))}
+            # The study may have a new name: its run folder was renamed
+            where = {name: text for name, text in now.items() if name != "study"}
+            if before and any(there[name] != text for name, text in where.items()):
                 # Another tracker knows none of our runs
                 db.execute("UPDATE runs SET run_id = NULL, params = '{}'")
                 db.execute("DELETE FROM results")
-            meta = {"id": uuid.uuid4().hex[:12]} | before | now
+                old, new = (f"{m['tracking_uri']} {m['experiment']}" for m in (there, now))
+                log.warning("tracker: what follows goes to %s, no longer to %s", new, old)
+            meta = {"id": uuid.uuid4().hex[:12]} | before | now | {"folder": str(self.folder)}
             db.executemany("REPLACE INTO meta VALUES (?, ?)", meta.items())
         self.id: str = meta["id"]  # a new study of an old name does not write into the old runs
 
@@ -78,7 +98,8 @@ class Outbox(Tracker):
         if not (folder / OUTBOX).is_file():
             raise ValueError(f"no outbox in {folder}")
         with closing(sqlite3.connect(folder / OUTBOX, timeout=30)) as db:
-            meta = dict(db.execute("SELECT name, value FROM meta WHERE name != 'id'"))
+            meta = dict(db.execute("SELECT name, value FROM meta"))
+        meta = {name: meta[name] for name in STORED} | {"tracking_uri": _address(meta, folder)}
         for name in ADDRESSES:
             if without_password(address := os.environ.get(name, "")) == meta["tracking_uri"]:
                 meta["tracking_uri"] = address
@@ -157,6 +178,10 @@ class Outbox(Tracker):
         return int(self._query("SELECT count(*) FROM refused")[0][0])
 
     @property
+    def keys(self) -> list[str]:
+        return [key for (key,) in self._query("SELECT key FROM runs ORDER BY rowid")]
+
+    @property
     def open_runs(self) -> list[str]:
         return [key for (key,) in self._query("SELECT key FROM runs WHERE open ORDER BY rowid")]
 
@@ -166,10 +191,32 @@ class Outbox(Tracker):
         results = json.loads(body[0][0]) if body else {}
         return {"run_id": run_id[0][0]} | results if run_id else {}
 
-    def rows(self, count: int = -1) -> list[Row]:
-        """The oldest unsent rows; all without a count."""
-        rows = self._query("SELECT id, time, run, kind, body FROM rows ORDER BY id LIMIT ?", count)
+    @property
+    def lanes(self) -> list[Lane]:
+        """Where rows wait: the record of each run, that with the oldest row first, then files."""
+        query = (
+            f"SELECT run, kind IN {FILES} AS files FROM rows GROUP BY run, files"
+            " ORDER BY files, min(id)"
+        )
+        return [Lane(run, bool(files)) for run, files in self._query(query)]
+
+    def rows(self, count: int = -1, lane: Lane | None = None) -> list[Row]:
+        """The oldest unsent rows, of one lane or of all; all without a count."""
+        where = f"WHERE run = ? AND (kind IN {FILES}) = ?" if lane else ""
+        query = f"SELECT id, time, run, kind, body FROM rows {where} ORDER BY id LIMIT ?"
+        rows = self._query(query, *(lane or ()), count)
         return [Row(i, time, run, kind, json.loads(body)) for i, time, run, kind, body in rows]
+
+    @property
+    def refusals(self) -> list[str]:
+        with self._lock:
+            return _refusals(self._db)
+
+    def forget(self, key: str) -> None:
+        """The tracker has this run no more: it is to be created again, with all its params."""
+        ((params,),) = self._query("SELECT params FROM runs WHERE key = ?", key)
+        statement = "UPDATE runs SET run_id = NULL WHERE key = ?"
+        self._put(key, [("batch", _items("param", json.loads(params)))], statement, (key,))
 
     def refuse(self, row: Row, error: str) -> bool:
         """Sets a row, or a part of it, aside; False if it was deleted meanwhile."""
@@ -206,17 +253,43 @@ class Outbox(Tracker):
             )
 
 
+def _address(meta: Mapping[str, str], folder: Path) -> str:
+    """The tracker's address. A database in a file that went with its project, to wherever the run
+    folder is now, is looked for beside it."""
+    uri = meta.get("tracking_uri", "")
+    file, before = database(uri), meta.get("folder")
+    if file and before and not file.exists():
+        moved = (folder / os.path.relpath(file, before)).resolve()
+        return address(sqlite_address(moved)) if moved.exists() else uri
+    return address(uri) if file else uri
+
+
+def _refusals(db: sqlite3.Connection) -> list[str]:
+    query = "SELECT run, kind, body, error FROM refused ORDER BY id, body"
+    return [f"{run}: {_what(kind, body)}: {error}" for run, kind, body, error in db.execute(query)]
+
+
+def _what(kind: str, body: str) -> str:
+    """What a row holds, in words."""
+    content = json.loads(body)
+    if kind == "batch":
+        return ", ".join(f"{sort} {name}" for sort, name, *_ in content)
+    names = (content.get(field) for field in ("target", "artifact_path", "name"))
+    return " ".join((kind, *filter(None, names)))
+
+
 def sending(folder: Path) -> tuple[int, int, Sequence[str]]:
-    """Of a run folder's outbox, which is only read: rows unsent, rows refused, and run and reason
-    of the first three refused."""
+    """Of a run folder's outbox, which is only read: rows unsent, rows refused, and of the first
+    three refused which and why."""
     file = folder / OUTBOX
     if not file.is_file():
         return 0, 0, ()
-    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
+    # On a disk that is read-only SQLite could not make the file beside it that it reads with
+    mode = "mode=ro" if os.access(folder, os.W_OK) else "mode=ro&immutable=1"
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?{mode}", uri=True)) as db:
         counts = "SELECT (SELECT count(*) FROM rows), (SELECT count(*) FROM refused)"
         unsent, refused = db.execute(counts).fetchone()
-        reasons = db.execute("SELECT run || ': ' || error FROM refused LIMIT 3")
-        return unsent, refused, [text for (text,) in reasons]
+        return unsent, refused, _refusals(db)[:3]
 
 
 def _items(sort: str, named: Mapping[str, Any], step: int | None = None) -> list[Any]:

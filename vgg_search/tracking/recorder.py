@@ -1,5 +1,6 @@
 """What a study's events are to the tracker. It puts, and never waits."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from vgg_search.study.record import candidate_of
 from vgg_search.study.segment import Event
 from vgg_search.study.study import Study
 from vgg_search.tracking.tracker import Status, Tracker
+
+log = logging.getLogger("vgg_search")
 
 PARENT, REFINEMENT = "study", "refinement"  # keys of runs
 REGISTERED = "vgg-search"  # the registered model
@@ -84,7 +87,7 @@ class Recorder:
         self.untrained = {state: states[state] for state in UNTRAINED}
 
     def start(self) -> None:
-        """Opens the parent, the study's own run."""
+        """Opens the parent, the study's own run, and what else an outbox lacks that was lost."""
         config = self.config.model_dump(mode="json")
         config["tracking_uri"] = masked(config["tracking_uri"] or "") or None
         versions = ", ".join(f"{name} {text}" for name, text in self.facts["versions"].items())
@@ -96,10 +99,27 @@ class Recorder:
             f"{self.dataset}, ranked by `{METRIC}`. The trials are child runs; `report.html` is "
             "among the artifacts.",
         }
+        new = not self.tracker.keys
         self.tracker.run(PARENT, self.study.folder.name, tags, config)
         self._describe_data(PARENT)
         if config["tracking_uri"] == self.config.tracking_uri:  # it holds no password
             self.tracker.artifact(PARENT, self.study.folder / CONFIG)
+        if new and self.tracker.keys:
+            self._open_recorded()
+
+    def _open_recorded(self) -> None:
+        """Opens the runs of what is recorded, for an outbox that is new although the study is not;
+        `catch_up` then puts what is in them."""
+        trials = self.study.optuna.get_trials(deepcopy=False)
+        begun = [t for t in trials if "flops_per_image" in t.user_attrs]  # the last of a proposal
+        trained = [t for t in begun if t.user_attrs.get("state") not in UNTRAINED]
+        for trial in trained:
+            self._start(trial.number, trial.user_attrs)
+        if (card := read_card(self.study.folder)) and card["trial"] < len(trials):
+            self.champion_started(trials[card["trial"]], card["epochs"])
+        if trained:
+            text = "tracker: there was no outbox; %d trials of the record are put anew, as new runs"
+            log.warning(text, len(trained))
 
     def _describe_data(self, key: str) -> None:
         profile = self.config.model_dump(include={"val_images", "train_images"})
@@ -164,9 +184,12 @@ class Recorder:
 
     def interrupt(self) -> None:
         """Close the runs of trials that a later `--resume` goes on with."""
+        # MLflow shows KILLED as failed, which what only a budget cut short is not
+        status: Status = "KILLED" if self.study.stopping else "FINISHED"
         for number in self.study.unfinished:
             self._log_best(number)
-            end_run(self.tracker, run_key(number), "interrupted")
+            self.tracker.tag(run_key(number), state="interrupted")
+            self.tracker.end(run_key(number), status)
 
     def champion_started(self, best: FrozenTrial, epochs: int) -> None:
         """Opens the champion's own run."""

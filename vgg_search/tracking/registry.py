@@ -149,7 +149,7 @@ def fetch_champion(model_uri: str, tracking_uri: str | None, target: Path) -> Pa
 @contextmanager
 def _client_for(model_uri: str, tracking_uri: str | None) -> "Iterator[MlflowClient]":
     """A client, whose errors are about a model."""
-    uri = tracking_uri or mlflow_adapter.default_uri()
+    uri = mlflow_adapter.address(tracking_uri)
     file = mlflow_adapter.database(uri)
     if file and not file.exists():  # MLflow would make one
         raise ValueError(f"no model {model_uri}: there is no database {file}")

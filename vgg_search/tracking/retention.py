@@ -9,8 +9,8 @@ from vgg_search.tracking.tracker import Tracker
 
 
 class Retention:
-    """A listener of the study, before its recorder, which closes the runs. To be made before the
-    study is opened, which opens runs. The files that stay do not depend on the tracker.
+    """A listener of the study, before its recorder, which closes the runs. To be started before
+    the study is opened, which opens runs. The files that stay do not depend on the tracker.
 
     What a killed driver did not end is repeated: a deletion is put before the files are removed,
     and a trial counts as kept once its checkpoint has been put.
@@ -18,9 +18,13 @@ class Retention:
 
     def __init__(self, study: Study, checkpoints: Checkpoints, tracker: Tracker) -> None:
         self.study, self.checkpoints, self.tracker = study, checkpoints, tracker
+        self.kept: set[int] = set()
+
+    def start(self) -> None:
+        """Looks at what is kept, once the recorder has opened what the tracker lacks."""
         # Of a trial whose run is open, the tracker may not have been sent the checkpoint
-        kept = filter(checkpoints.is_kept, self._ended())
-        self.kept = {number for number in kept if run_key(number) not in tracker.open_runs}
+        kept, open_runs = filter(self.checkpoints.is_kept, self._ended()), self.tracker.open_runs
+        self.kept = {number for number in kept if run_key(number) not in open_runs}
 
     def _ended(self) -> set[int]:
         trials = self.study.optuna.get_trials(deepcopy=False)

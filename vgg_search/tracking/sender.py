@@ -10,19 +10,21 @@ import json
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from vgg_search.storage.folder import SUMMARY, read_card
+from vgg_search.storage.folder import OUTBOX_LOCK, SUMMARY, read_card
 from vgg_search.study.tables import write_summary
 from vgg_search.tracking import mlflow_adapter
+from vgg_search.tracking.check import Check, check_artifacts
 from vgg_search.tracking.mlflow_adapter import in_a_line, permanent
-from vgg_search.tracking.outbox import Outbox, Row
+from vgg_search.tracking.outbox import Lane, Outbox, Row
 from vgg_search.tracking.recorder import REFINEMENT, champion_key
 from vgg_search.tracking.registry import Servable, register
-from vgg_search.tracking.tracker import ANSWERS, Tracker
+from vgg_search.tracking.tracker import ANSWERS, Tracker, TrackerError
 
 KEY_TAG = "vgg_search.key"
 PARENT_TAG = "mlflow.parentRunId"
@@ -32,11 +34,46 @@ TAGS = {
     "description": "mlflow.note.content",
     "source": "mlflow.source.name",
 }
-ROUND_SECONDS, LONGEST_PAUSE, HURRY_SECONDS = 1.0, 15.0, 0.1
+ROUND_SECONDS, LONGEST_PAUSE = 1.0, 15.0
+HURRY_SECONDS, HURRY_PAUSE = 0.1, 2.0  # while somebody waits; the second, after a failure
+ANY_STAGE = 3  # ViewType.ALL: a run may be deleted, and restored
 ROWS = 1000  # of a round
 LIMITS = {"metric": 800, "param": 100, "tag": 100}  # of a call; MLflow takes 1,000 items in all
 
 log = logging.getLogger("vgg_search")
+
+
+class Waits:
+    """Lanes that failed, each with when, for how long it is left alone, and why."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[Lane, tuple[float, float, str]] = {}
+
+    @property
+    def error(self) -> str | None:
+        """Of the lane that failed last."""
+        return max(self._lanes.values(), default=(0.0, 0.0, None))[2]
+
+    def due(self, lanes: list[Lane], hurry: bool) -> list[Lane]:
+        """Those to be tried now, first those that did not fail."""
+        now, longest = time.monotonic(), HURRY_PAUSE if hurry else LONGEST_PAUSE
+        waits = {lane: self._lanes.get(lane, (0.0, 0.0, "")) for lane in lanes}
+        due = [lane for lane, (at, pause, _) in waits.items() if now >= at + min(pause, longest)]
+        return sorted(due, key=lambda lane: waits[lane][0])
+
+    def failed(self, lane: Lane, error: str) -> bool:
+        """Notes it; whether it is to be said: neither records nor files failed before."""
+        new = not any(other.files == lane.files for other in self._lanes)
+        pause = self._lanes.get(lane, (0.0, ROUND_SECONDS, ""))[1]
+        self._lanes[lane] = time.monotonic(), min(2 * pause, LONGEST_PAUSE), error
+        return new
+
+    def succeeded(self, lane: Lane) -> None:
+        self._lanes.pop(lane, None)
+
+    def keep(self, lanes: list[Lane]) -> None:
+        """Drops those that have nothing to send any more."""
+        self._lanes = {lane: wait for lane, wait in self._lanes.items() if lane in lanes}
 
 
 class MlflowTracker(Outbox):
@@ -45,13 +82,13 @@ class MlflowTracker(Outbox):
     def __init__(
         self, folder: Path, tracking_uri: str, experiment: str, study: str, servable: Servable
     ) -> None:
-        file = mlflow_adapter.database(tracking_uri)  # in full: `sync` may run in another folder
-        super().__init__(folder, f"sqlite:///{file}" if file else tracking_uri, experiment, study)
+        super().__init__(folder, mlflow_adapter.address(tracking_uri), experiment, study)
         self.servable = servable
         self._stop, self._hurry = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._client: Any = None
-        self._experiment_id = ""
+        self._experiment_id, self._place = "", ""  # where its artifacts go
+        self._waits = Waits()
 
     def start(self, after: float = 0.0) -> None:
         """As Tracker says. Import torch and Ray first: two threads that import the same packages
@@ -78,74 +115,129 @@ class MlflowTracker(Outbox):
     def _send_for_ever(self, after: float) -> None:
         pause = ROUND_SECONDS
         self._hurry.wait(after)
-        with (self.folder / "outbox.lock").open("w") as lock:
+        with (self.folder / OUTBOX_LOCK).open("w") as lock:
             while not self._stop.is_set():
+                sent = False
                 try:
                     # Two senders (a search, and `sync` beside it) would make runs twice.
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     self._connect()
-                    while self._send_oldest():
-                        pass
-                    pause, self.error = ROUND_SECONDS, None
+                    sent = self._send_round()
+                    self._waits.keep(self.lanes)
+                    self.error = self._waits.error
                 except BlockingIOError:
                     self.error = "another process is sending"
                 except Exception as error:  # whatever it is, this thread goes on: rows are kept
-                    text = in_a_line(error)
                     if self.error is None:
-                        log.warning("tracker: nothing sent for now, all is kept: %s", text)
-                    pause, self.error = min(2 * pause, LONGEST_PAUSE), text
-                if self._hurry.wait(pause):
-                    self._stop.wait(HURRY_SECONDS)
+                        log.warning(
+                            "tracker: nothing sent for now, all is kept: %s", in_a_line(error)
+                        )
+                    self.error = in_a_line(error)
+                ended = time.monotonic()
+                pause = ROUND_SECONDS if sent or not self.error else min(2 * pause, LONGEST_PAUSE)
+                self._rest(ended, pause)
+
+    def _rest(self, since: float, pause: float) -> None:
+        """Until the next round: shorter for who waits in `flush`, but what failed is not tried
+        without a pause."""
+        hurry = HURRY_PAUSE if self.error else HURRY_SECONDS
+        if self._hurry.wait(pause):
+            self._stop.wait(max(0.0, min(pause, hurry) - (time.monotonic() - since)))
 
     def _connect(self) -> None:
+        """Raises TrackerError if the experiment is deleted: it may be restored."""
         if self._client is None:
             client = mlflow_adapter.connected(self.uri)
             experiment = client.get_experiment_by_name(self.experiment)
             if experiment:
                 self._experiment_id = experiment.experiment_id
+                self._place = str(experiment.artifact_location)
+                if experiment.lifecycle_stage == "deleted":
+                    text = (self.uri, self.experiment, self._experiment_id)
+                    raise TrackerError(mlflow_adapter.deleted_experiment(*text))
             else:
-                # Artifacts beside a local database, wherever this runs and `mlflow ui` is started.
                 file = mlflow_adapter.database(self.uri)
-                place = (file.parent / "mlruns" / self.experiment).as_uri() if file else None
+                place = mlflow_adapter.artifacts_beside(file, self.experiment) if file else None
                 self._experiment_id = client.create_experiment(self.experiment, place)
                 client.set_experiment_tag(self._experiment_id, *mlflow_adapter.trials_view())
             self._client = client
 
-    def _send_oldest(self) -> bool:
-        """One round; True if there may be more. Only within a run does order matter, so that
-        rows of trials side by side go in one call a trial."""
-        rows = self.rows(ROWS)
-        groups: dict[str, list[Row]] = {}
-        for row in rows:
-            groups.setdefault(row.run, []).append(row)
-        for group in groups.values():
+    def _send_round(self) -> bool:
+        """One round over all lanes that need not wait; whether anything was sent.
+
+        Only within a lane does order matter, so that rows of trials side by side go in one call a
+        trial. What one lane cannot send holds up no other, but after a failure that may be that of
+        the whole tracker no other is tried before the next round, which begins with the others.
+        """
+        sent = False
+        for lane in self._waits.due(self.lanes, self._hurry.is_set()):
+            try:
+                while not self._stop.is_set() and self._send_some(lane):
+                    sent = True
+                self._waits.succeeded(lane)
+            except Exception as error:
+                if self._waits.failed(lane, in_a_line(error)):
+                    what = f"files of {lane.run}" if lane.files else lane.run
+                    log.warning("tracker: %s waits, it is kept: %s", what, self._waits.error)
+                if not isinstance(error, TrackerError):
+                    self._client = None  # the experiment is looked at again
+                    break
+        return sent
+
+    def _send_some(self, lane: Lane) -> bool:
+        """Sends the oldest rows of a lane, and removes each when all of it is sent; whether there
+        were any."""
+        rows = self.rows(ROWS, lane)
+        todo = list(calls(rows, LIMITS))
+        left = Counter(row.id for call in todo for row in call)
+        for call in todo:
             if self._stop.is_set():
-                return False
-            for call in calls(group, LIMITS):
-                self._send_or_refuse(call)
-            self._write("DELETE FROM rows WHERE id = ?", [(row.id,) for row in group])
-        return len(rows) == ROWS
+                break
+            self._send_or_refuse(call)
+            left.subtract(row.id for row in call)
+            done = {row.id for row in call if not left[row.id]}
+            self._write("DELETE FROM rows WHERE id = ?", [(number,) for number in done])
+        return bool(rows)
 
     def _send_or_refuse(self, call: list[Row]) -> None:
         """Sends a call's rows; if they are refused for good, each in a call of its own: one that
         is bad does not take others with it."""
+        run_id = self._run_id(call[0].run)  # what is wrong with the run is no fault of a row
         try:
-            self._send(call)
+            self._send(run_id, call)
         except Exception as error:
             # At the end of the process, helper threads cannot start: no fault of the row.
             ending = self._stop.is_set() or not threading.main_thread().is_alive()
             if ending or not permanent(error):
                 raise
+            self._check_run(call[0].run, run_id)
             if len(call) > 1:
                 for row in call:
                     self._send_or_refuse([row])
             elif self.refuse(call[0], in_a_line(error)):
                 log.warning("tracker: refused %s: %s", call[0].run, in_a_line(error))
 
-    def _send(self, rows: list[Row]) -> None:
+    def _check_run(self, key: str, run_id: str) -> None:
+        """Raises TrackerError if it is the run that takes nothing, or ConnectionError if it is
+        its experiment: both can be cured."""
+        try:
+            stage = self._client.get_run(run_id).info.lifecycle_stage
+        except Exception as error:
+            if not mlflow_adapter.missing(error):
+                raise
+            self.forget(key)
+            raise TrackerError(f"MLflow has no run {run_id} any more; a new one is made") from None
+        experiment = self._client.get_experiment(self._experiment_id)
+        if experiment.lifecycle_stage == "deleted":
+            text = (self.uri, self.experiment, self._experiment_id)
+            raise ConnectionError(mlflow_adapter.deleted_experiment(*text))
+        if stage == "deleted":
+            raise TrackerError(mlflow_adapter.deleted_run(self.uri, run_id))
+
+    def _send(self, run_id: str, rows: list[Row]) -> None:
         """Sends rows of the kind "batch", or one row of another kind."""
         client, row = self._client, rows[0]
-        body, run_id = row.body, self._run_id(row.run)
+        body = row.body
         if row.kind == "batch":
             self._send_batch(run_id, rows)
         elif row.kind == "run":
@@ -153,6 +245,7 @@ class MlflowTracker(Outbox):
         elif row.kind == "end":
             client.set_terminated(run_id, body["status"], row.time)
         elif row.kind == "artifact":
+            check_artifacts(self.uri, self._place, self.experiment)  # MLflow would make it anew
             path = self.folder / body["path"]
             send = client.log_artifacts if path.is_dir() else client.log_artifact
             send(run_id, str(path), body["artifact_path"])
@@ -198,7 +291,7 @@ class MlflowTracker(Outbox):
             return str(run_id)
         tags = {KEY_TAG: f"{self.id}/{key}"}
         query = f"tags.`{KEY_TAG}` = '{tags[KEY_TAG]}'"
-        stored = self._client.search_runs([self._experiment_id], query, max_results=1)
+        stored = self._client.search_runs([self._experiment_id], query, ANY_STAGE, max_results=1)
         if parent:
             tags[PARENT_TAG] = self._run_id(parent)
         run = (
@@ -230,15 +323,18 @@ def connect(
 ) -> Tracker:
     """The tracker of the study in `folder`, by default MLflow's own default: the one place that
     chooses. Nothing is sent before its `start`."""
-    uri = tracking_uri or mlflow_adapter.default_uri()
+    uri = mlflow_adapter.address(tracking_uri)
     return MlflowTracker(folder, uri, experiment, study, servable)
 
 
 def sync(folder: Path, servable: Servable, timeout: float) -> dict[str, Any]:
     """Sends what a run folder's outbox still holds, in at most `timeout` s, and adds MLflow's
     answers to its summary: {"unsent", "refused", "error"}. Beside a live search it waits for the
-    search's own sender. Raises ValueError without an outbox."""
-    tracker = connect(folder, **Outbox.stored(folder), servable=servable)
+    search's own sender. Raises ValueError without an outbox, TrackerError if the tracker cannot
+    take it."""
+    stored = Outbox.stored(folder)
+    Check(stored["tracking_uri"], stored["experiment"]).result()
+    tracker = connect(folder, **stored, servable=servable)
     tracker.start()
     unsent = tracker.close(timeout)
     file, card = folder / SUMMARY, read_card(folder)
@@ -249,4 +345,5 @@ def sync(folder: Path, servable: Servable, timeout: float) -> dict[str, Any]:
         answers = tracker.results(key)
         summary["champion"] |= {name: answers[name] for name in ANSWERS if name in answers}
         write_summary(folder, summary)
-    return {"unsent": unsent, "refused": tracker.refused, "error": tracker.error}
+    result = {"unsent": unsent, "refused": tracker.refused, "error": tracker.error}
+    return result | {"refusals": tracker.refusals}

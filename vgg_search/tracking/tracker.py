@@ -7,10 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from vgg_search.errors import InputError
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 ANSWERS = ("model_uri", "run_id", "alias_text")  # of `results`, what a champion's summary tells
 SEND_SECONDS = 60.0  # to wait at the end for a tracker that answers
 STOPPED_SECONDS = 3.0  # the same after a signal, which is to end all within 10 s
+
+
+class TrackerError(InputError):
+    """A tracker that cannot take a study, and what would cure it; one line."""
 
 
 class Tracker:
@@ -68,6 +74,11 @@ class Tracker:
         return {}
 
     @property
+    def keys(self) -> list[str]:
+        """Keys of all runs."""
+        return []
+
+    @property
     def open_runs(self) -> list[str]:
         """Keys of the runs that have not ended: after a crash, those that it left running."""
         return []
@@ -80,6 +91,11 @@ class Tracker:
     def refused(self) -> int:
         """Rows that the tracker will never take."""
         return 0
+
+    @property
+    def refusals(self) -> list[str]:
+        """A line for each of these rows: which, and why."""
+        return []
 
     def start(self, after: float = 0.0) -> None:
         """Begins to send, in `after` s. Until then everything is only kept."""

@@ -1,14 +1,11 @@
-"""What the device can do: its precision, CUDA graphs, and how data gets there."""
+"""What the device can do: its precision, its memory, and how data gets there."""
 
 import ctypes
-import logging
 import math
 import resource
 import sys
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -18,10 +15,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vgg_search.errors import DeviceError
+
 # malloc.h of glibc
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-
-log = logging.getLogger("vgg_search")
+# In errors for lack of memory: of a CPU's allocator, of CUDA, of cuBLAS and cuDNN for a handle or a
+# workspace, and of cuDNN where no algorithm has room for its own
+LACKS_MEMORY = (
+    "can't allocate memory",
+    "out of memory",
+    "ALLOC_FAILED",
+    "unable to find an engine",
+    "Unable to find a valid cuDNN algorithm",
+)
 
 
 @dataclass(frozen=True)
@@ -47,9 +53,26 @@ class Plan:
         return f"{str(self.dtype).removeprefix('torch.')} on {self.device}: {self.reason}"
 
 
-def pick_device() -> torch.device:
-    """The GPU that this process may use, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def pick_device(gpu: bool) -> torch.device:
+    """The GPU of this process where one is asked for, else the CPU. Raises DeviceError where it
+    cannot be used: to train on the CPU instead would take days, and nobody would know."""
+    if not gpu:
+        return torch.device("cpu")
+    if trouble := cuda_trouble():
+        raise DeviceError(f"a GPU was asked for, but {trouble}; --gpus-per-trial 0 trains on CPUs")
+    return torch.device("cuda")
+
+
+def cuda_trouble() -> str:
+    """Why torch can use no GPU in this process, in its own words; "" where it can."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return ""
+    if not torch.backends.cuda.is_built():
+        return f"torch {torch.__version__} is built without CUDA"
+    reasons = [str(warning.message).partition(" (Triggered")[0] for warning in said]
+    return f"torch {torch.__version__} finds none" + "".join(f": {text}" for text in reasons[:1])
 
 
 def peak_memory_mib(device: torch.device) -> float:
@@ -59,11 +82,24 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether it is for lack of memory, for which torch has a class on a GPU, on a CPU a text."""
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it is for lack of memory, for which torch's allocator has a class; the CPU's, CUDA
+    itself and its libraries have texts."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in LACKS_MEMORY)
     )
+
+
+def context_lost(error: BaseException) -> bool:
+    """Whether an error of CUDA has ended this process's use of the GPU: all that follows fails."""
+    return isinstance(error, torch.AcceleratorError) and not out_of_memory(error)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what torch keeps of a GPU's memory, and count its peak anew."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def prepare_process(num_threads: int) -> None:
@@ -71,11 +107,11 @@ def prepare_process(num_threads: int) -> None:
 
     glibc may return a step's large tensors to the kernel and fetch them anew, page by page, in the
     next: training was 10 to 30 % slower for it on a small data set, validation up to half.
-    cuDNN tries its algorithms on each new shape and keeps the fastest for the process: the trials
-    of a search share most of their shapes.
+    cuDNN chooses its algorithms by its own heuristics. Trying them on each new shape gained nothing
+    (H200, steps of 355, 436, 818 us and 7.7 ms: within 0.5 %), cost up to 1.5 s a network, and may
+    choose others in the next process.
     """
     torch.set_num_threads(num_threads)
-    torch.backends.cudnn.benchmark = True
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
@@ -93,7 +129,10 @@ def plan(precision: str, device: torch.device | str) -> Plan:
     device = torch.device(device)
     if precision != "auto":
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        return Plan(device, dtype, f"precision is {precision}")
+        tf32 = device.type == "cuda" and precision == "fp32"  # torch's default
+        return Plan(
+            device, dtype, f"precision is {precision}" + (", convolutions in TF32" if tf32 else "")
+        )
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -138,64 +177,3 @@ def to_device(array: np.ndarray, device: torch.device | str) -> Tensor:
         # Ray's arrays are read-only, and one copy serves all workers of a node: nothing writes.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
         return torch.from_numpy(array).to(device)
-
-
-class Graphs:
-    """A training step as one CUDA graph for each batch size; on a CPU it is just called.
-
-    At 28 px a step has many kernels that take less time than their launch; a replay is one launch.
-    A step that cannot be captured is called as it is from then on.
-    """
-
-    EAGER = 3  # steps before the capture, in which libraries allocate what they keep
-
-    def __init__(self) -> None:
-        self.seen: Counter[int] = Counter()
-        self.captured: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self.refused = False
-        # One for all steps before a capture: freed memory is kept for the stream that had it.
-        self.aside: torch.cuda.Stream | None = None
-
-    def run(self, step: Callable[[Tensor], None], batch: Tensor) -> None:
-        """step(batch) for a batch (rows, N); the tensors that `step` writes to stay in place."""
-        if batch.device.type != "cuda" or self.refused:
-            step(batch)
-            return
-        size = batch.shape[1]
-        self.seen[size] += 1
-        if self.seen[size] <= self.EAGER:
-            self._warm_up(step, batch)
-            return
-        if size not in self.captured and not self._capture(step, batch):
-            step(batch)
-            return
-        graph, held = self.captured[size]
-        held.copy_(batch)
-        graph.replay()
-
-    def _warm_up(self, step: Callable[[Tensor], None], batch: Tensor) -> None:
-        """step(batch) on another stream, as a capture wants it (PyTorch's notes, CUDA graphs)."""
-        here = torch.cuda.current_stream()
-        self.aside = self.aside or torch.cuda.Stream()
-        self.aside.wait_stream(here)
-        with torch.cuda.stream(self.aside):
-            step(batch)
-        here.wait_stream(self.aside)
-
-    def _capture(self, step: Callable[[Tensor], None], batch: Tensor) -> bool:
-        graph, held = torch.cuda.CUDAGraph(), batch.clone()
-        # One pool of memory for all: graphs that never run side by side may share it.
-        pool = next((other.pool() for other, _ in self.captured.values()), None)
-        try:
-            with torch.cuda.graph(graph, pool=pool, stream=self.aside):
-                step(held)
-        except RuntimeError as error:  # for lack of memory too: one by one the steps need less
-            log.warning("no CUDA graph, steps are launched one by one: %s", error)
-            self.refused = True
-            self.captured.clear()
-            # A capture that broke off leaves the generator waiting for its end: dropout would fail.
-            generator = torch.cuda.default_generators[torch.cuda.current_device()]
-            generator.graphsafe_set_state(generator.clone_state())
-            return False
-        self.captured[batch.shape[1]] = graph, held
-        return True

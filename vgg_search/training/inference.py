@@ -1,15 +1,31 @@
 """From images as bytes to logits and scores: in validation, in the test, and in use."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from vgg_search.data.source import DatasetInfo
+from vgg_search.machine import cores
 from vgg_search.records import EPOCH_METRICS, METRIC
 from vgg_search.training.device import Plan
 from vgg_search.training.model import VGG
 
 VAL_METRICS = tuple(name for name in EPOCH_METRICS if name.startswith("val_"))
+
+
+@contextmanager
+def own_cores() -> Iterator[None]:
+    """As many threads as this process may use cores, where nobody has set their number; torch by
+    itself does not know the quota of a container."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, cores()))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def prepare(images: Tensor, resolution: int, info: DatasetInfo) -> Tensor:

@@ -22,7 +22,8 @@ from vgg_search.data.source import DatasetInfo
 from vgg_search.data.splits import Splits
 from vgg_search.records import METRIC, diverged
 from vgg_search.training import augment
-from vgg_search.training.device import Graphs, plan, to_device
+from vgg_search.training.device import plan, to_device
+from vgg_search.training.graphs import Graphs
 from vgg_search.training.inference import VAL_METRICS, prepare, validate
 from vgg_search.training.model import VGG
 from vgg_search.training.recipe import RECIPE_SIDE, Recipe, lr_at
