@@ -234,9 +234,7 @@ def test_a_reopened_outbox_is_the_same_and_knows_its_runs(tmp_path: Path) -> Non
     assert Outbox.stored(tmp_path) == {"tracking_uri": URI, "experiment": "e", "study": "s"}
 
 
-@pytest.mark.parametrize(
-    "other", [{"uri": "http://127.0.0.1:10"}, {"experiment": "f"}, {"study": "t"}]
-)
+@pytest.mark.parametrize("other", [{"uri": "http://127.0.0.1:10"}, {"experiment": "f"}])
 def test_another_tracker_gets_its_runs_anew_with_all_their_params(
     tmp_path: Path, other: dict[str, str]
 ) -> None:
@@ -247,6 +245,16 @@ def test_another_tracker_gets_its_runs_anew_with_all_their_params(
     assert again.results("a") == {}
     again.run("a", "a", {}, {"lr": 1})
     assert contents(again)[-1] == ("a", "batch", [["param", "lr", "1", None]])
+
+
+def test_a_study_that_was_renamed_keeps_its_runs(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    first.run("a", "a", {}, {"lr": 1})
+    sent(first, "r1")
+    again = opened(tmp_path, study="t")
+    assert (again.id, again.results("a")) == (first.id, {"run_id": "r1"})
+    again.run("a", "a", {}, {"lr": 1})
+    assert contents(again)[-1] == ("a", "run", {"name": "a"})
 
 
 def test_outboxes_have_ids_of_their_own(tmp_path: Path) -> None:
