@@ -1,10 +1,10 @@
 """Studies that an older commit (d1e9672) recorded: they replay, and one that it began goes on.
 
 `recorded/a` was killed with -9 and resumed there, `recorded/b` ran to its end. `begun/a` is the
-run folder of `a` right after the kill, as small as it can be: without the best checkpoints, which
-MLflow then misses, and without the last one of trial 11, whose first epoch was not in the record
-yet. Of its outbox only the tracker's address was changed, to a relative one. All are of the bundled
-sample.
+run folder of `a` right after the kill, as small as it can be: without the best checkpoints, for
+which the test puts files of the same names, and without the last one of trial 11, whose first epoch
+was not in the record yet. Of its outbox only the tracker's address was changed, to a relative one.
+All are of the bundled sample.
 """
 
 import json
@@ -47,6 +47,10 @@ def test_a_study_that_an_older_commit_began_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "a"
     shutil.copytree(HERE / "begun" / "a", folder)
     before = {trial.number: rows_of(trial) for trial in read_trials(folder)}
+    for number in (number for number, rows in before.items() if rows):
+        best = folder / "trials" / str(number) / "best"
+        best.mkdir(parents=True)
+        (best / "model.json").write_text("{}")
     command = [sys.executable, "-m", "vgg_search.run", "--resume", "a", "--quiet"]
     resumed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert resumed.returncode == 0, resumed.stderr
