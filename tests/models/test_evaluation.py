@@ -110,7 +110,7 @@ def test_the_worst_images_are_those_of_the_highest_loss(
     images, labels = (part[:300] for part in test_split)
     module = servable(champion)[0]
     with torch.inference_mode():
-        probabilities = module(torch.from_numpy(images[:, None].copy())).double().numpy()
+        probabilities = module(torch.from_numpy(images.copy())).double().numpy()
     losses = -np.log(probabilities[np.arange(300), labels])
     worst = evaluate(champion, images, labels)["worst"]
     numbers = [row["image"] for row in worst]
