@@ -84,7 +84,7 @@ class Images(Dataset):
         return len(self.images)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.fromarray(self.images[i])), int(self.labels[i])
+        return self.transform(Image.fromarray(self.images[i, 0])), int(self.labels[i])
 
 
 def splits_of(val_images: int, train_images: int) -> Splits:

@@ -13,7 +13,7 @@ import numpy as np
 
 from vgg_search.data.bundled import SAMPLE
 from vgg_search.data.fashion_mnist import PREFIXES, SOURCE, find_split
-from vgg_search.data.source import Split
+from vgg_search.data.source import Reading, Split
 from vgg_search.data.splits import stratified_order
 
 SEED = 1708
@@ -26,10 +26,10 @@ def make_sample(data_dir: Path) -> dict[str, np.ndarray]:
         folder = find_split(data_dir, split)
         if folder is None:
             raise SystemExit(f"DATA_DIR must hold the {split} files of Fashion-MNIST: {data_dir}")
-        images, labels = SOURCE.load(folder, split)
+        _, images, labels, _ = SOURCE.load(folder, split, Reading())
         index = np.sort(stratified_order(labels, SEED)[:size])
         prefix = PREFIXES[split]
-        arrays[f"{prefix}_images"] = images[index]
+        arrays[f"{prefix}_images"] = images[index, 0]
         arrays[f"{prefix}_labels"] = labels[index]
         arrays[f"{prefix}_index"] = index.astype(np.uint16)
     return arrays

@@ -187,10 +187,10 @@ def test_a_resumed_study_may_have_other_budgets_cluster_and_tracking(stored: Con
 
 
 OTHER = {
-    "seed": (1, "0"), "dataset": ("sample", "'auto'"), "resolution": (32, "28"),
+    "seed": (1, "0"), "dataset": ("sample", "'auto'"), "resolution": (32, "None"),
     "max_epochs": (7, "4"), "grace_epochs": (2, "1"), "reduction_factor": (4, "3"),
     "scheduler": ("none", "'asha-promote'"), "sampler": ("random", "'tpe'"),
-    "val_images": (1, "10000"),
+    "val_images": (1, "None"),
     "batch_size": (64, "128"), "champion_epochs": (1, "12"), "ema": ("false", "True"),
     "precision": ("fp32", "'auto'"), "train_images": (9, "None"),
 }  # fmt: skip

@@ -52,7 +52,7 @@ class Result:
 
     @cached_property
     def champion(self) -> "nn.Module | None":
-        """The champion, ready for use: uint8 (N, 1, 28, 28) -> logits (N, 10). None without one."""
+        """The champion, ready for use: uint8 (N, C, H, W) -> logits (N, classes); or None."""
         from vgg_search.finding import load
 
         return load(self.folder) if self.summary["champion"] else None
@@ -74,6 +74,10 @@ def search(
 ) -> Result:
     """Search, train and test the champion; the fields are those of an experiment file.
 
+    `dataset` may also be images in memory: (x_train, y_train) or (x_train, y_train, x_test,
+    y_test), arrays or tensors of uint8 with labels from 0 on, or torchvision-style Datasets, whose
+    items are (image, label), one or (training, test). They are kept in the user's cache.
+
     `resume` names a study to go on with, as `--resume` does. With `quiet` nothing is printed.
     Ctrl-C (a notebook's "interrupt") stops the search in order: the result says `interrupted`, and
     `resume` goes on. A Ray that is initialised is used and left running. No process, signal handler
@@ -82,6 +86,10 @@ def search(
     Raises ConfigError or another InputError before anything is trained, and SearchError where no
     trial was completed or the champion failed.
     """
+    if not isinstance(fields.get("dataset", ""), str | Path):
+        from vgg_search.data.in_memory import keep
+
+        fields["dataset"] = keep(fields["dataset"])
     given = (config.model_dump(exclude_unset=True) if config else {}) | fields
     config = validated(Config, given)
     stored = None if resume is None else resumed_config(config, resume)

@@ -5,8 +5,10 @@ them out. Nothing heavy is imported here, so that `--help` and errors answer at 
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,6 +17,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    PrivateAttr,
     TypeAdapter,
     ValidationError,
     model_validator,
@@ -22,8 +25,9 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from vgg_search.errors import InputError, did_you_mean
-from vgg_search.records import AUTO, DATASETS
+from vgg_search.records import AUTO, DATASETS, OWN_FILE
 from vgg_search.space.arch import Arch, check_arch
+from vgg_search.space.data_shape import ASSUMED, MOST_SIDE, DataShape
 from vgg_search.space.search_space import Space
 from vgg_search.storage.addresses import masked
 from vgg_search.storage.folder import RUNS, expanded
@@ -85,6 +89,15 @@ def check_tracker(value: str | None) -> str | None:
     return value
 
 
+def check_dataset(value: str) -> str:
+    """A data set by name, or a path. Raises ValueError for what is neither; whether it can be read
+    is known where it is read."""
+    names = (AUTO, *DATASETS)
+    if value not in names and os.sep not in value and not Path(value).exists():
+        raise ValueError(f"be {', '.join(names)}, a folder of class folders or an {OWN_FILE} file")
+    return value if value in names else str(Path(expanded(value)).absolute())
+
+
 def _expanded_path(value: Path | None) -> Path | None:
     return value and Path(expanded(str(value)))
 
@@ -110,7 +123,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Seconds = Annotated[float, "TIME", BeforeValidator(_seconds), Field(gt=0)]
 Positive = Annotated[int, Field(ge=1)]
 # A string among the metadata of a type is what `--help` says of it
-Dataset = Literal[(AUTO, *DATASETS)]  # type: ignore[valid-type]  # known when run
+Dataset = Annotated[str, "NAME|PATH", AfterValidator(check_dataset)]
 QueuedTrial = Annotated[dict[str, Any], AfterValidator(_queued_trial)]
 
 
@@ -142,13 +155,19 @@ class Config(Fields):
     """Seed of proposals, initial weights, shuffling and augmentation."""
 
     dataset: Dataset = AUTO
-    """auto: the real set where it can be had, else the bundled sample, loudly."""
+    """A name, or a folder of class folders, or an .npz; auto: Fashion-MNIST where it can be had,
+    else the bundled sample, loudly."""
     data_dir: Annotated[Path | None, AfterValidator(_expanded_path)] = resumable(None)
-    """Folder with Fashion-MNIST in torchvision's layout, packed or unpacked."""
-    resolution: Annotated[int, Field(ge=2, le=1024)] = 28
-    """Side of the images, px; other than 28 they are resized on the device."""
-    val_images: Positive = 10_000
-    """Images held out of the training split; what search and early stopping see."""
+    """Folder with a named data set in torchvision's layout."""
+    max_images: Positive | None = None
+    """Most images to read of a folder or an .npz, training and test images together."""
+    skip_broken: bool = False
+    """Leave out files of a folder that cannot be read, and say how many."""
+    resolution: Annotated[int, Field(ge=2, le=1024)] | None = None
+    """Side of the images, px; without it the images' own, at most 64."""
+    val_images: Positive | None = None
+    """Images held out of the training split, which search and early stopping see; without it
+    10,000, or a sixth of fewer than 60,000."""
     train_images: Positive | None = None
     """Training images of a trial; without it, all that are not held out."""
 
@@ -194,12 +213,12 @@ class Config(Fields):
     """Learning rate over a trial: up to `lr` and down to nothing, or `lr` throughout."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a label that is spread over all classes."""
-    flip: bool = True
-    """Flip half of the training images left to right."""
+    flip: bool | None = None
+    """Flip half of the training images left to right; without it, unless they are characters."""
     crop: Annotated[int, Field(ge=0, le=16)] = 0
-    """Shift training images by up to so many px (of 28) each way."""
+    """Shift training images by up to so many px each way, in an image of 28 px."""
     erase: Annotated[int, Field(ge=0, le=27)] = 0
-    """Side of a random square blanked in training images, px (of 28)."""
+    """Side of a random square blanked in training images, px in an image of 28 px."""
     ema: bool = True
     """Validate on an exponential moving average of the weights."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -235,12 +254,50 @@ class Config(Fields):
     champion_seeds: Positive = 1
     """Fresh seeds with which the champion is trained; the first is registered."""
 
+    _data: DataShape = PrivateAttr(ASSUMED)
+
+    @property
+    def data(self) -> DataShape:
+        """Of the images; of Fashion-MNIST's until `for_data` has said otherwise."""
+        return self._data
+
     @cached_property
     def search_space(self) -> Space:
-        return Space(self.space, self.resolution, self.batch_size)
+        resolution = self.resolution or self.data.resolution
+        return Space(self.space, resolution, self.batch_size, self.data)
+
+    def for_data(self, data: DataShape) -> "Config":
+        """This experiment with what the data settles where nothing was asked for. Raises
+        ConfigError."""
+        fields = self.model_dump(exclude_unset=True)
+        settled = dict(zip(SETTLED, (data.resolution, data.val_images, data.flip), strict=True))
+        fields |= {name: x for name, x in settled.items() if getattr(self, name) is None}
+        if self.resolution is None:
+            fields |= self._fitted(data.resolution)
+        config = validated(type(self), fields)
+        config._data = data
+        config.__dict__.pop("search_space")  # made by the checks, before the data was known
+        return config
+
+    def _fitted(self, resolution: int) -> dict[str, Any]:
+        """The default space and baseline at another resolution than the one they were made for: no
+        deeper than it allows, and with as many FLOPs a pixel."""
+        most, fields = resolution.bit_length() - 1, type(self).model_fields
+        fitted: dict[str, Any] = {}
+        if self.baseline and self.baseline == fields["baseline"].default:
+            fitted["baseline"] = self.baseline[:most]
+        if self.space == DEFAULT_SPACE:
+            low, high = DEFAULT_SPACE["num_blocks"]
+            max_flops = round(DEFAULT_SPACE["max_flops"] * (resolution / ASSUMED.resolution) ** 2)
+            blocks = [low, high] if high <= most else list(range(low, most + 1))
+            fitted["space"] = self.space | {"num_blocks": blocks, "max_flops": max_flops}
+        return fitted
 
     @model_validator(mode="after")
     def _agree(self) -> "Config":
+        if self.dataset not in (AUTO, "fashion-mnist", "sample"):
+            # Until they have been read, as large as they may be without a resolution
+            self._data = replace(ASSUMED, side=MOST_SIDE)
         if self.grace_epochs > self.max_epochs:
             raise ValueError(
                 f"grace_epochs must be <= max_epochs ({self.max_epochs}), got {self.grace_epochs}"
@@ -251,7 +308,7 @@ class Config(Fields):
         for i, trial in enumerate(self.trials_by_hand):
             try:
                 if "arch" in trial:
-                    check_arch(trial["arch"], self.resolution)
+                    check_arch(trial["arch"], space.resolution)
                 space.enqueued(trial)
             except ValueError as error:
                 what = "baseline" if i == 0 and self.baseline is not None else "enqueue"
@@ -270,6 +327,8 @@ class Config(Fields):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
 
 
+# Fields that the data settles where they are not set
+SETTLED = ("resolution", "val_images", "flip")
 # What a resumed study may be given anew: budgets, cluster, tracking, and where the data lies
 RESUMABLE = frozenset(
     n for n, f in Config.model_fields.items() if f.json_schema_extra == _RESUMABLE

@@ -6,11 +6,10 @@ from typing import Any
 import torch
 
 from vgg_search.config import Config, ConfigError
-from vgg_search.data.source import UNKNOWN
-from vgg_search.data.splits import SAMPLE_IMAGES, SPLIT_IMAGES
+from vgg_search.data.source import unknown
+from vgg_search.data.splits import load
 from vgg_search.engine.packing import measure
 from vgg_search.machine import cores
-from vgg_search.models.images import SIDE
 from vgg_search.space.arch import depth, describe
 from vgg_search.space.candidate import Candidate
 from vgg_search.study.budget import Budget
@@ -29,8 +28,9 @@ PROBE_BATCHES = 3
 def forecast(config: Config) -> dict[str, Any]:
     """Print the resolved experiment, ten sampled networks, and the time it is likely to take.
 
-    Raises ConfigError if the space has no feasible network.
+    Raises DataError, and ConfigError if the space has no feasible network.
     """
+    config, _ = load(config)
     print(config.dump())
     candidates = random_candidates(config.search_space, config.seed, SAMPLES)
     if not candidates:
@@ -38,7 +38,7 @@ def forecast(config: Config) -> dict[str, Any]:
     networks: list[dict[str, Any]] = []
     for candidate in candidates:
         params, flops = config.search_space.costs(candidate)
-        seconds = training_images(config) / images_per_second(config, candidate)
+        seconds = config.data.train_images / images_per_second(config, candidate)
         network = {"arch": candidate.arch, "num_params": params, "flops_per_image": flops}
         network |= {"epoch_seconds": round(seconds, 2)}
         print(network_text(config, candidate, network))
@@ -60,9 +60,10 @@ def forecast(config: Config) -> dict[str, Any]:
 
 def network_text(config: Config, candidate: Candidate, network: dict[str, Any]) -> str:
     """A network and its forecast in two lines, and a line for each of its layers."""
-    side, mflop = config.resolution, network["flops_per_image"] / 1e6
+    options, mflop = config.search_space.network(candidate), network["flops_per_image"] / 1e6
+    shape = (1, config.data.channels, options["resolution"], options["resolution"])
     with torch.device("meta"):
-        layers = VGG(**candidate.network(side)).layer_summary((1, 1, side, side))
+        layers = VGG(**options).layer_summary(shape)
     lines = [
         f"{describe(candidate.arch)}  depth {depth(candidate.arch)}, lr {candidate.lr:.4g}",
         f"  {network['num_params']:,} parameters, {mflop:.1f} MFLOP an image, "
@@ -72,22 +73,16 @@ def network_text(config: Config, candidate: Candidate, network: dict[str, Any]) 
     return "\n".join(lines)
 
 
-def training_images(config: Config) -> int:
-    """Images of an epoch, without a look at the data."""
-    images = config.train_images or SPLIT_IMAGES - config.val_images
-    if config.dataset == "sample":
-        images = min(images, SAMPLE_IMAGES - min(config.val_images, SAMPLE_IMAGES // 6))
-    return images
-
-
 def images_per_second(config: Config, candidate: Candidate) -> float:
     """Training speed on one worker of this machine, measured by a few steps on noise."""
     prepare_process(max(1, int(config.cpus_per_trial)))
     count = PROBE_BATCHES * candidate.batch_size
     device = pick_device(on_gpu(config))
-    noise = torch.randint(256, (count, SIDE, SIDE), dtype=torch.uint8).to(device)
-    data = Resident(noise, torch.zeros(count, dtype=torch.long, device=device), UNKNOWN)
-    network = build(candidate.network(config.resolution), config.seed)
+    size = (count, config.data.channels, config.data.side, config.data.side)
+    noise = torch.randint(256, size, dtype=torch.uint8).to(device)
+    labels = torch.zeros(count, dtype=torch.long, device=device)
+    data = Resident(noise, labels, unknown(config.data.channels))
+    network = build(config.search_space.network(candidate), config.seed)
     # In the first epoch libraries choose and compile their kernels; on a GPU the second captures
     # the step as a graph.
     epochs = 3 if device.type == "cuda" else 2

@@ -11,8 +11,21 @@ from typing import Any, Final, Literal, Required, TypedDict
 METRIC: Final = "val_accuracy"  # what trials are ranked by: higher is better
 BEST_METRIC = f"best_{METRIC}"
 
-# Data set -> its module in data/, where its SOURCE is; a new one is that file and a line here
-DATASETS = {"fashion-mnist": "fashion_mnist", "sample": "bundled"}
+# Data set -> its module in data/, where its SOURCES has it; a new one is a line there and one here
+DATASETS = {
+    "fashion-mnist": "fashion_mnist",
+    "sample": "bundled",
+    "mnist": "published",
+    "kmnist": "published",
+    "emnist-balanced": "published",
+    "emnist-letters": "published",
+    "cifar10": "published",
+    "cifar100": "published",
+    "svhn": "published",
+}
+# What a path names instead -> its module, which has `at(path)`
+OWN_FOLDER, OWN_FILE = "folder", ".npz"
+OWN = {OWN_FOLDER: "folder", OWN_FILE: "npz"}
 AUTO: Final = "auto"  # the whole set where it can be had, else the bundled sample
 
 

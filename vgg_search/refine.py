@@ -64,7 +64,7 @@ def refine(
     """
     network, old = load_folder(folder)
     splits, info = _images_of(old, data_dir), info_of(old)
-    test = load_test(old["dataset"], data_dir)
+    test = load_test(old["dataset"], data_dir, info.reading)
     before = evaluate(folder, *test)["test_accuracy"]
     epochs = epochs or int(old["epochs"])
     card = {name: old[name] for name in KEPT} | facts
@@ -96,7 +96,7 @@ def _images_of(card: Card, data_dir: Path | None) -> Splits:
     is not a champion's card."""
     if lacking := [name for name in (*KEPT, "epochs") if name not in card]:
         raise ModelError(f"--model must be a champion, got one whose card lacks {lacking[0]}")
-    splits = load_splits(card["dataset"], data_dir)
+    splits = load_splits(card["dataset"], data_dir, reading=info_of(card).reading)
     if splits.digest != card["digest"]:
         rule = f"the data must be what the champion was trained on, {card['digest']}"
         raise ModelError(f"{rule}, got {splits.digest}")

@@ -79,7 +79,7 @@ def run(
 def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[str, Any]:
     began, folder = time.monotonic(), run_folder(config, resume)
     check = Check(config.tracking_uri, config.experiment)
-    splits = load_data(config)
+    config, splits = load_data(config)
     facts = study_facts(config, splits, folder)
     check.result(FIRST_LOOK_SECONDS)  # what is seen at once is said before Ray is started
     if sys.stderr.isatty() and not quiet:  # somebody waits; a mistake found later is one line
@@ -122,11 +122,10 @@ def _session(study: Study, splits: "Splits", place: Place, quiet: bool) -> Itera
     checkpoints.start()
     write_config(folder, config)
     with log_file(folder / LOG):
-        from vgg_search.data.splits import USING_SAMPLE
         from vgg_search.models.files import servable
 
-        if splits.name == "sample":  # said before there was a log
-            log.info(USING_SAMPLE)
+        for note in splits.notes:  # said before there was a log
+            log.info(note)
         tracker = connect(folder, config.tracking_uri, config.experiment, folder.name, servable)
         try:
             yield Session(study, splits, tracker, provenance(), checkpoints, Progress(study, quiet))
@@ -178,15 +177,15 @@ def write_config(folder: Path, config: Config) -> None:
         file.write_text(config.dump())
 
 
-def load_data(config: Config) -> "Splits":
-    """Training and validation images; whether the test split can be read is known now too, and not
-    after hours of search. Raises DataError."""
-    from vgg_search.data.splits import check_test, load_splits
+def load_data(config: Config) -> tuple[Config, "Splits"]:
+    """The experiment with what its data settles, training and validation images; whether the test
+    split can be read is known now too, and not after hours of search. Raises DataError."""
+    from vgg_search.data.splits import check_test, load
 
-    splits = load_splits(config.dataset, config.data_dir, config.val_images, config.train_images)
+    config, splits = load(config)
     if config.champion_epochs:
         check_test(splits.name, config.data_dir)
-    return splits
+    return config, splits
 
 
 def study_facts(config: Config, splits: "Splits", folder: Path) -> dict[str, Any]:

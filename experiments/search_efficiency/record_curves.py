@@ -78,7 +78,7 @@ def record(count: int, data_dir: Path | None, work: Path) -> None:
         for seed in SEEDS:
             if (number, seed) in done:
                 continue
-            network = build(candidate.network(config.resolution), seed)
+            network = build(config.search_space.network(candidate), seed)
             training = Training(network, data, recipe_of(config, candidate, EPOCHS), seed)
             rows = list(training.run(EPOCHS))
             curves = {key: [row[key] for row in rows] for key in CURVES}

@@ -229,7 +229,7 @@ def test_evaluate_and_predict(killed: Killed) -> None:
     images, _ = load_test(killed.summary["dataset"], os.environ.get("VGG_SEARCH_DATA_DIR"))
     files = [f"{i}.png" for i in range(3)]
     for file, image in zip(files, images, strict=False):
-        Image.fromarray(image).save(killed.folder / file)
+        Image.fromarray(image[0]).save(killed.folder / file)
     answers = run_again(killed.folder, "predict", *files, "--json")
     assert answers.returncode == 0, answers.stderr
     predictions = json.loads(answers.stdout.splitlines()[-1])["predictions"]

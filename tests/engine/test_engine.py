@@ -120,7 +120,7 @@ def test_a_reused_worker_gives_the_rows_of_a_fresh_one(many: Path) -> None:
     prepare_process(1)
     for trial in np.random.default_rng(0).choice(np.array(trained), 20, replace=False):
         candidate, seed = candidate_of(trial.user_attrs), trial.user_attrs["seed"]
-        network = build(candidate.network(config.resolution), seed)
+        network = build(config.search_space.network(candidate), seed)
         fresh = Training(network, data, recipe_of(config, candidate, config.max_epochs), seed)
         told = rows_of(trial)
         again = list(fresh.run(len(told)))

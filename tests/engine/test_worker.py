@@ -338,7 +338,8 @@ def test_the_best_weights_are_those_that_were_validated(
     data = Resident.load(splits, "cpu")
     assert data.val_images is not None
     assert data.val_labels is not None
-    assert info_of(card) == replace(splits.info, name="")  # a trial's card does not name its data
+    # A trial's card does not name its data
+    assert info_of(card) == replace(splits.info, name="auto")
     fp32 = plan("fp32", "cpu")
     again = validate(network, data.val_images, data.val_labels, info_of(card), fp32)
     assert again["val_accuracy"] == card["val_accuracy"] == best["val_accuracy"]

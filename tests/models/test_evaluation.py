@@ -10,6 +10,7 @@ from champions import INFO, save_champion, some_test_images
 from PIL import Image
 
 from vgg_search.cli.commands import main
+from vgg_search.data.decoding import MUST_BE
 from vgg_search.models.evaluation import evaluate, predict
 from vgg_search.models.files import servable
 
@@ -35,21 +36,21 @@ def test_predict_names_wrong_files_and_goes_on(
     champion: Path, images: np.ndarray, tmp_path: Path
 ) -> None:
     paths = [tmp_path / name for name in ("a.png", "text.png", "b.png", "missing.jpg", "c.png")]
-    Image.fromarray(images[0].copy()).save(paths[0])
+    Image.fromarray(images[0, 0].copy()).save(paths[0])
     paths[1].write_text("a shirt")
-    Image.fromarray(255 - images[1]).save(paths[2])
-    Image.fromarray(images[2].copy()).resize((90, 120)).convert("RGBA").save(paths[4])
+    Image.fromarray(255 - images[1, 0]).save(paths[2])
+    Image.fromarray(images[2, 0].copy()).resize((90, 120)).convert("RGBA").save(paths[4])
     rows = predict(champion, paths)
     assert [row["file"] for row in rows] == [str(path) for path in paths]
     assert [set(row) for row in rows if "error" in row] == [{"file", "error"}] * 2
-    assert rows[1]["error"] == "must be an image (PNG, JPEG, BMP, WEBP, GIF, TIFF)"
+    assert rows[1]["error"] == MUST_BE
     assert "No such file" in rows[3]["error"]
     assert [rows[i]["assumed"] for i in (0, 2, 4)] == [
         "light on dark",
         "dark on light, inverted",
         "light on dark",
     ]
-    expected = servable(champion)[0](torch.from_numpy(images[:2, None].copy()))
+    expected = servable(champion)[0](torch.from_numpy(images[:2].copy()))
     for row, probabilities in zip((rows[0], rows[2]), expected, strict=True):
         assert row["class"] == CLASSES[int(probabilities.argmax())]
         assert row["probability"] == pytest.approx(float(probabilities.max()), abs=1e-6)
@@ -62,7 +63,7 @@ def test_the_command_names_wrong_files_and_goes_on(
     champion: Path, images: np.ndarray, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     good, bad, gone = (str(tmp_path / name) for name in ("a.png", "bad.png", "gone.jpg"))
-    Image.fromarray(255 - images[0]).save(good)
+    Image.fromarray(255 - images[0, 0]).save(good)
     Path(bad).write_text("a shirt")
     files = ["predict", bad, good, gone, "--model", str(champion)]
     assert main(files) == 1
@@ -70,7 +71,7 @@ def test_the_command_names_wrong_files_and_goes_on(
     assert out.startswith(f"{good}: ")
     assert out.endswith("(dark on light, inverted)\n")
     assert err.splitlines() == [
-        f"vgg-search: {bad} must be an image (PNG, JPEG, BMP, WEBP, GIF, TIFF)",
+        f"vgg-search: {bad} {MUST_BE}",
         f"vgg-search: {gone} cannot be read: No such file or directory",
     ]
     assert main([*files, "--json"]) == 1
@@ -85,7 +86,7 @@ def test_evaluate_counts_as_by_hand(
     images, labels = test_split
     module = servable(champion)[0]
     with torch.inference_mode():
-        probabilities = module(torch.from_numpy(images[:, None].copy())).double().numpy()
+        probabilities = module(torch.from_numpy(images.copy())).double().numpy()
     guesses = probabilities.argmax(1)
     score = evaluate(champion, images, labels)
     assert score["test_accuracy"] == pytest.approx((guesses == labels).mean())
@@ -109,7 +110,7 @@ def test_the_worst_images_are_those_of_the_highest_loss(
     images, labels = (part[:300] for part in test_split)
     module = servable(champion)[0]
     with torch.inference_mode():
-        probabilities = module(torch.from_numpy(images[:, None].copy())).double().numpy()
+        probabilities = module(torch.from_numpy(images.copy())).double().numpy()
     losses = -np.log(probabilities[np.arange(300), labels])
     worst = evaluate(champion, images, labels)["worst"]
     numbers = [row["image"] for row in worst]

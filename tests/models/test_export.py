@@ -43,7 +43,7 @@ def test_export_agrees_with_the_network(
     assert result["bytes"] == out.stat().st_size
     assert list(out.parent.iterdir()) == [out]
     for n in (1, 3):  # any batch size, from the file alone
-        x = images[:n, None].copy()
+        x = images[:n].copy()
         if format == "safetensors":
             got = servable(out)[0](torch.from_numpy(x)).numpy()
         elif format == "pt2":

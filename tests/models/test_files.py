@@ -54,7 +54,7 @@ def test_what_is_saved_is_loaded(champion: Path) -> None:
     torch.testing.assert_close(loaded(x), original(x), rtol=0, atol=0)
     assert card["study"] == "a"
     assert card["classes"] == list(INFO.classes)
-    assert card["normalisation"] == {"mean": INFO.mean, "std": INFO.std}
+    assert card["normalisation"] == {"mean": list(INFO.mean), "std": list(INFO.std)}
     assert sorted(path.name for path in champion.iterdir()) == ["model.json", "model.safetensors"]
 
 
@@ -221,7 +221,7 @@ def test_a_loaded_network_is_ready_for_use_and_prepares_images_as_training_did(
     champion: Path, images: np.ndarray
 ) -> None:
     module = load_classifier(champion)
-    x = torch.from_numpy(images[:7, None].copy())
+    x = torch.from_numpy(images[:7].copy())
     logits = module(x)
     assert not module.training
     assert not logits.requires_grad
@@ -235,10 +235,10 @@ def test_a_loaded_network_is_ready_for_use_and_prepares_images_as_training_did(
 
 def test_the_card_decides_the_normalisation(saved: Path, images: np.ndarray) -> None:
     edit(saved, normalisation={"mean": 0.5, "std": 0.5})
-    pixels = torch.from_numpy((images[:7, None] / 255 - 0.5) / 0.5).float()
+    pixels = torch.from_numpy((images[:7] / 255 - 0.5) / 0.5).float()
     with torch.no_grad():
         expected = network().eval()(pixels)
-    answer = load_classifier(saved)(torch.from_numpy(images[:7, None].copy()))
+    answer = load_classifier(saved)(torch.from_numpy(images[:7].copy()))
     torch.testing.assert_close(answer, expected)
 
 

@@ -19,7 +19,7 @@ def test_a_request_is_answered_with_the_right_class(study: Path, tmp_path: Path)
     """As the README says: `mlflow models serve -m models:/vgg-search@champion ...`."""
     images, labels = load_test("auto")
     champion = vgg_search.load(study / "runs" / "seen")
-    images = images[:200, None]
+    images = images[:200]
     expected = champion(torch.from_numpy(images.copy())).softmax(1).numpy()
     # A package of our name that cannot be imported stands before the real one.
     (tmp_path / "path" / "vgg_search").mkdir(parents=True)

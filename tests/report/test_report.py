@@ -67,7 +67,7 @@ def write_champion(folder: Path, arch: Any, test: float) -> None:
     metrics = {"test_accuracy": test, "test_accuracies": [test], "worst": [worst] * 7}
     metrics["confusion"] = [[3_000, 200, 100], [100, 3_000, 200], [50, 50, 3_300]]
     card = {"options": {"arch": arch}, "classes": CLASSES, "num_params": 12_345, "epochs": 4}
-    contact_sheet(np.zeros((7, 28, 28), np.uint8)).save(folder / "worst.png")
+    contact_sheet(np.zeros((7, 1, 28, 28), np.uint8)).save(folder / "worst.png")
     (folder / "champion").mkdir()
     text = json.dumps(card | {"digest": "0123456789abcdef", "metrics": metrics})
     (folder / "champion" / "model.json").write_text(text)

@@ -12,7 +12,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from vgg_search.data.source import UNKNOWN
+from vgg_search.data.source import unknown
 from vgg_search.training import augment, graphs
 from vgg_search.training.graphs import Graphs
 from vgg_search.training.model import build
@@ -173,9 +173,9 @@ def training(resolution: int = 28, batch_norm: bool = True, **fields: Any) -> Tr
         "resolution": resolution,
     }
     recipe = Recipe(max_epochs=2, batch_size=16, lr=0.1, precision="fp32", **fields)
-    images = torch.randint(256, (32, 28, 28), dtype=torch.uint8)
+    images = torch.randint(256, (32, 1, 28, 28), dtype=torch.uint8)
     labels = torch.randint(10, (32,))
-    data = Resident(images, labels, UNKNOWN, images.clone(), labels)
+    data = Resident(images, labels, unknown(1), images.clone(), labels)
     return Training(build(options, 1), data, recipe, 1)
 
 
@@ -189,7 +189,7 @@ def without_contents(run: Training, mode: FakeTensorMode) -> None:
     run.velocity = [v if v is None else mode.from_tensor(v) for v in run.velocity]
     run.lr, run.totals = mode.from_tensor(run.lr), mode.from_tensor(run.totals)
     images, labels = run.data.train_images, run.data.train_labels
-    run.data = Resident(mode.from_tensor(images), mode.from_tensor(labels), UNKNOWN)
+    run.data = Resident(mode.from_tensor(images), mode.from_tensor(labels), unknown(1))
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_flip_mirrors_the_chosen_images_only(data):
     flipped = augment.flip(images, torch.tensor([1, 0, 1]))
     assert torch.equal(flipped[1], images[1])
     for i in (0, 2):
-        assert flipped[i, 5].tolist() == images[i, 5].tolist()[::-1]
+        assert flipped[i, 0, 5].tolist() == images[i, 0, 5].tolist()[::-1]
 
 
 def test_shift_moves_each_image_within_a_black_frame(data):
@@ -107,31 +107,31 @@ def test_shift_moves_each_image_within_a_black_frame(data):
     shifted = augment.shift(images, top.flatten(), left.flatten(), crop=2)
     assert shifted.shape == images.shape
     for image, result, y, x in zip(images, shifted, top.flatten(), left.flatten(), strict=True):
-        assert torch.equal(result, F.pad(image, (2,) * 4)[y : y + 28, x : x + 28])
+        assert torch.equal(result, F.pad(image, (2,) * 4)[:, y : y + 28, x : x + 28])
     assert torch.equal(shifted[12], images[12])  # (2, 2) is no shift
 
 
 def test_blank_blackens_one_square_and_nothing_else():
-    images = torch.full((3, 28, 28), 7, dtype=torch.uint8)
+    images = torch.full((3, 3, 28, 28), 7, dtype=torch.uint8)
     top, left = torch.tensor([0, 20, 5]), torch.tensor([20, 0, 9])
     blanked = augment.blank(images, top, left, size=8)
     assert (images == 7).all()
     for i in range(3):
-        square = blanked[i, top[i] : top[i] + 8, left[i] : left[i] + 8]
-        assert square.shape == (8, 8)
+        square = blanked[i, :, top[i] : top[i] + 8, left[i] : left[i] + 8]
+        assert square.shape == (3, 8, 8)
         assert not square.any()
-        assert (blanked[i] == 0).sum() == 64
+        assert (blanked[i] == 0).sum() == 3 * 64
 
 
 @pytest.mark.parametrize("resolution", [28, 32, 56])
 def test_images_are_normalised_then_resized(data, resolution):
     images = data.train_images[:4]
-    pixels = prepare(images[:, None], resolution, INFO)
-    wanted = (images[:, None] / 255 - INFO.mean) / INFO.std
+    pixels = prepare(images, resolution, INFO)
+    wanted = (images / 255 - INFO.mean[0]) / INFO.std[0]
     if resolution != 28:
         wanted = F.interpolate(wanted, (resolution, resolution), mode="bilinear")
     torch.testing.assert_close(pixels, wanted, atol=1e-5, rtol=0)
-    assert abs(prepare(data.train_images[:, None], 28, INFO).mean()) < 0.02
+    assert abs(prepare(data.train_images, 28, INFO).mean()) < 0.02
 
 
 # Data
@@ -146,7 +146,7 @@ def test_read_only_arrays_are_shared_not_copied(splits):
 
 def test_the_whole_set_has_no_validation(splits):
     whole = Resident.load(splits, "cpu", whole=True)
-    assert whole.train_images.shape == (1500, 28, 28)
+    assert whole.train_images.shape == (1500, 1, 28, 28)
     (row,) = training(whole, FULL).run(1)
     assert set(row) == {"epoch", "train_loss", "train_accuracy", "lr", *TIMES}
 
@@ -265,7 +265,7 @@ def test_the_plain_recipe_is_the_notebooks_loop(data):
         row = next(run.run(1))
     total = 0.0
     for order in orders[0][augment.ORDER].tensor_split(8):
-        scores = network(prepare(data.train_images[order, None], 28, INFO))
+        scores = network(prepare(data.train_images[order], 28, INFO))
         loss = F.cross_entropy(scores, data.train_labels[order])
         network.zero_grad()
         loss.backward()
@@ -340,7 +340,7 @@ def test_validation_drops_no_image(data, count):
     row = validate(network, images, labels, INFO, FP32)
     assert network.training
     with torch.no_grad():
-        scores = network.eval()(prepare(images[:, None], 28, INFO))
+        scores = network.eval()(prepare(images, 28, INFO))
     assert row["val_loss"] == pytest.approx(F.cross_entropy(scores, labels).item(), rel=1e-5)
     assert row["val_accuracy"] == (scores.argmax(1) == labels).sum().item() / count
     torch.testing.assert_close(logits(network, images, INFO, FP32), scores, rtol=1e-4, atol=1e-5)

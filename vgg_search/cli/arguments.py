@@ -17,6 +17,7 @@ from vgg_search.cli.help import Flag, help_text
 from vgg_search.config import (
     ENV_PREFIX,
     RESUMABLE,
+    SETTLED,
     Config,
     ConfigError,
     Fields,
@@ -176,6 +177,7 @@ def resumed_config(changes: Config, name: str) -> Config | None:
     or if a field differs that makes it another study.
     """
     fields = changes.model_dump(exclude_unset=True) | {"name": name}
+    fields = {n: x for n, x in fields.items() if not (n in SETTLED and x is None)}
     path = validated(Config, fields).storage_path
     folder, place = local_folder(path, name), Place.of(path, name)
     if place.remote and not in_use(folder):  # perhaps of a driver on another machine

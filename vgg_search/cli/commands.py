@@ -13,7 +13,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
@@ -25,6 +25,10 @@ from vgg_search.storage.addresses import command
 from vgg_search.storage.disk import disk_watched
 from vgg_search.storage.folder import JOURNAL, OUTBOX, local_folder, new_name
 
+if TYPE_CHECKING:
+    from vgg_search.data.source import DatasetInfo
+
+MOST_COLUMNS = 20  # of a confusion matrix in text
 VERIFIED_IMAGES = 1000  # on which an exported file has to agree
 MODEL_HELP = "a run or champion folder, or models:/NAME@ALIAS; without it, the latest champion"
 MODEL = flag("--model", help=MODEL_HELP)
@@ -80,7 +84,8 @@ def evaluate(argv: Sequence[str]) -> Result:
     from vgg_search.models import evaluation
 
     folder = find_model(options.model, options.storage_path, options.tracking_uri)
-    images, labels = load_test(options.dataset or _dataset(folder), options.data_dir)
+    info = _data_of(folder)
+    images, labels = load_test(options.dataset or info.name, options.data_dir, info.reading)
     scores = evaluation.evaluate(folder, images, labels)
     return Result(scores, _scores_text(scores))
 
@@ -93,9 +98,20 @@ def _scores_text(scores: dict[str, Any]) -> str:
         )
         shares = f"accuracy {accuracy} precision {precision}"
         lines.append(f"  {row['class']:<12} {row['images']:>5} images  {shares}")
+    names, confusion = [row["class"] for row in scores["per_class"]], scores["confusion"]
+    if len(names) > MOST_COLUMNS:  # wider than a screen
+        lines.append("most frequent confusions (--json has the whole matrix)")
+        pairs = [
+            (n, names[i], names[j])
+            for i, row in enumerate(confusion)
+            for j, n in enumerate(row)
+            if i != j and n
+        ]
+        lines += [f"  {n:>5} {true} as {other}" for n, true, other in sorted(pairs)[:-21:-1]]
+        return "\n".join(lines)
     lines.append("confusion (rows: true class, columns: predicted)")
-    for row, counts in zip(scores["per_class"], scores["confusion"], strict=True):
-        lines.append(f"  {row['class']:<12} " + " ".join(f"{count:>5}" for count in counts))
+    for name, counts in zip(names, confusion, strict=True):
+        lines.append(f"  {name:<12} " + " ".join(f"{count:>5}" for count in counts))
     return "\n".join(lines)
 
 
@@ -154,7 +170,9 @@ def export(argv: Sequence[str]) -> Result:
 
     folder = find_model(options.model, options.storage_path, options.tracking_uri)
     # Validation images: to compare two files is no reason to read the test split
-    splits = load_splits(options.dataset or _dataset(folder), options.data_dir)
+    info = _data_of(folder)
+    dataset = options.dataset or info.name
+    splits = load_splits(dataset, options.data_dir, reading=info.reading)
     images = splits.val_images[:VERIFIED_IMAGES]
     result = exporting.export(folder, options.format, options.out, images)
     difference = f"largest difference in a probability {result['max_difference']:.1e}"
@@ -162,11 +180,11 @@ def export(argv: Sequence[str]) -> Result:
     return Result(result, text)
 
 
-def _dataset(folder: Path) -> str:
-    """The data set that a model was trained on."""
-    from vgg_search.models.files import load_folder
+def _data_of(folder: Path) -> "DatasetInfo":
+    """Of the images that a model was trained on."""
+    from vgg_search.models.files import info_of, load_folder
 
-    return str(load_folder(folder)[1].get("dataset", "auto"))
+    return info_of(load_folder(folder)[1])
 
 
 def report(argv: Sequence[str]) -> Result:

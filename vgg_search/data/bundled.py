@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vgg_search.data.fashion_mnist import PREFIXES, FashionMNIST
-from vgg_search.data.source import Array, Source, Split
+from vgg_search.data.source import LabelledImages, Reading, Source, Split
 
 SAMPLE = Path(__file__).parent / "sample" / "fashion-mnist-sample.npz"
 
@@ -24,10 +24,12 @@ class BundledSample(Source):
         """Always in the package: a folder that was named is for other data sets."""
         return SAMPLE
 
-    def load(self, location: Path, split: Split) -> tuple[Array, Array]:
+    def load(self, location: Path, split: Split, reading: Reading) -> LabelledImages:
         with np.load(location, allow_pickle=False) as arrays:
             prefix = PREFIXES[split]
-            return arrays[f"{prefix}_images"], arrays[f"{prefix}_labels"]
+            images, labels = arrays[f"{prefix}_images"], arrays[f"{prefix}_labels"]
+        return LabelledImages(self.info, images[:, None], labels)
 
 
 SOURCE = BundledSample()
+SOURCES = {"sample": SOURCE}

@@ -1,10 +1,13 @@
 """A download by torchvision that ends in bounded time, with whole files or with none."""
 
+import json
 import logging
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vgg_search.data.source import UnavailableError
 
@@ -15,20 +18,27 @@ DOWNLOAD_SECONDS, SILENCE_SECONDS = 180, 5
 # it), unpacks beside what it downloads, and imports torch: so it runs in a process that can be
 # ended, in a temporary folder.
 SCRIPT = """
-import socket, sys
+import json, socket, sys
 socket.setdefaulttimeout(float(sys.argv[3]))
 import torchvision.datasets
-getattr(torchvision.datasets, sys.argv[1])(sys.argv[2], download=True)
+for options in json.loads(sys.argv[4]):
+    getattr(torchvision.datasets, sys.argv[1])(sys.argv[2], download=True, **options)
 """
 
 log = logging.getLogger("vgg_search")
 
 
-def download(dataset: str, subfolder: str, pattern: str, cache: Path) -> Path:
+def download(
+    dataset: str,
+    subfolder: str,
+    pattern: str,
+    cache: Path,
+    options: Sequence[dict[str, Any]] = ({},),
+) -> Path:
     """Put a data set's files into `cache`/`subfolder`, which is returned.
 
-    `dataset` is a class of torchvision.datasets, `subfolder` where it puts its files, `pattern`
-    which of them are kept. Raises UnavailableError.
+    `dataset` is a class of torchvision.datasets, called once with each of `options`; `subfolder` is
+    where it puts its files, `pattern` which of them are kept. Raises UnavailableError.
     """
     folder = cache / subfolder
     log.info("Downloading %s to %s", dataset, folder)
@@ -36,7 +46,10 @@ def download(dataset: str, subfolder: str, pattern: str, cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as temporary:
             subprocess.run(
-                [sys.executable, "-P", "-c", SCRIPT, dataset, temporary, str(SILENCE_SECONDS)],
+                [
+                    *(sys.executable, "-P", "-c", SCRIPT, dataset, temporary),
+                    *(str(SILENCE_SECONDS), json.dumps(options)),
+                ],
                 timeout=DOWNLOAD_SECONDS,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,

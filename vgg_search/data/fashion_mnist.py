@@ -12,7 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from vgg_search.data.download import download
-from vgg_search.data.source import Array, DataError, DatasetInfo, Source, Split, UnavailableError
+from vgg_search.data.source import (
+    Array,
+    DataError,
+    DatasetInfo,
+    LabelledImages,
+    Reading,
+    Source,
+    Split,
+    UnavailableError,
+)
 from vgg_search.machine import cache_folder
 
 DATA_DIR = "VGG_SEARCH_DATA_DIR"
@@ -37,9 +46,9 @@ class FashionMNIST(Source):
             *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
             *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
         ),
-        channels=1,
-        mean=0.2860,
-        std=0.3530,
+        mean=(0.2860,),
+        std=(0.3530,),
+        light_on_dark=True,
     )
 
     def locate(self, data_dir: str | Path | None, split: Split) -> Path:
@@ -57,15 +66,16 @@ class FashionMNIST(Source):
             hint = f"data_dir or {DATA_DIR} can name a folder that holds the data"
             raise UnavailableError(f"{error}; {hint}") from error
 
-    def load(self, location: Path, split: Split) -> tuple[Array, Array]:
+    def load(self, location: Path, split: Split, reading: Reading) -> LabelledImages:
         images, labels = (
             _read(_find_file(location, name) or location / name, SHAPES[split][:ndim])
             for name, ndim in zip(_names(split), (3, 1), strict=True)
         )
-        return images, labels
+        return LabelledImages(self.info, images[:, None], labels)
 
 
 SOURCE = FashionMNIST()
+SOURCES = {"fashion-mnist": SOURCE}
 
 
 def find_split(data_dir: Path, split: Split) -> Path | None:

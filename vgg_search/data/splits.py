@@ -13,11 +13,23 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vgg_search.data.source import Array, DataError, DatasetInfo, Source, Split, UnavailableError
-from vgg_search.records import AUTO, DATASETS
+from vgg_search.config import Config
+from vgg_search.data.source import (
+    Array,
+    DataError,
+    DatasetInfo,
+    Labels,
+    Reading,
+    Source,
+    Split,
+    UnavailableError,
+)
+from vgg_search.records import AUTO, DATASETS, OWN, OWN_FILE, OWN_FOLDER
+from vgg_search.space.data_shape import DataShape
 
-SPLIT_IMAGES, SAMPLE_IMAGES = 60_000, 6_000  # of the training split, and of the sample's
 SPLIT_SEED = 2017
+# Held out for validation where nothing is asked for: so many, or of a small set one in so many
+VAL_IMAGES, VAL_PART = 10_000, 6
 AUTO_ORDER = ("fashion-mnist", "sample")  # what "auto" tries
 USING_SAMPLE = "USING THE BUNDLED SAMPLE, NOT THE WHOLE OF FASHION-MNIST"
 _sample_announced = False
@@ -27,22 +39,30 @@ log = logging.getLogger("vgg_search")
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Training and validation images (N, H, W) with labels (N,), uint8, C-contiguous."""
+    """Training and validation images (N, C, H, W) uint8 with labels (N,), C-contiguous."""
 
     info: DatasetInfo
     digest: str
     """Of the whole training split, so the same however it is cut: sha256, first 16 hex digits."""
     train_images: Array
-    train_labels: Array
+    train_labels: Labels
     val_images: Array
-    val_labels: Array
+    val_labels: Labels
+    notes: tuple[str, ...] = ()
+    """What a user should know of how they were read."""
 
     @property
     def name(self) -> str:
         """Of the data set."""
         return self.info.name
 
-    def whole(self) -> tuple[Array, Array]:
+    @property
+    def shape(self) -> DataShape:
+        """What a network and its training have to know of them."""
+        info, counts = self.info, (len(self.train_labels), len(self.val_labels))
+        return DataShape(info.side, info.channels, len(info.classes), info.flip, *counts)
+
+    def whole(self) -> tuple[Array, Labels]:
         """Training and validation together, for the champion."""
         return (
             np.concatenate([self.train_images, self.val_images]),
@@ -50,24 +70,39 @@ class Splits:
         )
 
 
+def load(config: Config) -> tuple[Config, Splits]:
+    """The experiment with what its data settles, and training and validation images.
+
+    Raises DataError, and ConfigError for what cannot be done at the images' resolution.
+    """
+    reading = Reading(config.resolution, config.max_images, config.skip_broken)
+    splits = load_splits(
+        config.dataset, config.data_dir, config.val_images, config.train_images, reading
+    )
+    return config.for_data(splits.shape), splits
+
+
 def load_splits(
     dataset: str = AUTO,
     data_dir: str | Path | None = None,
-    val_images: int = 10_000,
+    val_images: int | None = None,
     train_images: int | None = None,
+    reading: Reading = Reading(),  # noqa: B008  frozen
 ) -> Splits:
     """Training and validation images, both from the training split, stratified.
 
     The order of the images is drawn once, by a seed of its own: validation is its first
-    `val_images`, training the next `train_images` (None: all the rest), so that a smaller
-    validation or training set is part of a larger one. With the bundled sample both are cut to
-    what it holds, validation to a sixth. Raises DataError.
+    `val_images` (None: VAL_IMAGES, or one in VAL_PART of fewer), training the next
+    `train_images` (None: all the rest), so that a smaller validation or training set is part of a
+    larger one. With the bundled sample both are cut to what it holds. Raises DataError.
     """
     source, location, reason = _locate(dataset, data_dir, "train")
-    images, labels = source.load(location, "train")
-    total, least = len(labels), len(source.info.classes)
+    info, images, labels, notes = source.load(location, "train", reading)
+    total, least = len(labels), len(info.classes)
+    share = max(least, min(VAL_IMAGES, total // VAL_PART))
+    val_images = share if val_images is None else val_images
     if source.is_sample:
-        val_images = min(val_images, total // 6)
+        val_images = min(val_images, share)
         if train_images is not None:
             train_images = min(train_images, total - val_images)
         counts = f"{total:,} training images, {val_images:,} of them for validation"
@@ -80,22 +115,25 @@ def load_splits(
     digest = hashlib.sha256(images.data)
     digest.update(labels.data)
     return Splits(
-        info=source.info,
-        digest=digest.hexdigest()[:16],
-        train_images=images[train],
-        train_labels=labels[train],
-        val_images=images[val],
-        val_labels=labels[val],
+        info,
+        digest.hexdigest()[:16],
+        *(images[train], labels[train]),
+        *(images[val], labels[val]),
+        (USING_SAMPLE,) if source.is_sample else notes,
     )
 
 
-def load_test(dataset: str, data_dir: str | Path | None = None) -> tuple[Array, Array]:
-    """Test images (N, H, W) and labels (N,), in the files' order: the only way to them.
+def load_test(
+    dataset: str,
+    data_dir: str | Path | None = None,
+    reading: Reading = Reading(),  # noqa: B008  frozen
+) -> tuple[Array, Labels]:
+    """Test images (N, C, H, W) and labels (N,), in the files' order: the only way to them.
 
     Raises DataError.
     """
     source, location, reason = _locate(dataset, data_dir, "test")
-    images, labels = source.load(location, "test")
+    _, images, labels, _ = source.load(location, "test", reading)
     if source.is_sample:
         _announce_sample(f"{len(labels):,} test images", reason)
     return images, labels
@@ -109,17 +147,19 @@ def check_test(dataset: str, data_dir: str | Path | None = None) -> None:
     _locate(dataset, data_dir, "test")
 
 
-def stratified_order(labels: Array, seed: int) -> npt.NDArray[np.intp]:
+def stratified_order(labels: Labels, seed: int) -> npt.NDArray[np.intp]:
     """A random order of the images in which every prefix is stratified.
 
     Each class is spread evenly over the order: with classes of one size, their counts in any
-    prefix differ by at most one. Only the raw words of the bit generator are used, whose stream
-    NumPy never changes (NEP 19), so that studies made with two versions stay comparable.
+    prefix differ by at most one, and the first images are one of each class. Only the raw words of
+    the bit generator are used, whose stream NumPy never changes (NEP 19), so that studies made with
+    two versions stay comparable.
     """
     shuffled = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
     position = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels[shuffled] == label)
+    by_class = np.argsort(labels[shuffled], kind="stable")
+    starts = np.flatnonzero(np.diff(labels[shuffled][by_class], prepend=-1))
+    for members in np.split(by_class, starts[1:]):
         position[members] = np.arange(len(members)) / len(members)
     return shuffled[np.argsort(position, kind="stable")]
 
@@ -130,17 +170,23 @@ def _locate(dataset: str, data_dir: str | Path | None, split: Split) -> tuple[So
     "auto" is the first of AUTO_ORDER that can be had. A folder that the user named is never passed
     over in silence, not even by "auto".
     """
-    if dataset != AUTO and dataset not in DATASETS:
-        *first, last = (AUTO, *DATASETS)
-        raise DataError(f"dataset must be {', '.join(first)} or {last}, got {dataset}")
     reason = f"dataset is {dataset}"
     for name in AUTO_ORDER if dataset == AUTO else (dataset,):
-        source: Source = import_module(f"{__package__}.{DATASETS[name]}").SOURCE
+        source = _source(name)
         try:
             return source, source.locate(data_dir, split), reason
         except UnavailableError as error:
             reason = str(error)
     raise DataError(f"{dataset} is not here: {reason}")
+
+
+def _source(name: str) -> Source:
+    if name in DATASETS:
+        sources: dict[str, Source] = import_module(f"{__package__}.{DATASETS[name]}").SOURCES
+        return sources[name]
+    kind = OWN_FILE if name.endswith(OWN_FILE) else OWN_FOLDER
+    source: Source = import_module(f"{__package__}.{OWN[kind]}").at(name)
+    return source
 
 
 def _announce_sample(counts: str, reason: str) -> None:

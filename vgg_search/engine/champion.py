@@ -72,7 +72,7 @@ def train_champion(
         "epochs": epochs,
         "num_params": networks[0].num_params,
         "params": candidate_of(best.user_attrs).to_dict(),
-        "recipe": {name: getattr(config, name) for name in RECIPE_FIELDS},
+        "recipe": {name: getattr(tasks[0].recipe, name) for name in RECIPE_FIELDS},
     }
     card["metrics"] = _scores(networks, study, splits, cluster) | {METRIC: best.value}
     save_model(study.folder / CHAMPION, networks[0], splits.info, card)
@@ -115,7 +115,8 @@ def _tasks(best: FrozenTrial, config: Config, cluster: Cluster, epochs: int) -> 
     if not cluster.resources["gpu"] and config.workers_per_trial == 1:
         # Side by side where there is room, each on one node
         threads = max(threads, int(min(max(cores), sum(cores) // number)))
-    network, recipe = candidate.network(config.resolution), recipe_of(config, candidate, epochs)
+    network = config.search_space.network(candidate)
+    recipe = recipe_of(config, candidate, epochs)
     tasks = []
     for i in range(number):
         checkpoints = TrainingCheckpoints(
@@ -178,7 +179,7 @@ def _network(task: TrainingTask, weights: dict[str, np.ndarray]) -> VGG:
 def _scores(networks: list[VGG], study: Study, splits: Splits, cluster: Cluster) -> dict[str, Any]:
     """Test scores of the first network, and the accuracies of all; its worst images are drawn to
     the study's folder. Raises DataError if the test split cannot be read."""
-    images, labels = load_test(splits.name, study.config.data_dir)
+    images, labels = load_test(splits.name, study.config.data_dir, splits.info.reading)
     resources, test = cluster.resources, (splits.info, images, labels)
     if resources["gpu"]:  # where they were trained: at 224 px a CPU takes minutes
         options: dict[str, Any] = {"num_cpus": resources["cpu"], "num_gpus": resources["gpu"]}

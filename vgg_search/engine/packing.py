@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from vgg_search.config import Config
-from vgg_search.data.source import UNKNOWN
-from vgg_search.data.splits import SPLIT_IMAGES
+from vgg_search.data.source import unknown
 from vgg_search.space.arch import Arch
 from vgg_search.space.candidate import Candidate
 from vgg_search.space.search_space import Space
@@ -120,12 +119,16 @@ def measure(config: Config) -> GpuMemory:
 def rehearsal(config: Config, device: torch.device) -> Training:
     """A training of the largest network on noise, with epochs of BATCHES batches at most."""
     candidate = largest(config)
-    images = min(config.train_images or SPLIT_IMAGES, BATCHES * candidate.batch_size)
-    noise = torch.randint(256, (images, 28, 28), dtype=torch.uint8, device=device)
+    data = config.data
+    train_images = config.train_images or data.train_images
+    images = min(train_images, BATCHES * candidate.batch_size)
+    size = (images, data.channels, data.side, data.side)
+    noise = torch.randint(256, size, dtype=torch.uint8, device=device)
     labels = torch.zeros(images, dtype=torch.long, device=device)
-    held_out = max(1, images * config.val_images // (config.train_images or SPLIT_IMAGES))
-    data = Resident(noise, labels, UNKNOWN, noise[:held_out].clone(), labels[:held_out])
-    network = build(candidate.network(config.resolution), config.seed)
+    held_out = max(1, images * (config.val_images or data.val_images) // train_images)
+    info = unknown(data.channels)
+    resident = Resident(noise, labels, info, noise[:held_out].clone(), labels[:held_out])
+    network = build(config.search_space.network(candidate), config.seed)
     # At a rate at which noise does no harm
     recipe = recipe_of(config, replace(candidate, lr=1e-6), max_epochs=2)
-    return Training(network, data, recipe, config.seed)
+    return Training(network, resident, recipe, config.seed)

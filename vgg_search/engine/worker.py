@@ -134,7 +134,7 @@ class TrialWorker(tune.Trainable):
         """What a segment's network is built from, and its recipe."""
         candidate, experiment = segment.candidate, self.experiment
         recipe = recipe_of(experiment, candidate, experiment.max_epochs)
-        return candidate.network(experiment.resolution), recipe
+        return experiment.search_space.network(candidate), recipe
 
     def _resume(self, segment: Segment, checkpoints: TrainingCheckpoints) -> Training:
         """The training as this process has it, else from its last checkpoint, else new."""

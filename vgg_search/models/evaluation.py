@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vgg_search.models.files import Classifier, PathLike, load_classifier
-from vgg_search.models.images import ImageError, read_image
+from vgg_search.data.decoding import ImageError
+from vgg_search.models.files import Classifier, ModelError, PathLike, load_classifier
+from vgg_search.models.images import read_for
 from vgg_search.training.device import best_device, plan, to_device
 from vgg_search.training.inference import logits, own_cores
 
@@ -23,7 +24,7 @@ def predict(model: Classifier | PathLike, paths: Sequence[PathLike]) -> list[dic
     rows: list[dict[str, Any]] = []
     for path in paths:
         try:
-            image, assumed = read_image(path)
+            image, assumed = read_for(path, classifier.info)
         except ImageError as error:
             rows.append({"file": str(path), "error": str(error)})
             continue
@@ -38,17 +39,22 @@ def predict(model: Classifier | PathLike, paths: Sequence[PathLike]) -> list[dic
 def evaluate(
     model: Classifier | PathLike, images: np.ndarray, labels: np.ndarray
 ) -> dict[str, Any]:
-    """Scores on (N, H, W) uint8 images: test_accuracy, test_loss, per_class, confusion, worst.
+    """Scores on (N, C, H, W) uint8 images: test_accuracy, test_loss, per_class, confusion, worst.
 
     A Classifier answers where it is, one that is loaded here on a GPU if there is one.
     `confusion[true][predicted]` counts images. `worst` are the images of the highest loss, highest
-    first.
+    first. Raises ModelError for images of another kind.
     """
     if isinstance(model, Classifier):
         classifier = model
     else:
         classifier = load_classifier(model).to(best_device())
     classes = classifier.info.classes
+    if images.shape[1] != classifier.info.channels or labels.max(initial=0) >= len(classes):
+        raise ModelError(
+            f"the images must have {classifier.info.channels} channels and {len(classes)} classes "
+            f"as those the model was trained on, got {images.shape[1]} and {labels.max() + 1}"
+        )
     scores, truth = _logits(classifier, images), torch.from_numpy(labels.astype(np.int64))
     size = len(classes)
     pairs = torch.bincount(truth * size + scores.argmax(1), minlength=size**2)
@@ -83,7 +89,7 @@ def _per_class(classes: Sequence[str], confusion: np.ndarray) -> list[dict[str, 
 
 @own_cores()
 def _logits(classifier: Classifier, images: np.ndarray) -> Tensor:
-    """(N, H, W) uint8 -> (N, classes) float32 on the CPU."""
+    """(N, C, H, W) uint8 -> (N, classes) float32 on the CPU."""
     device = next(classifier.parameters()).device
     resident = to_device(images, device)
     return logits(classifier.network, resident, classifier.info, plan("fp32", device)).cpu()

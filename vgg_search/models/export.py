@@ -23,11 +23,11 @@ from vgg_search.training.inference import own_cores
 # 1.2e-6 at most for ONNX (five networks), whose runtime adds up in another order.
 TOLERANCE = 1e-5
 
-Answer = Callable[[Tensor], Tensor]  # images (N, C, 28, 28) uint8 -> probabilities
+Answer = Callable[[Tensor], Tensor]  # images (N, C, H, W) uint8 -> probabilities
 
 
 def export(folder: PathLike, format: str, out: PathLike, images: np.ndarray) -> dict[str, Any]:
-    """Write `out`, read it back, and compare with the network on `images` (n, H, W) uint8.
+    """Write `out`, read it back, and compare with the network on `images` (N, C, H, W) uint8.
 
     pt2 and onnx hold the Servable, for any batch size; safetensors holds the weights, and the card
     in its header. `out` appears only once verified. Raises ModelError.
@@ -56,7 +56,7 @@ def export(folder: PathLike, format: str, out: PathLike, images: np.ndarray) -> 
 @torch.inference_mode()
 def _compare(network: Answer, exported: Answer, images: np.ndarray) -> tuple[float, int]:
     """(largest difference in a probability, number of images of another class)."""
-    batches = torch.from_numpy(images[:, None].copy()).split(100)
+    batches = torch.from_numpy(images.copy()).split(100)
     expected, answers = (
         torch.cat([answer(batch) for batch in batches]) for answer in (network, exported)
     )

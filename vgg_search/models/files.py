@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from vgg_search.data.source import DatasetInfo
 from vgg_search.errors import InputError
-from vgg_search.models.images import SIDE
+from vgg_search.records import AUTO
 from vgg_search.storage.folder import CARD, WEIGHTS, replacing
 from vgg_search.training.inference import prepare
 from vgg_search.training.model import VGG
 
 PathLike = str | Path
+# Fields of DatasetInfo on a card
+IMAGES = ("side", "flip", "light_on_dark", "drawn_test", "max_images", "skip_broken")
 Weights = dict[str, Tensor]
 
 
@@ -59,6 +61,7 @@ def save_model(folder: PathLike, network: VGG, info: DatasetInfo, card: dict[str
     `card` says how the network was made, `info` is of the data that it was trained on.
     """
     usage = {"normalisation": {"mean": info.mean, "std": info.std}, "classes": list(info.classes)}
+    usage["images"] = {name: getattr(info, name) for name in IMAGES}
     options = network.options()
     build = {"options": options, "resolution": network.resolution, "arch": options["arch"]}
     text = json.dumps({**usage, **card, **build}, indent=2, allow_nan=False)
@@ -102,12 +105,15 @@ def load_folder(folder: PathLike) -> tuple[VGG, dict[str, Any]]:
 
 def info_of(card: dict[str, Any]) -> DatasetInfo:
     """What a card says of the data. Raises KeyError, TypeError or ValueError."""
+    mean, std = (card["normalisation"][name] for name in ("mean", "std"))
+    if not isinstance(mean, list):  # as older cards have it, of Fashion-MNIST
+        mean, std = [mean], [std]
     return DatasetInfo(
-        name=str(card.get("dataset", "")),
+        name=str(card.get("dataset", AUTO)),
         classes=tuple(card["classes"]),
-        channels=int(card["options"].get("in_channels", 1)),
-        mean=float(card["normalisation"]["mean"]),
-        std=float(card["normalisation"]["std"]),
+        mean=tuple(map(float, mean)),
+        std=tuple(map(float, std)),
+        **{"light_on_dark": True} | card.get("images", {}),
     )
 
 
@@ -121,8 +127,10 @@ def servable(folder: PathLike) -> tuple[Servable, np.ndarray]:
     """The folder's network with probabilities, and example images (2, C, 28, 28) uint8."""
     classifier = load_classifier(folder)
     # Two images: torch.export would take a batch of one for a constant.
-    example = np.zeros((2, classifier.info.channels, SIDE, SIDE), np.uint8)
-    example[:, :, 7:21, 7:21] = 255
+    side = classifier.info.side
+    example = np.zeros((2, classifier.info.channels, side, side), np.uint8)
+    inside = slice(side // 4, 3 * side // 4)
+    example[:, :, inside, inside] = 255
     return Servable(classifier.network, classifier.info).eval(), example
 
 

@@ -40,7 +40,10 @@ def confusion(run: Run) -> go.Figure:
     )
     figure.update_xaxes(title="predicted", tickangle=-60, showgrid=False)
     figure.update_yaxes(title="true", autorange="reversed", showgrid=False)
-    return figure.update_layout(height=520, showlegend=False)
+    if len(names) > MOST_COUNTS:  # every name in a line of its own
+        figure.update_xaxes(dtick=1, tickfont_size=8, tickangle=-90)
+        figure.update_yaxes(dtick=1, tickfont_size=8)
+    return figure.update_layout(height=max(520, 120 + 11 * len(names)), showlegend=False)
 
 
 def worst_images(run: Run) -> go.Figure:

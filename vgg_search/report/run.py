@@ -12,6 +12,7 @@ import yaml
 
 from vgg_search.errors import InputError
 from vgg_search.records import METRIC, UNTRAINED, EpochRow
+from vgg_search.space.data_shape import ASSUMED
 from vgg_search.space.search_space import Space
 from vgg_search.storage.folder import CARD, CHAMPION, CONFIG, JOURNAL, SUMMARY
 from vgg_search.study.record import candidate_of, read_trials, rows_of
@@ -118,7 +119,7 @@ def load(folder: Path) -> Run:
     config, summary = _content(folder, CONFIG), _content(folder, SUMMARY)
     spec, resolution, batch_size = (config[key] for key in ("space", "resolution", "batch_size"))
     try:
-        space = Space(spec, int(resolution), int(batch_size))
+        space = Space(spec, int(resolution or ASSUMED.resolution), int(batch_size))
     except (TypeError, ValueError) as error:
         raise ReportError(f"{CONFIG}: {error}") from None
     card = _content(folder, f"{CHAMPION}/{CARD}") if summary["champion"] else None

@@ -135,6 +135,11 @@ def _of_the_scores(run: Run) -> list[str]:
     best, baseline = run.summary[f"best_{METRIC}"], run.baseline
     if best is not None and baseline is not None and best <= baseline:
         texts.append(f"Nothing beat the baseline: best {best:.4f}, baseline {baseline:.4f}.")
+    if run.card and run.card.get("images", {}).get("drawn_test"):
+        texts.append(
+            f"{run.summary['dataset']} has no test split: the test images were drawn from it. They "
+            "are like the training images, and what the network meets in use may not be."
+        )
     if len(run.completed) >= 2:
         texts += _of_the_lead(run, *run.completed[:2])
     if run.card and best is not None:

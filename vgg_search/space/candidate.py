@@ -66,7 +66,7 @@ class Candidate:
         return {name: getattr(self, name) for name in DIMENSIONS}
 
     def network(self, resolution: int) -> dict[str, Any]:
-        """Keyword arguments of `training.model.VGG`."""
+        """Keyword arguments of `training.model.VGG`, but for those that the data says."""
         return {"arch": self.arch, "resolution": resolution, **self._of(NETWORK)}
 
     def recipe(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from vgg_search.space.arch import Arch, block_values, check_arch, network_costs
 from vgg_search.space.candidate import BLOCK_DIMENSIONS, DIMENSIONS, Candidate, Dimension
+from vgg_search.space.data_shape import ASSUMED, DataShape
 from vgg_search.space.dimension import Dim, Suggester, as_number, is_number, parse_dim
 
 LIMITS = ("max_params", "max_flops")
@@ -30,6 +31,7 @@ class Space:
     spec: Mapping[str, Any]
     resolution: int
     batch_size: int
+    data: DataShape = ASSUMED
 
     def __post_init__(self) -> None:
         if not isinstance(self.non_decreasing, bool):
@@ -141,9 +143,13 @@ class Space:
         )
         return values if can_propose else {}
 
+    def network(self, candidate: Candidate) -> dict[str, Any]:
+        """Keyword arguments of `training.model.VGG`."""
+        return candidate.network(self.resolution) | self.data.network()
+
     def costs(self, candidate: Candidate) -> tuple[int, int]:
         """(parameters, FLOPs of an image's forward pass), without building the network."""
-        return network_costs(**candidate.network(self.resolution))
+        return network_costs(**self.network(candidate))
 
     def excess(self, candidate: Candidate) -> dict[str, float]:
         """Constraint values by name, relative; a value <= 0 is feasible."""

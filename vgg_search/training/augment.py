@@ -24,26 +24,24 @@ def draw(count: int, side: int, crop: int, erase: int, generator: torch.Generato
 
 
 def flip(images: Tensor, flipped: Tensor) -> Tensor:
-    """Mirror the images (N, H, W) left to right where `flipped` (N,) is not 0."""
-    return torch.where(flipped.bool()[:, None, None], images.flip(2), images)
+    """Mirror the images (N, C, H, W) left to right where `flipped` (N,) is not 0."""
+    return torch.where(flipped.bool()[:, None, None, None], images.flip(3), images)
 
 
 def shift(images: Tensor, top: Tensor, left: Tensor, crop: int) -> Tensor:
-    """Cut each image (N, H, W) out of itself with `crop` black pixels around, at (top, left)."""
-    side = images.shape[1]
-    windows = F.pad(images, (crop,) * 4).unfold(1, side, 1).unfold(2, side, 1)
-    return windows[torch.arange(len(images), device=images.device), top, left]
+    """Cut each image (N, C, H, W) out of itself with `crop` black pixels around, at (top, left)."""
+    side = images.shape[2]
+    windows = F.pad(images, (crop,) * 4).unfold(2, side, 1).unfold(3, side, 1)
+    return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
 def blank(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
-    """Blacken a square of `size` pixels in each image (N, H, W), its corner at (top, left).
+    """Blacken a square of `size` pixels in each image (N, C, H, W), its corner at (top, left).
 
     Random erasing with a fixed size: DeVries and Taylor, arXiv:1708.04552; Zhong et al.,
     arXiv:1708.04896.
     """
-    place = torch.arange(images.shape[1], device=images.device)
+    place = torch.arange(images.shape[2], device=images.device)
     rows, columns = place - top[:, None], place - left[:, None]
-    inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[
-        :, None
-    ]
-    return images.masked_fill(inside, 0)
+    in_rows, in_columns = (((x >= 0) & (x < size)) for x in (rows, columns))
+    return images.masked_fill((in_rows[:, :, None] & in_columns[:, None])[:, None], 0)

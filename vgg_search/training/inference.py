@@ -30,7 +30,9 @@ def own_cores() -> Iterator[None]:
 
 def prepare(images: Tensor, resolution: int, info: DatasetInfo) -> Tensor:
     """Bytes (N, C, H, W) -> normalised floats (N, C, resolution, resolution)."""
-    pixels = images.float().mul_(1 / (255 * info.std)).sub_(info.mean / info.std)
+    pixels = images.float()
+    for plane, mean, std in zip(pixels.unbind(1), info.mean, info.std, strict=True):
+        plane.mul_(1 / (255 * std)).sub_(mean / std)
     size = (resolution, resolution)
     if images.shape[-2:] != size:
         pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False)
@@ -39,13 +41,13 @@ def prepare(images: Tensor, resolution: int, info: DatasetInfo) -> Tensor:
 
 @torch.no_grad()
 def logits(network: VGG, images: Tensor, info: DatasetInfo, plan: Plan) -> Tensor:
-    """Logits (N, classes), float32, of images (N, H, W) uint8 on the network's device.
+    """Logits (N, classes), float32, of images (N, C, H, W) uint8 on the network's device.
 
     In eval mode, in batches of bounded memory.
     """
     training = network.training
     network.eval()
-    batches = images.unsqueeze(1).split(plan.evaluation_batch(network.resolution))
+    batches = images.split(plan.evaluation_batch(network.resolution))
     with plan.autocast():
         parts = [network(prepare(batch, network.resolution, info)) for batch in batches]
     network.train(training)
@@ -55,7 +57,7 @@ def logits(network: VGG, images: Tensor, info: DatasetInfo, plan: Plan) -> Tenso
 def validate(
     network: VGG, images: Tensor, labels: Tensor, info: DatasetInfo, plan: Plan
 ) -> dict[str, float]:
-    """VAL_METRICS over all images (N, H, W) uint8, none dropped."""
+    """VAL_METRICS over all images (N, C, H, W) uint8, none dropped."""
     scores = logits(network, images, info, plan)
     hits = (scores.argmax(1) == labels).sum()
     # One wait for the device

@@ -6,6 +6,9 @@ from typing import Any, Literal
 from vgg_search.config import Config
 from vgg_search.space.candidate import DIMENSIONS, Candidate
 
+# px of the images in which a recipe counts pixels: in others they are as large a share
+RECIPE_SIDE = 28
+
 
 def _default(name: str) -> Any:
     """Of the experiment's field: a default stands there alone."""
@@ -14,7 +17,7 @@ def _default(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained. Rates are per step, pixels those of the data set's images.
+    """How a network is trained. Rates are per step, pixels those of an image of RECIPE_SIDE.
 
     A field that the experiment has too is set by it, one that Candidate has too is sampled.
     """
@@ -28,7 +31,7 @@ class Recipe:
     warmup: float = 0.25
     """Share of the steps in which one-cycle goes up."""
     label_smoothing: float = _default("label_smoothing")
-    flip: bool = _default("flip")
+    flip: bool = True
     crop: int = _default("crop")
     erase: int = _default("erase")
     ema: bool = _default("ema")
@@ -46,6 +49,8 @@ RECIPE_FIELDS = tuple(
 def recipe_of(config: Config, candidate: Candidate, max_epochs: int) -> Recipe:
     """The experiment's recipe with what was sampled."""
     settings = {name: getattr(config, name) for name in RECIPE_FIELDS}
+    if settings["flip"] is None:
+        settings["flip"] = config.data.flip
     return Recipe(max_epochs=max_epochs, **settings, **candidate.recipe())
 
 

@@ -26,7 +26,7 @@ from vgg_search.training.device import plan, to_device
 from vgg_search.training.graphs import Graphs
 from vgg_search.training.inference import VAL_METRICS, prepare, validate
 from vgg_search.training.model import VGG
-from vgg_search.training.recipe import Recipe, lr_at
+from vgg_search.training.recipe import RECIPE_SIDE, Recipe, lr_at
 
 # The average of weights is brought up to date once in so many steps, at a quarter of the cost.
 EMA_EVERY = 4
@@ -38,7 +38,7 @@ EMA_REACH = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Resident:
-    """A data set on one device: images (N, H, W) uint8, labels (N,) int64; validation or None."""
+    """A data set on one device: images (N, C, H, W) uint8, labels (N,) int64; or no validation."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -75,6 +75,11 @@ class Training:
         self.forward: nn.Module = self.network  # where several processes train it, what joins them
         # What validation sees: the network itself, or the average of its past.
         self.measured = copy.deepcopy(network).eval() if recipe.ema else network
+        # px of these images; the recipe's are of one of RECIPE_SIDE px
+        self.crop, self.erase = (
+            round(pixels * data.train_images.shape[-1] / RECIPE_SIDE)
+            for pixels in (recipe.crop, recipe.erase)
+        )
         self.lr = torch.zeros((), device=device)
         self.parameters: list[Tensor] = list(network.parameters())
         self.velocity: list[Tensor | None] = [
@@ -124,11 +129,11 @@ class Training:
     def _train_epoch(self) -> dict[str, float]:
         """The epoch's training and its part of the row: means over the batches as trained on."""
         device, recipe = self.lr.device, self.recipe
-        count, side, _ = self.data.train_images.shape
+        count, side = len(self.data.train_images), self.data.train_images.shape[-1]
         words = np.random.SeedSequence((self.seed, self.epoch)).generate_state(2, np.uint64)
         generator = torch.Generator().manual_seed(int(words[0]))
         started, step, seen = time.perf_counter(), self.epoch * self.steps, 0
-        table = augment.draw(count, side, recipe.crop, recipe.erase, generator).to(device)
+        table = augment.draw(count, side, self.crop, self.erase, generator).to(device)
         self.totals.zero_()
         # Dropout draws from the global generators: they too start from (seed, epoch), and are
         # given back as they were.
@@ -163,16 +168,16 @@ class Training:
         labels = self.data.train_labels.index_select(0, order)
         if recipe.flip:
             images = augment.flip(images, batch[augment.FLIP])
-        if recipe.crop:
+        if self.crop:
             images = augment.shift(
-                images, batch[augment.SHIFT_Y], batch[augment.SHIFT_X], recipe.crop
+                images, batch[augment.SHIFT_Y], batch[augment.SHIFT_X], self.crop
             )
-        if recipe.erase:
+        if self.erase:
             images = augment.blank(
-                images, batch[augment.ERASE_Y], batch[augment.ERASE_X], recipe.erase
+                images, batch[augment.ERASE_Y], batch[augment.ERASE_X], self.erase
             )
         with self.plan.autocast():
-            pixels = prepare(images.unsqueeze(1), self.network.resolution, self.data.info)
+            pixels = prepare(images, self.network.resolution, self.data.info)
             scores = self.forward(pixels)
         scores = scores.float()
         loss = F.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
