@@ -59,6 +59,16 @@ def _place(stamp: Iterable[str]) -> Path:
     return cache_folder() / "images" / hashlib.sha256(text).hexdigest()
 
 
+def new_array(file: Path, shape: tuple[int, ...]) -> Array:
+    """Of bytes in a new .npy, mapped into memory. A disk that has no room for them is an OSError
+    now, not the end of the process that writes to them later."""
+    images: Array = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    return images
+
+
 def read(place: Path) -> tuple[Array, Labels, dict[str, Any]]:
     """(images, mapped into memory, labels, card) of an entry."""
     images = np.load(place / IMAGES, mmap_mode="r")
