@@ -4,7 +4,7 @@
 
 FOLDER holds class folders, or is made: GREY_PNGS files (60000) of Fashion-MNIST. Rounds, of which
 the first warms up and is not counted, of: Pillow alone (`open`, `asarray`), in a process a core;
-our decoding into an array, with the start of its processes; the first reading, with listing,
+our decoding into a file, with the start of its processes; the first reading, with listing,
 decoding, sorting and splitting; a reading from the cache. Pillow decodes photos at the size that
 they have, we at one near that in which they are used.
 
@@ -26,7 +26,6 @@ import numpy as np
 from environment import environment
 from PIL import Image
 
-from vgg_search.data.cache import new_array
 from vgg_search.data.decoders import Decoders
 from vgg_search.data.splits import load_splits
 from vgg_search.machine import cores
@@ -56,9 +55,9 @@ def pillow(files: list[Path]) -> None:
 def ours(files: list[Path], side: int, channels: int) -> None:
     facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     with tempfile.TemporaryDirectory() as folder, Decoders(len(files)) as decoders:
-        array = Path(folder, "images.npy")
-        new_array(array, (len(files), channels, side, side))
-        for head in decoders.decode(facts, (side, channels), array):
+        pixels = Path(folder, "pixels")
+        pixels.touch()
+        for head in decoders.decode(facts, (side, channels), pixels):
             assert not isinstance(head, Exception), head
 
 

@@ -3,7 +3,7 @@
 Not in threads, which would wait for Python's lock: with images of 28 px most of the work holds it.
 Not by multiprocessing either: it would run a script again that has no `if __name__ == "__main__"`,
 and refuses to work in a daemon. A process gets a line, a part of the files, and answers with a
-line; what it decodes it writes into an array on disk. It ends when its standard input does, so
+line; what it decodes it writes to a file. It ends when its standard input does, so
 also when this process is killed.
 """
 
@@ -28,6 +28,7 @@ from vgg_search.machine import cores
 
 FEW = 100  # files for which no process is worth its start
 PART = 100  # files in a line, at most
+SMALL = 2**20  # bytes
 SCRIPT = "import sys; sys.path[:] = sys.argv[1:]; import vgg_search.data.decoders as d; d.serve()"
 
 File = tuple[str, int, int]  # path, bytes, time of change in ns, as it was when it was listed
@@ -70,15 +71,15 @@ class Decoders:
         self.errors.close()
 
     def decode(
-        self, files: Sequence[File], shape: Head | None = None, array: Path | None = None
+        self, files: Sequence[File], shape: Head | None = None, pixels: Path | None = None
     ) -> Iterator[Head | ImageError]:
         """What each file's head says, or what is wrong with the file, in order.
 
-        With `shape`, (px, channels), the images are written to the rows of the .npy `array`.
-        Raises DataError if a process ends.
+        With `shape`, (px, channels), the images are written to the file `pixels`, one after the
+        other. Raises DataError if a process ends.
         """
         size = max(1, min(PART, len(files) // (8 * max(1, self.count))))
-        name = str(array) if array else None
+        name = str(pixels) if pixels else None
         tasks = [(files[row : row + size], shape, name, row) for row in range(0, len(files), size)]
         work = self.threads.map(self._ask, tasks) if self.count else (answer(*t) for t in tasks)
         for answers in work:
@@ -112,29 +113,35 @@ def serve() -> None:
 
 
 def answer(
-    files: Sequence[File], shape: Head | None, array: str | None, row: int
+    files: Sequence[File], shape: Head | None, pixels: str | None, row: int
 ) -> list[Head | str]:
-    """As `Decoders.decode`, with an error's text; the first image goes to row `row`."""
-    images = np.lib.format.open_memmap(array, "r+") if array else None
+    """As `Decoders.decode`, with an error's text; `row` is the first image's place."""
+    side, channels = shape or (0, 0)
+    images = np.zeros((len(files), channels, side, side), np.uint8)
     answers: list[Head | str] = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata, large images
-        for i, file in enumerate(files, row):
+        for file, target in zip(files, images, strict=True):
             try:
-                answers.append(_read(file, shape, None if images is None else images[i]))
+                answers.append(_read(file, target))
             except ImageError as error:
                 answers.append(str(error))
+    if pixels:  # not by a map, which costs a fault a page
+        with open(pixels, "r+b") as out:
+            out.seek(row * images[0].nbytes)
+            out.write(images.data)
     return answers
 
 
-def _read(file: File, shape: Head | None, target: Array | None) -> Head:
+def _read(file: File, target: Array) -> Head:
+    """Of a file; its image goes to `target` (C, H, W), unless that is empty. Raises ImageError."""
     path, size, changed = file
     if not size:
         raise ImageError("must be an image, got an empty file")
-    with opened(path) as image:
+    with opened(path, size < SMALL) as image:
         head = size_and_channels(image)
-        if shape and target is not None:
-            target[:] = square(image, *shape)
+        if target.size:
+            target[:] = square(image, target.shape[1], len(target))
     status = os.stat(path)
     if (status.st_size, status.st_mtime_ns) != (size, changed):
         raise ImageError("must stay as it is while it is read, and has changed")

@@ -1,15 +1,16 @@
 """One image file, of any format, size and mode that people have, as bytes: the only place where
 images are decoded.
 
-Pillow. Each step that changes nothing is left out: an image of 28 px is read in 80 us.
+Pillow. What changes nothing is not called: the smallest images, read in 80 us, feel each call.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from vgg_search.data.source import Array
 from vgg_search.errors import InputError
@@ -24,13 +25,18 @@ class ImageError(InputError):
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[Image.Image]:
+def opened(path: str | Path, is_small: bool = False) -> Iterator[Image.Image]:
     """The image in a file, whose pixels are not decoded yet; of several (GIF), the first.
 
-    Raises ImageError, also for whatever goes wrong while the block decodes it.
+    A file that is small is read at once. Raises ImageError, also for whatever goes wrong while the
+    block decodes it.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        source: str | Path | BytesIO = path
+        if is_small:
+            with open(path, "rb", buffering=0) as file:
+                source = BytesIO(file.readall())
+        with Image.open(source, formats=FORMATS) as image:
             yield image
     except ImageError:
         raise
@@ -54,7 +60,8 @@ def square(image: Image.Image, side: int, channels: int) -> Array:
     Upright as its EXIF data says; transparent parts are white. Raises ImageError.
     """
     image.draft(None, (side, side))  # a JPEG is decoded no larger than it is used
-    ImageOps.exif_transpose(image, in_place=True)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        ImageOps.exif_transpose(image, in_place=True)
     image = flattened(image, "L" if channels == 1 else "RGB")
     if image.size != (side, side):
         image = ImageOps.fit(image, (side, side))

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vgg_search.data.cache import new_array
 from vgg_search.data.decoders import Decoders, Head
 from vgg_search.data.decoding import ImageError
 from vgg_search.data.own_images import (
@@ -66,7 +65,7 @@ class Folder(OwnImages):
         if reading.max_images and len(files) > reading.max_images:
             parts = as_labels([2 * file.label + file.is_test for file in files])
             files = [files[i] for i in stratified_order(parts, SUBSET_SEED)[: reading.max_images]]
-        images, files = _decoded(files, reading, room / "decoded.npy", broken)
+        images, files = _decoded(files, reading, room / "pixels", broken)
         if not files:
             raise DataError(f"{location} must hold images, found none that can be read")
         return Collection(
@@ -155,9 +154,10 @@ def _named_entries(folder: Path) -> list[tuple[str, os.DirEntry[str]]]:
 
 
 def _decoded(
-    files: list[ImageFile], reading: Reading, array: Path, broken: Broken
+    files: list[ImageFile], reading: Reading, pixels: Path, broken: Broken
 ) -> tuple[Array, list[ImageFile]]:
-    """(images, the files that they are of), of those that can be read; `array` is a file for them.
+    """(images, the files that they are of), of those that can be read; `pixels` is a file for them,
+    which is gone with this process.
 
     All heads, which say the size and the channels, are known when all files are read: both are
     guessed from some, and where that was wrong all are read again.
@@ -168,8 +168,8 @@ def _decoded(
         while files and shape != wanted:
             shape = side, channels = wanted
             check_memory(len(files), channels, side)
-            images = new_array(array, (len(files), channels, side, side))
-            heads = decoders.decode([file[:3] for file in files], shape, array)
+            pixels.touch()
+            heads = decoders.decode([file[:3] for file in files], shape, pixels)
             kept, sound = [], []
             for i, head in enumerate(_shown(heads, len(files))):
                 if isinstance(head, ImageError):
@@ -177,10 +177,14 @@ def _decoded(
                 else:
                     kept.append(i)
                     sound.append(head)
-            files = [files[i] for i in kept]
+            images: Array = np.memmap(
+                pixels, np.uint8, "r", shape=(len(files), channels, side, side)
+            )
+            if len(kept) < len(files):
+                images, files = images[np.array(kept, np.intp)], [files[i] for i in kept]
             wanted = _shape(reading, sound)
-    array.unlink()
-    return images if len(kept) == len(images) else images[np.array(kept, np.intp)], files
+    pixels.unlink()
+    return images, files
 
 
 def _shape(reading: Reading, heads: Iterable[Head | ImageError]) -> Head:
