@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from vgg_search.machine import cache_folder
 
 MOST_BYTES = 20 * 10**9  # of all entries; the least recently used go first
 VERSION = "1"  # of how images are decoded and stored
+UNFINISHED = ".part"
 IMAGES, LABELS, CARD = "images.npy", "labels.npy", "card.json"
 
 log = logging.getLogger("vgg_search")
@@ -83,12 +83,15 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _make(place: Path, build: Callable[[Path], dict[str, Any]]) -> None:
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as temporary:
-        made = Path(temporary, "entry")
-        made.mkdir()
-        card = build(made) | {"sha256": _digest(made)}
-        (made / CARD).write_text(json.dumps(card))
-        made.rename(place)
+    unfinished = place.with_suffix(UNFINISHED)
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    unfinished.mkdir()
+    try:
+        card = build(unfinished) | {"sha256": _digest(unfinished)}
+        (unfinished / CARD).write_text(json.dumps(card))
+        unfinished.rename(place)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _is_sound(place: Path) -> bool:
@@ -113,7 +116,7 @@ def _make_room(newest: Path) -> None:
     sizes = {
         place: sum(file.stat().st_size for file in place.iterdir())
         for place in folder.iterdir()
-        if place.is_dir() and not place.name.startswith(".")
+        if place.is_dir() and place.suffix != UNFINISHED
     }
     for place in sorted(sizes, key=lambda place: place.stat().st_mtime):
         if place != newest and sum(sizes.values()) > MOST_BYTES:
