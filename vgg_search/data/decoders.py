@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any
@@ -28,7 +29,7 @@ from vgg_search.machine import cores
 
 FEW = 100  # files for which no process is worth its start
 PART = 100  # files in a line, at most
-SMALL = 2**20  # bytes
+SMALL = 2**20  # bytes of a file that is read at once
 SCRIPT = "import sys; sys.path[:] = sys.argv[1:]; import vgg_search.data.decoders as d; d.serve()"
 
 File = tuple[str, int, int]  # path, bytes, time of change in ns, as it was when it was listed
@@ -138,11 +139,17 @@ def _read(file: File, target: Array) -> Head:
     path, size, changed = file
     if not size:
         raise ImageError("must be an image, got an empty file")
-    with opened(path, size < SMALL) as image:
-        head = size_and_channels(image)
-        if target.size:
-            target[:] = square(image, target.shape[1], len(target))
-    status = os.stat(path)
+    is_small = size < SMALL
+    try:
+        with open(path, "rb", buffering=0 if is_small else -1) as stream:
+            content = BytesIO(stream.read()) if is_small else stream
+            with opened(content) as image:
+                head = size_and_channels(image)
+                if target.size:
+                    target[:] = square(image, target.shape[1], len(target))
+            status = os.fstat(stream.fileno())
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror or error}") from error
     if (status.st_size, status.st_mtime_ns) != (size, changed):
         raise ImageError("must stay as it is while it is read, and has changed")
     return head

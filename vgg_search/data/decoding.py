@@ -6,8 +6,8 @@ Pillow. What changes nothing is not called: the smallest images, read in 80 us, 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -25,17 +25,12 @@ class ImageError(InputError):
 
 
 @contextmanager
-def opened(path: str | Path, is_small: bool = False) -> Iterator[Image.Image]:
+def opened(source: str | Path | IO[bytes]) -> Iterator[Image.Image]:
     """The image in a file, whose pixels are not decoded yet; of several (GIF), the first.
 
-    A file that is small is read at once. Raises ImageError, also for whatever goes wrong while the
-    block decodes it.
+    Raises ImageError, also for whatever goes wrong while the block decodes it.
     """
     try:
-        source: str | Path | BytesIO = path
-        if is_small:
-            with open(path, "rb", buffering=0) as file:
-                source = BytesIO(file.readall())
         with Image.open(source, formats=FORMATS) as image:
             yield image
     except ImageError:
