@@ -121,7 +121,7 @@ def without_contents(run: Training, mode: FakeTensorMode) -> None:
             setattr(module, name, mode.from_tensor(tensor))
     run.parameters = list(run.network.parameters())
     run.velocity = [v if v is None else mode.from_tensor(v) for v in run.velocity]
-    run.lr, run.totals = mode.from_tensor(run.lr), mode.from_tensor(run.totals)
+    run.lr, run.totals, run.weight = map(mode.from_tensor, (run.lr, run.totals, run.weight))
     images, labels = run.data.train_images, run.data.train_labels
     run.data = Resident(mode.from_tensor(images), mode.from_tensor(labels), unknown(1))
 
