@@ -238,7 +238,7 @@ def search(
         gpu_memory() as most,
     ):
         run = run_ours(Path(work), config)
-        log = Path(work, "log.txt").read_text().splitlines()
+        log = Path(work, "runs", "bench", "log.txt").read_text().splitlines()
     states = run["summary"]["trials"]
     if states["completed"] != size["trials"]:
         raise SystemExit(f"all {size['trials']} trials must be completed, got {states}")

@@ -111,7 +111,10 @@ class Searches:
     def run(self, work: Path, config: dict[str, Any]) -> dict[str, Any]:
         self.configs.append(config)
         self.pipes.append(os.environ.get("CUDA_MPS_PIPE_DIRECTORY"))
-        (work / "log.txt").write_text("trials train in bfloat16 on cuda:0: native\nother\n")
+        (work / "runs" / "bench").mkdir(parents=True)
+        (work / "runs" / "bench" / "log.txt").write_text(
+            "trials train in bfloat16 on cuda:0: native\nother\n"
+        )
         time.sleep(0.3)  # for a reading of the memory
         states = {"completed": config["num_trials"] - self.failed}
         summary = {"slot_busy_fraction": 0.9, "trials": states}
