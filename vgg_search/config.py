@@ -86,6 +86,9 @@ def check_tracker(value: str | None) -> str | None:
         raise ValueError(f"be a path or an address that begins with {', '.join(TRACKERS)}")
     if kind in FORMS and not re.match(FORMS[kind][0], rest):
         raise ValueError(f"be {scheme}{FORMS[kind][1]}")
+    port = re.search(r":(\d+)(?:/|$)", rest.rpartition("@")[2])
+    if FORMS.get(kind) == _SERVER and port and not 0 < int(port[1]) < 2**16:
+        raise ValueError("have a PORT of 1 to 65535")
     return value
 
 
@@ -341,7 +344,8 @@ _RULES = {
     "less_than": "be < {lt:.15g}",
     "literal_error": "be one of {expected}",
     "string_too_short": "not be empty",
-    "string_pattern_mismatch": "be letters, digits, '.', '_' or '-', at most 100",
+    "string_pattern_mismatch": "be letters, digits, '.', '_' or '-', at most 100, the first "
+    "a letter or digit",
     "value_error": "{error}",
 }
 _TYPES = {"int": "be an integer", "float": "be a number", "bool": "be true or false"}
