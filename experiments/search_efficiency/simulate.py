@@ -88,10 +88,11 @@ class Ours:
 
 
 @contextmanager
-def opened(seed: int, **fields: Any) -> Iterator[Study]:
+def opened(seed: int, space: Any = None, **fields: Any) -> Iterator[Study]:
     """A study as a real run has it, in memory where there is room for files."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
-        study = Study(Path(folder), experiment(seed=seed, num_trials=1_000_000, **fields))
+        config = experiment(seed=seed, num_trials=1_000_000, **fields)
+        study = Study(Path(folder), config, space=space)
         study.open()
         yield study
         study.release()
