@@ -2,7 +2,7 @@
 
 - Regret: points (hundredths of accuracy) that the incumbent's value without noise lies below the
   best of 20,000 random configurations, after 10, 25, 50 and 100 % of the budget. The incumbent is
-  what the search would hand over then, chosen by what it observed.
+  what the search would hand over then: what had the best observed value so far.
 - Epochs to the goal, which is the median final quality of random search with ASHA and as many
   workers: from when on the incumbent is as good, for good. A search that ends below never got
   there, and counts as infinitely long in the median.

@@ -55,8 +55,8 @@ class Searcher(Protocol):
 class Trace:
     """Each change of the incumbent: (epochs, seconds, trials, observed, true) at that moment.
 
-    The incumbent is what the search would hand over: of those that were trained the furthest, the
-    one with the best observed value. `cpu` are seconds that the searcher itself took.
+    The incumbent is what the search would hand over: the configuration with the best value that was
+    observed, after whatever epoch. `cpu` are seconds that the searcher itself took.
     """
 
     changes: list[tuple[int, float, int, float, float]] = field(default_factory=list)
@@ -102,7 +102,7 @@ def simulate(searcher: Searcher, world: World, workers: int, budget: int) -> Tra
     """Search until `budget` epochs are trained, or nothing is left to train."""
     trace, order = Trace(), count()
     busy: list[tuple[float, int, Segment, int]] = []  # (when its epoch ends, _, segment, epoch)
-    just_ended, furthest = -1, (0, -math.inf)  # furthest: epoch and value of the incumbent
+    just_ended, best = -1, -math.inf  # best: value of the incumbent, as observed
     while trace.epochs < budget:
         began = time.process_time()
         while len(busy) < workers and (segment := searcher.ask()):
@@ -117,8 +117,8 @@ def simulate(searcher: Searcher, world: World, workers: int, budget: int) -> Tra
         trace.seconds, _, segment, epoch = heapq.heappop(busy)
         value = world.value(segment.candidate, segment.seed, epoch)
         trace.epochs += 1
-        if math.isfinite(value) and (epoch, value) > furthest:
-            furthest = epoch, value
+        if value > best:  # no NaN is
+            best = value
             spent = trace.epochs, trace.seconds, trace.trials
             trace.changes.append((*spent, value, world.true(segment.candidate)))
         began = time.process_time()

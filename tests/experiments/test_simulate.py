@@ -35,15 +35,13 @@ class Hill:
 
 
 def check(trace: Trace) -> None:
-    """What holds of every search; the incumbent is of those that were trained the furthest."""
+    """What holds of every search."""
     assert trace.epochs == BUDGET
     epochs, seconds, trials, observed, true = zip(*trace.changes, strict=True)
-    for spent in (epochs, seconds, trials):
-        assert list(spent) == sorted(spent)
+    for rising in (epochs, seconds, trials, observed):
+        assert list(rising) == sorted(rising)
     assert trace.trials <= BUDGET
-    furthest = [round(9 * o / t) for o, t in zip(observed, true, strict=True)]
-    assert furthest == sorted(furthest)
-    assert trace.changes[-1][4] >= 0.6
+    assert true[-1] >= 0.6
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "asha-promote"])
