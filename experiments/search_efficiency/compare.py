@@ -24,8 +24,17 @@ from typing import Any
 import optuna
 import peers
 from curve_model import Curves
-from measures import BUDGET, RUN_COLUMNS, RUNS, TRACE_COLUMNS, TRACES, append, draw, read_rows
-from measures import write_tables as write_measures
+from measures import (
+    BUDGET,
+    RUN_COLUMNS,
+    RUNS,
+    TRACE_COLUMNS,
+    TRACES,
+    append,
+    draw,
+    read_rows,
+    write_tables,
+)
 from simulate import Ours, Trace, measure_driver, opened, simulate
 
 WORKERS = (2, 8, 64, 1)
@@ -132,7 +141,7 @@ def main() -> None:
         seeds = range(options.first, options.first + options.seeds)
         chosen = jobs(seeds, options.only, options.workers)
         run_all(chosen, options.results, options.processes)
-    write_measures(options.results, world(), (*OURS, *PEERS), tuple(OURS))
+    write_tables(options.results, world(), (*OURS, *PEERS), tuple(OURS))
     draw(options.results, world(), (*OURS, *PEERS))
 
 
