@@ -303,7 +303,7 @@ def proposals(folder: Path, trials: int, **fields: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("sampler", "trials"),
-    [("random", 20), ("tpe", 20), ("tpe-joint", 20), ("gp", 8), ("cmaes", 20)],
+    [("random", 20), ("tpe", 20), ("tpe-joint", 20), ("curves", 20), ("gp", 8), ("cmaes", 20)],
 )
 def test_each_sampler_has_its_seed(tmp_path: Path, sampler: str, trials: int) -> None:
     first, again, other = (
@@ -314,7 +314,8 @@ def test_each_sampler_has_its_seed(tmp_path: Path, sampler: str, trials: int) ->
 
 
 @pytest.mark.parametrize(
-    ("sampler", "trials"), [("tpe", 24), ("tpe-joint", 24), ("gp", 8), ("cmaes", 24)]
+    ("sampler", "trials"),
+    [("tpe", 24), ("tpe-joint", 24), ("curves", 24), ("gp", 8), ("cmaes", 24)],
 )
 @pytest.mark.parametrize("scheduler", ["asha", "asha-promote"])
 def test_each_sampler_learns_from_trials_that_were_stopped(
