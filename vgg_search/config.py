@@ -304,7 +304,7 @@ class Config(Fields):
                 f"grace_epochs must be <= max_epochs ({self.max_epochs}), got {self.grace_epochs}"
             )
         if self.warm_start is not None and self.sampler in ("random", "cmaes"):
-            raise ValueError(f"warm_start must have sampler tpe or gp, got {self.sampler}")
+            raise ValueError(f"warm_start must have sampler curves, tpe or gp, got {self.sampler}")
         space = self.search_space
         for i, trial in enumerate(self.trials_by_hand):
             try:

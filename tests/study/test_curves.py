@@ -1,5 +1,6 @@
 """The sampler of learning curves: what it learns from, what it proposes, and that it repeats it."""
 
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from optuna.trial import TrialState
 from scipy.optimize import check_grad
 
 from vgg_search.space.search_space import Space
-from vgg_search.study.curves import STARTUP, Axis, CurveSampler, Process
+from vgg_search.study.curves import STARTUP, Axis, CurveSampler, Process, _scores
 
+RUNGS = (1, 2, 4)
 FLAT: dict[str, Any] = {
     "num_blocks": 1,
     "out_channels": [8, 16, 32],
@@ -35,8 +37,8 @@ def accuracy(params: dict[str, Any], epoch: int, epochs: int = 4) -> float:
 
 
 def ask(study: optuna.Study, space: Space, seed: int, sampler: str = "curves") -> optuna.Trial:
-    kinds = {"curves": CurveSampler(space, 4, seed), "random": optuna.samplers.RandomSampler(seed)}
-    study.sampler = kinds[sampler]
+    ours, random = CurveSampler(space, RUNGS, seed), optuna.samplers.RandomSampler(seed)
+    study.sampler = ours if sampler == "curves" else random
     trial = study.ask()
     space.sample(trial)
     return trial
@@ -90,28 +92,29 @@ def test_a_proposal_follows_from_the_record_and_the_seed() -> None:
     study, space = new_study(), space_of()
     for i in range(12):
         told(study, space, i)
-    first, again, other = (CurveSampler(space, 4, seed)._propose(study, 12) for seed in (5, 5, 6))
-    assert first is not None
-    assert again is not None
-    assert other is not None
-    assert first.params == again.params != other.params
+    proposals = [CurveSampler(space, RUNGS, seed)._propose(study, 12) for seed in (5, 5, 6, 7, 8)]
+    params = [proposal.params for proposal in proposals if proposal]
+    assert len(params) == 5
+    assert params[0] == params[1]
+    assert any(params[0] != other for other in params[2:])
 
 
 def test_pending_trials_are_not_proposed_twice() -> None:
-    """Of 18 networks that there are, 12 are told and the rest are handed out one by one."""
-    choices = {"lr": {"choices": [0.01, 0.1, 0.5]}, "dropout": 0.0, "batch_norm": True}
-    space, study = space_of(**choices, hidden_features=[32, 64]), new_study()
-    sets = []
-    for i in range(18):
-        trial = ask(study, space, i, "random" if i < STARTUP else "curves")
+    """There are few networks, and as many are handed out at a time; of an integer on a log scale
+    two places may be one value."""
+    few = {"lr": {"choices": [0.01, 0.1]}, "dropout": 0.0, "batch_norm": True}
+    space, study = space_of(**few, hidden_features=[32, 40]), new_study()
+    sets, first = [], STARTUP + 4
+    for i in range(30):
+        trial = ask(study, space, i, "random" if i < first else "curves")
         sets.append(tuple(sorted(trial.params.items())))
-        if i < STARTUP:
+        if i < first:
             value = 0.9 - trial.params["lr"]
             trial.report(value, 4)
             study.tell(trial, value)
-    later = sets[STARTUP:]
+    later = sets[first:]
     assert len(set(later)) == len(later)
-    assert not set(later) & set(sets[:STARTUP])
+    assert not set(later) & set(sets[:first])
 
 
 def test_proposals_keep_to_the_limits(tmp_path: Path) -> None:
@@ -172,7 +175,7 @@ def test_values_have_places(name: str, values: list[Any]) -> None:
 def test_what_makes_no_difference_is_not_seen() -> None:
     """Blocks that are not there, and channels that the block before decides."""
     space = experiment().search_space
-    sampler = CurveSampler(space, 4, 0)
+    sampler = CurveSampler(space, RUNGS, 0)
     base = dict.fromkeys(sampler.axes, 0.5) | {"num_blocks": 0.5, "out_channels_1": 1.0}
     rows = [
         base | more for more in ({}, {"num_convs_3": 1.0}, {"out_channels_2": 0.0}, {"lr": 0.6})
@@ -183,14 +186,13 @@ def test_what_makes_no_difference_is_not_seen() -> None:
 
 def test_the_gradient_is_that_of_the_loss() -> None:
     rng = np.random.default_rng(0)
-    x, t, y = rng.random((20, 3)), rng.choice([0.0, 0.5, 1.0], 20), rng.standard_normal(20)
-    process = Process(x, t, y)
-    squares = ((x.T[:, :, None] - x.T[:, None, :]) ** 2).reshape(3, -1)
-    theta = process.theta + 0.1
+    rows = np.c_[rng.random((20, 3)), rng.choice([0.0, 0.5, 1.0], 20)]
+    y = rng.standard_normal(20)
+    process = Process(rows, y)
     error = check_grad(
-        lambda at: process._loss(at, squares, x, t, y)[0],
-        lambda at: process._loss(at, squares, x, t, y)[1],
-        theta,
+        lambda theta: process._loss(theta, rows, y)[0],
+        lambda theta: process._loss(theta, rows, y)[1],
+        process.theta + 0.1,
     )
     assert error < 1e-4
 
@@ -202,10 +204,41 @@ def test_the_process_agrees_with_an_independent_one() -> None:
 
     rng = np.random.default_rng(1)
     x, y, new = rng.random((15, 2)), rng.standard_normal(15), rng.random((5, 2))
-    process = Process(x, np.ones(15), y)
+    rows, at_end = np.c_[x, np.ones(15)], np.c_[new, np.ones(5)]
+    process = Process(rows, y)
     process.theta = process.centre
-    process.observe(x, np.ones(15), y)
+    process.observe(rows, y)
     kernel = Matern(1.0, "fixed", nu=2.5) + ConstantKernel(Process.MEAN + Process.EPOCH, "fixed")
     other = GaussianProcessRegressor(kernel, alpha=0.02 + 1e-6, optimizer=None).fit(x, y)
-    for ours, theirs in zip(process.predict(new), other.predict(new, return_std=True), strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-6)
+    theirs = other.predict(new, return_std=True)
+    for ours, their in zip(process.predict(at_end), theirs, strict=True):
+        assert ours == pytest.approx(their, abs=1e-6)
+
+
+@pytest.mark.parametrize("values", [[0.5] * 12, [0.1] * 11 + [0.9], [0.1, 0.1, *[math.nan] * 10]])
+def test_values_that_tell_little_are_no_obstacle(values: list[float]) -> None:
+    study, space = new_study(), space_of()
+    for i, value in enumerate(values):
+        trial = ask(study, space, i, "random")
+        if math.isnan(value):
+            trial.set_constraint("infeasible", 1.0)
+        else:
+            trial.report(value, 4)
+        study.tell(trial, state=TrialState.PRUNED)
+    assert ask(study, space, 99).params
+
+
+def test_of_many_equal_configurations_the_process_is_not_singular() -> None:
+    rows, y = np.c_[np.full((40, 3), 0.5), np.repeat([0.0, 1.0], 20)], np.tile([-1.0, 1.0], 20)
+    process = Process(rows, y)
+    process.observe(rows, y)
+    assert np.isfinite(process.predict(rows[:1])).all()
+
+
+def test_scores_keep_the_order_and_bound_what_failed() -> None:
+    values = np.array([0.80, 0.85, 0.82, 0.1, math.nan, 0.84])
+    scores = _scores(values)
+    assert np.argsort(-scores[[0, 1, 2, 5]]).tolist() == [1, 3, 2, 0]
+    assert scores[3] == scores[4] == scores.min()
+    assert scores.mean() == pytest.approx(0, abs=1e-9)
+    assert 2 * (scores[1] - scores[5]) > scores[2] - scores[0] > 0

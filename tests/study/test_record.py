@@ -166,7 +166,7 @@ def test_samplers_of_values_are_shown_the_worst_where_a_trial_is_infeasible(tmp_
 def test_no_sampler_warns_of_what_it_is_told(tmp_path: Path, kind: str) -> None:
     """CMA-ES knows no constraints; a warning is an error here."""
     study, storage = open_journal(tmp_path)
-    study.sampler = make_sampler(kind, 0, experiment().search_space, 4)
+    study.sampler = make_sampler(kind, 0, experiment().search_space, (4,))
     for infeasible in (True, False, True):
         with storage.sampling(waiting=(), values_only=kind in VALUES_ONLY):
             trial = study.ask()
@@ -270,7 +270,7 @@ def test_a_sampler_proposes_by_its_seed(kind: str, made: type) -> None:
         pytest.importorskip("cmaes")
     proposals = []
     for seed in (1, 1, 2):
-        sampler = make_sampler(kind, seed, experiment().search_space, 4)
+        sampler = make_sampler(kind, seed, experiment().search_space, (4,))
         assert isinstance(sampler, made)
         trial = optuna.create_study(sampler=sampler).ask()
         proposals.append(trial.suggest_float("lr", 0.0, 1.0))

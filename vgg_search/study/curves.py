@@ -1,8 +1,8 @@
 """A sampler that learns from learning curves: a Gaussian process of configuration and epoch.
 
 A trial that was stopped early says something about how it would have ended, and the more the
-further it was trained. So the last value of each trial is explained by the configuration and by
-the epoch at which it was seen (as in Swersky et al., "Freeze-Thaw Bayesian Optimization",
+further it was trained. So its value at each rung is explained by the configuration and by the
+epoch at which it was seen (as in Swersky et al., "Freeze-Thaw Bayesian Optimization",
 arXiv:1406.3896), and the next trial is the one with the largest expected improvement at the last
 epoch. All of it follows from the record and a seed. What each part is worth, and what was tried
 and left out: results/2026-11-26_sampler/README.md.
@@ -20,10 +20,11 @@ from vgg_search.space.candidate import BLOCK_DIMENSIONS
 from vgg_search.space.dimension import Dim
 from vgg_search.space.search_space import Space
 
-STARTUP = 10  # trials that are drawn at random before anything is learned
+STARTUP = 8  # configurations that must have a value; until then trials are random
 KEPT, FITTED = 200, 64  # values that predictions, and the process's parameters, are derived from
-STEPS = 8  # of L-BFGS, by which these parameters are found
+STEPS = {"maxiter": 8}  # of L-BFGS, by which these parameters are found
 DRAWN, VARIED, PARENTS = 200, 200, 5  # candidates at random and near the best; how many of these
+CLIP = 2.0  # how far below the median a value counts, in ways from the best to the median
 FEW = 20  # values up to which an integer counts as a choice
 DIGITS = 9  # to which numbers must agree to be equal
 
@@ -55,7 +56,7 @@ class Axis:
 
 
 class Process:
-    """Gaussian process of places x (N, D) and times t (N,), log epochs of which the last is 1.
+    """Gaussian process of rows (N, D + 1): a place, and the logarithm of an epoch, 1 for the last.
 
     Covariance: s M(x, x') (w + (1 - w) exp(-|t - t'| / l)), and a mean of its own for each epoch;
     M is the Matern kernel 5/2 with a length for each dimension (Rasmussen and Williams, "Gaussian
@@ -65,68 +66,63 @@ class Process:
 
     MEAN, EPOCH = 0.25, 0.5  # variances of the mean, and of each epoch's
 
-    def __init__(self, x: np.ndarray, t: np.ndarray, y: np.ndarray) -> None:
+    def __init__(self, rows: np.ndarray, y: np.ndarray) -> None:
         from scipy.optimize import minimize  # a quarter of a second, of which `--help` has no need
 
-        d = x.shape[1]
-        self.space, self.size, self.share, self.fade, self.noise = slice(d), d, d + 1, d + 2, d + 3
-        self.centre = np.log([1.0] * d + [1.0, 1.5, 1.0, 0.02])
-        squares = (x.T[:, :, None] - x.T[:, None, :]) ** 2
-        data, options = (squares.reshape(d, -1), x, t, y), {"maxiter": STEPS}
-        found = minimize(self._loss, self.centre, data, "L-BFGS-B", True, options=options)
+        self.centre = np.log([1.0] * (rows.shape[1] - 1) + [1.0, 1.5, 1.0, 0.02])
+        bounds = [(middle - 4, middle + 4) for middle in self.centre]  # 4 standard deviations
+        found = minimize(
+            self._loss, self.centre, (rows, y), "L-BFGS-B", True, bounds=bounds, options=STEPS
+        )
         self.theta = found.x
 
     def _covariance(
-        self, theta: np.ndarray, x: np.ndarray, t: np.ndarray, x2: np.ndarray, t2: np.ndarray
+        self, theta: np.ndarray, rows: np.ndarray, others: np.ndarray
     ) -> tuple[np.ndarray, ...]:
         """The covariance, and what its gradient is made of."""
-        a, b = x / np.exp(theta[self.space]), x2 / np.exp(theta[self.space])
+        size, fade = np.exp(theta[[-4, -2]])
+        share = 1 / (1 + math.exp(-theta[-3]))
+        a, b = rows[:, :-1] / np.exp(theta[:-4]), others[:, :-1] / np.exp(theta[:-4])
         squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
         r = np.sqrt(5 * np.maximum(squares, 0))
-        decay, apart = np.exp(-r), np.abs(t[:, None] - t2)
-        faded = np.exp(-apart / math.exp(theta[self.fade]))
-        share = 1 / (1 + math.exp(-theta[self.share]))
-        in_space = math.exp(theta[self.size]) * (1 + r + r**2 / 3) * decay
-        over_time = share + (1 - share) * faded
-        means = self.MEAN + self.EPOCH * (apart < 1e-9)
-        slope = math.exp(theta[self.size]) * (5 / 3) * (1 + r) * decay * over_time
-        return in_space * over_time + means, in_space, over_time, slope, faded, apart
+        apart = np.abs(rows[:, -1:] - others[:, -1]) / fade
+        decay, faded = size * np.exp(-r), np.exp(-apart)
+        in_space, over_time = (1 + r + r**2 / 3) * decay, share + (1 - share) * faded
+        k = in_space * over_time + self.MEAN + self.EPOCH * (apart < 1e-9)
+        by_share, by_fade = share * (1 - share) * (1 - faded), (1 - share) * faded * apart
+        return k, 5 / 3 * (1 + r) * decay * over_time, in_space, over_time, by_share, by_fade
 
-    def _loss(
-        self, theta: np.ndarray, squares: np.ndarray, x: np.ndarray, t: np.ndarray, y: np.ndarray
-    ) -> tuple[float, np.ndarray]:
+    def _loss(self, theta: np.ndarray, rows: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
         """Negative log posterior of theta, and its gradient."""
-        k, in_space, over_time, slope, faded, apart = self._covariance(theta, x, t, x, t)
-        noise, share = math.exp(theta[self.noise]), 1 / (1 + math.exp(-theta[self.share]))
+        k, by_squares, in_space, *in_time = self._covariance(theta, rows, rows)
+        noise = math.exp(theta[-1])
         root = np.linalg.cholesky(k + (noise + 1e-6) * np.eye(len(y)))
         half = np.linalg.inv(root)
         inverse = half.T @ half
         weights = inverse @ y
         by_k = 0.5 * (inverse - np.outer(weights, weights))
-        by_time = by_k * in_space
         gradient = theta - self.centre  # the priors' standard deviation is 1
         loss = 0.5 * (y @ weights + gradient @ gradient) + np.log(np.diag(root)).sum()
-        gradient[self.space] += squares @ (by_k * slope).ravel() * np.exp(-2 * theta[self.space])
-        gradient[self.size] += (by_time * over_time).sum()
-        gradient[self.share] += (by_time * (1 - faded)).sum() * share * (1 - share)
-        gradient[self.fade] += (
-            (by_time * faded * apart).sum() * (1 - share) / math.exp(theta[self.fade])
-        )
-        gradient[self.noise] += np.trace(by_k) * noise
+        x, by_squares = rows[:, :-1], by_k * by_squares
+        # The sum of by_squares (x_i - x_j)^2, multiplied out
+        squares = 2 * (by_squares.sum(1) @ x**2 - (x * (by_squares @ x)).sum(0))
+        gradient[:-4] += squares * np.exp(-2 * theta[:-4])
+        gradient[-4:-1] += [(by_k * in_space * part).sum() for part in in_time]
+        gradient[-1] += np.trace(by_k) * noise
         return loss, gradient
 
-    def observe(self, x: np.ndarray, t: np.ndarray, y: np.ndarray) -> None:
+    def observe(self, rows: np.ndarray, y: np.ndarray) -> None:
         """What predictions are derived from."""
-        self.x, self.t, self.y = x, t, y
-        noise = math.exp(self.theta[self.noise]) + 1e-6
-        k = self._covariance(self.theta, x, t, x, t)[0] + noise * np.eye(len(y))
+        self.rows, self.y = rows, y
+        noise = math.exp(self.theta[-1]) + 1e-6
+        k = self._covariance(self.theta, rows, rows)[0] + noise * np.eye(len(y))
         self.half = np.linalg.inv(np.linalg.cholesky(k))
         self.weights = self.half.T @ (self.half @ y)
 
-    def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation at the last epoch, without noise."""
-        k = self._covariance(self.theta, x, np.ones(len(x)), self.x, self.t)[0]
-        variance = math.exp(self.theta[self.size]) + self.MEAN + self.EPOCH
+    def predict(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation, without noise."""
+        k = self._covariance(self.theta, rows, self.rows)[0]
+        variance = math.exp(self.theta[-4]) + self.MEAN + self.EPOCH
         variances = variance - ((k @ self.half.T) ** 2).sum(1)
         return k @ self.weights, np.sqrt(np.maximum(variances, 1e-9))
 
@@ -134,8 +130,8 @@ class Process:
 class CurveSampler(optuna.samplers.BaseSampler):
     """Proposes whole configurations; made anew for each, it depends on record and seed alone."""
 
-    def __init__(self, space: Space, max_epochs: int, seed: int) -> None:
-        self.space, self.span = space, math.log(max(2, max_epochs))
+    def __init__(self, space: Space, rungs: tuple[int, ...], seed: int) -> None:
+        self.space, self.rungs, self.span = space, rungs, math.log(max(2, rungs[-1]))
         self.axes = {name: Axis(dim) for name, dim in space.sampled().items()}
         self.counts = np.array([axis.count for axis in self.axes.values()])
         self.rng = np.random.default_rng(seed)
@@ -158,58 +154,70 @@ class CurveSampler(optuna.samplers.BaseSampler):
 
     def _propose(self, study: optuna.Study, number: int) -> FixedTrial | None:
         """The most promising candidate; None before there is something to learn from."""
-        places, times, values, pending = self._observations(study, number)
-        if len(values) < STARTUP or np.isfinite(values).sum() < 2 or not self.axes:
+        observed, values, pending = self._observations(study, number)
+        if np.isfinite(values).sum() < 2 or not self.axes:
             return None
-        x, y = self._resolved(places), _scores(values)
-        some = self._best_and_others(y, FITTED)
-        process = Process(x[some], times[some], y[some])
-        kept = self._best_and_others(y, KEPT)
-        process.observe(x[kept], times[kept], y[kept])
+        rows, y = self._resolved(observed), _scores(values)
+        if len(np.unique(rows[:, :-1].round(DIGITS), axis=0)) < STARTUP:
+            return None
+        some, kept = self._best_and_others(y, FITTED), self._best_and_others(y, KEPT)
+        process = Process(rows[some], y[some])
+        process.observe(rows[kept], y[kept])
         if len(pending):  # taken to turn out as expected, so that nobody proposes them again
-            x2 = self._resolved(pending)
-            guess = np.r_[process.y, process.predict(x2)[0]]
-            process.observe(np.r_[process.x, x2], np.r_[process.t, np.ones(len(x2))], guess)
-            x = np.r_[x, x2]
-        means = process.predict(x[kept])[0].round(DIGITS)
-        best = kept[np.argsort(-means, kind="stable")]
-        candidates = self._candidates(places[best])
-        resolved = self._resolved(candidates)
+            pending = self._resolved(pending)
+            guess = process.predict(pending)[0]
+            process.observe(np.r_[process.rows, pending], np.r_[process.y, guess])
+        known, first = np.unique(process.rows[:, :-1].round(DIGITS), axis=0, return_index=True)
+        first = first[first < len(kept)]
+        ends = np.c_[rows[kept[first], :-1], np.ones(len(first))]
+        means = process.predict(ends)[0].round(DIGITS)
+        best = kept[first[np.argsort(-means, kind="stable")[:PARENTS]]]
+        candidates = self._candidates(observed[best, :-1])
+        resolved = self._resolved(np.c_[candidates, np.ones(len(candidates))])
         gain = _expected_improvement(*process.predict(resolved), means.max()).round(DIGITS)
-        known = {row.tobytes() for row in x.round(DIGITS)}
+        there = {row.tobytes() for row in known}
         for i in np.argsort(-gain, kind="stable"):
-            if resolved[i].round(DIGITS).tobytes() not in known:
-                axes = zip(self.axes.items(), candidates[i].tolist(), strict=True)
-                proposal = FixedTrial({name: axis.value(place) for (name, axis), place in axes})
-                if self.space.feasible(self.space.sample(proposal)):
-                    return proposal
+            axes = zip(self.axes.items(), candidates[i].tolist(), strict=True)
+            proposal = FixedTrial({name: axis.value(place) for (name, axis), place in axes})
+            feasible = self.space.feasible(self.space.sample(proposal))
+            # Of its values, for two places may stand for one integer
+            row = self._resolved(np.array([self._place(proposal.params)]))[0].round(DIGITS)
+            if feasible and row.tobytes() not in there:
+                return proposal
         return None
 
+    def _place(self, params: dict[str, Any]) -> list[float]:
+        """Where a configuration lies; NaN for what it has not."""
+        return [a.place(params[n]) if n in params else math.nan for n, a in self.axes.items()]
+
     def _observations(self, study: optuna.Study, number: int) -> tuple[np.ndarray, ...]:
-        """(places, times, values) of trials that have a last value, NaN for one that failed, and
-        the places of those that have none yet. What was not trained is left out, and so is an
-        architecture that this space cannot propose."""
-        rows, pending = [], []
+        """(rows, values) of trials at each rung and at their last epoch, NaN for one that failed,
+        and the rows at the end of those that have no value yet. What was not trained is left out,
+        and so is an architecture that this space cannot propose."""
+        rows, values, pending = [], [], []
         for trial in study.get_trials(deepcopy=False):
+            params, steps, running = (
+                trial.params,
+                trial.intermediate_values,
+                not trial.state.is_finished(),
+            )
             failed = "infeasible" in trial.constraints
-            if (
-                not trial.params
-                or {"duplicate_of", "given_arch"} & trial.user_attrs.keys()
-                or (trial.constraints and not failed)
-                or (trial.number == number and not trial.state.is_finished())
-            ):
+            elsewhere = {"duplicate_of", "given_arch"} & trial.user_attrs.keys()
+            if not params or elsewhere or (trial.constraints and not failed):
                 continue
-            params = trial.params
-            place = [a.place(params[n]) if n in params else math.nan for n, a in self.axes.items()]
-            if failed:
-                rows.append((place, 1.0, math.nan))
-            elif trial.last_step is not None:
-                value = trial.intermediate_values[trial.last_step]
-                rows.append((place, math.log(trial.last_step) / self.span, value))
-            elif not trial.state.is_finished():
-                pending.append(place)
-        columns = zip(*rows, strict=True) if rows else ([], [], [])
-        return *map(np.array, columns), np.array(pending)
+            if running and trial.number == number:
+                continue
+            place = self._place(params)
+            if not steps and running:
+                pending.append([*place, 1.0])
+            elif failed:
+                rows.append([*place, 1.0])
+                values.append(math.nan)
+            else:
+                epochs = [e for e in steps if e in self.rungs or e == trial.last_step]
+                rows += [[*place, math.log(e) / self.span] for e in epochs]
+                values += [steps[e] for e in epochs]
+        return np.array(rows), np.array(values), np.array(pending)
 
     def _resolved(self, places: np.ndarray) -> np.ndarray:
         """What of a configuration makes a difference: a block that is not there lies at 0, and one
@@ -240,7 +248,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
         """Places anywhere and near the best: some dimensions of one of these, moved a little or,
         of a choice, drawn anew."""
         rng, shape = self.rng, (VARIED, len(self.axes))
-        parents = best[np.arange(VARIED) % min(PARENTS, len(best))]
+        parents = best[np.arange(VARIED) % len(best)]
         parents = np.where(np.isnan(parents), rng.random(shape), parents)
         moved = rng.random(shape) < rng.choice([0.1, 0.2, 0.4], (VARIED, 1))
         moved[np.arange(VARIED), rng.integers(shape[1], size=VARIED)] = True
@@ -254,13 +262,13 @@ class CurveSampler(optuna.samplers.BaseSampler):
 
 
 def _scores(values: np.ndarray) -> np.ndarray:
-    """Normal quantiles of the ranks: how far a collapsed network fell is of no interest."""
-    from scipy.special import ndtri
-
-    values = np.nan_to_num(values, nan=-math.inf)
-    order = np.sort(values)
-    ranks = np.searchsorted(order, values, "left") + np.searchsorted(order, values, "right")
-    return ndtri(ranks / (2 * len(values)))
+    """Standardised -log of the error, so that a point near the top counts for more than one far
+    below; how far a collapsed network fell is of no interest: nothing counts as lower than twice
+    the way from the best to the median, and what failed (NaN) as that."""
+    scores = -np.log(1.0001 - values)
+    middle, top = np.nanmedian(scores), np.nanmax(scores)
+    scores = np.fmax(scores, middle - CLIP * (top - middle))
+    return (scores - scores.mean()) / max(scores.std(), 1e-9)
 
 
 def _expected_improvement(mean: np.ndarray, std: np.ndarray, best: float) -> np.ndarray:

@@ -21,12 +21,12 @@ def trial_seed(seed: int, number: int, purpose: int = TRAINING) -> int:
 
 
 def make_sampler(
-    kind: str, seed: int, space: Space, max_epochs: int
+    kind: str, seed: int, space: Space, rungs: tuple[int, ...]
 ) -> optuna.samplers.BaseSampler:
     """The sampler of that name. Made anew for each proposal, so that a proposal depends on the
     record and its own seed alone: a resumed study goes on as if never stopped."""
     if kind == "curves":
-        return CurveSampler(space, max_epochs, seed)
+        return CurveSampler(space, rungs, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if kind in ("tpe", "tpe-joint"):

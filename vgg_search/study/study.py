@@ -179,7 +179,7 @@ class Study:
     def _set_sampler(self, number: int, kind: str) -> None:
         """Trial `number` is proposed by a sampler that depends on the record and its seed alone."""
         seed = trial_seed(self.config.seed, number, PROPOSING)
-        self.optuna.sampler = make_sampler(kind, seed, self.space, self.config.max_epochs)
+        self.optuna.sampler = make_sampler(kind, seed, self.space, self.scheduler.epochs)
 
     def _sampling(self) -> AbstractContextManager[None]:
         """While it proposes, the sampler is shown who waits at a rung as pruned there."""
