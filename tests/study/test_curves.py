@@ -208,7 +208,7 @@ def test_the_process_agrees_with_an_independent_one() -> None:
     process = Process(rows, y)
     process.theta = process.centre
     process.observe(rows, y)
-    kernel = Matern(1.0, "fixed", nu=2.5) + ConstantKernel(Process.MEAN + Process.EPOCH, "fixed")
+    kernel = Matern(1.0, "fixed", nu=2.5) + ConstantKernel(sum(Process.MEANS), "fixed")
     other = GaussianProcessRegressor(kernel, alpha=0.02 + 1e-6, optimizer=None).fit(x, y)
     theirs = other.predict(new, return_std=True)
     for ours, their in zip(process.predict(at_end), theirs, strict=True):

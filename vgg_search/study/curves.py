@@ -4,8 +4,7 @@ A trial that was stopped early says something about how it would have ended, and
 further it was trained. So its value at each rung is explained by the configuration and by the
 epoch at which it was seen (as in Swersky et al., "Freeze-Thaw Bayesian Optimization",
 arXiv:1406.3896), and the next trial is the one with the largest expected improvement at the last
-epoch. All of it follows from the record and a seed. What each part is worth, and what was tried
-and left out: results/2026-11-26_sampler/README.md.
+epoch. What each part is worth, and what was left out: results/2026-11-26_sampler/README.md.
 """
 
 import math
@@ -13,18 +12,18 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.trial import FixedTrial, FrozenTrial
+from optuna.trial import FixedTrial
 
 from vgg_search.space.candidate import BLOCK_DIMENSIONS
 from vgg_search.space.dimension import Dim
 from vgg_search.space.search_space import Space
 
+Array = np.ndarray
 STARTUP = 8  # configurations that must have a value; until then trials are random
-KEPT, FITTED = 200, 64  # values that predictions, and the process's parameters, are derived from
+KEPT, FITTED = 200, 64  # values, half the best, that predictions and parameters derive from
 STEPS = {"maxiter": 8}  # of L-BFGS, by which these parameters are found
 DRAWN, VARIED, PARENTS = 200, 200, 5  # candidates at random and near the best; how many of these
-CLIP = 2.0  # how far below the median a value counts, in ways from the best to the median
+CLIP = 2.0  # ways from best to median that the lowest score lies below the median
 FEW = 20  # values up to which an integer counts as a choice
 DIGITS = 9  # to which numbers must agree to be equal
 
@@ -41,12 +40,10 @@ class Axis:
         self.width = self.count - 1.0 if dim.choices else self.scale(dim.high) - self.low
 
     def place(self, value: Any) -> float:
-        """Where a value lies."""
         number = self.choices.index(value) if self.choices else self.scale(value)
         return (number - self.low) / self.width
 
     def value(self, place: float) -> Any:
-        """The value at a place."""
         number = self.low + place * self.width
         if self.choices:
             return self.choices[round(number)]
@@ -59,27 +56,21 @@ class Process:
     """Gaussian process of rows (N, D + 1): a place, and the logarithm of an epoch, 1 for the last.
 
     Covariance: s M(x, x') (w + (1 - w) exp(-|t - t'| / l)), and a mean of its own for each epoch;
-    M is the Matern kernel 5/2 with a length for each dimension (Rasmussen and Williams, "Gaussian
-    Processes for Machine Learning", equations 4.17, and 5.9 for the gradient). `theta` holds the
-    logarithms of lengths, s, w / (1 - w), l and noise, each with a normal prior.
+    M is Matern's 5/2 with a length a dimension (Rasmussen and Williams, 2006, equations 4.17 and,
+    for the gradient, 5.9). `theta`: logarithms of lengths, s, w / (1 - w), l, noise; priors normal.
     """
 
-    MEAN, EPOCH = 0.25, 0.5  # variances of the mean, and of each epoch's
+    MEANS = 0.25, 0.5  # variances of the mean, and of each epoch's
 
-    def __init__(self, rows: np.ndarray, y: np.ndarray) -> None:
+    def __init__(self, rows: Array, y: Array) -> None:
         from scipy.optimize import minimize  # a quarter of a second, of which `--help` has no need
 
         self.centre = np.log([1.0] * (rows.shape[1] - 1) + [1.0, 1.5, 1.0, 0.02])
+        given = {"args": (rows, y), "jac": True, "method": "L-BFGS-B", "options": STEPS}
         bounds = [(middle - 4, middle + 4) for middle in self.centre]  # 4 standard deviations
-        found = minimize(
-            self._loss, self.centre, (rows, y), "L-BFGS-B", True, bounds=bounds, options=STEPS
-        )
-        self.theta = found.x
+        self.theta = minimize(self._loss, self.centre, bounds=bounds, **given).x
 
-    def _covariance(
-        self, theta: np.ndarray, rows: np.ndarray, others: np.ndarray
-    ) -> tuple[np.ndarray, ...]:
-        """The covariance, and what its gradient is made of."""
+    def _covariance(self, theta: Array, rows: Array, others: Array) -> tuple[Array, ...]:
         size, fade = np.exp(theta[[-4, -2]])
         share = 1 / (1 + math.exp(-theta[-3]))
         a, b = rows[:, :-1] / np.exp(theta[:-4]), others[:, :-1] / np.exp(theta[:-4])
@@ -88,17 +79,16 @@ class Process:
         apart = np.abs(rows[:, -1:] - others[:, -1]) / fade
         decay, faded = size * np.exp(-r), np.exp(-apart)
         in_space, over_time = (1 + r + r**2 / 3) * decay, share + (1 - share) * faded
-        k = in_space * over_time + self.MEAN + self.EPOCH * (apart < 1e-9)
+        k = in_space * over_time + self.MEANS[0] + self.MEANS[1] * (apart < 1e-9)
         by_share, by_fade = share * (1 - share) * (1 - faded), (1 - share) * faded * apart
         return k, 5 / 3 * (1 + r) * decay * over_time, in_space, over_time, by_share, by_fade
 
-    def _loss(self, theta: np.ndarray, rows: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
+    def _loss(self, theta: Array, rows: Array, y: Array) -> tuple[float, Array]:
         """Negative log posterior of theta, and its gradient."""
         k, by_squares, in_space, *in_time = self._covariance(theta, rows, rows)
         noise = math.exp(theta[-1])
-        root = np.linalg.cholesky(k + (noise + 1e-6) * np.eye(len(y)))
-        half = np.linalg.inv(root)
-        inverse = half.T @ half
+        k += (noise + 1e-6) * np.eye(len(y))
+        root, inverse = np.linalg.cholesky(k), np.linalg.inv(k)
         weights = inverse @ y
         by_k = 0.5 * (inverse - np.outer(weights, weights))
         gradient = theta - self.centre  # the priors' standard deviation is 1
@@ -111,46 +101,39 @@ class Process:
         gradient[-1] += np.trace(by_k) * noise
         return loss, gradient
 
-    def observe(self, rows: np.ndarray, y: np.ndarray) -> None:
+    def observe(self, rows: Array, y: Array) -> None:
         """What predictions are derived from."""
         self.rows, self.y = rows, y
-        noise = math.exp(self.theta[-1]) + 1e-6
-        k = self._covariance(self.theta, rows, rows)[0] + noise * np.eye(len(y))
+        k = self._covariance(self.theta, rows, rows)[0]
+        k += (math.exp(self.theta[-1]) + 1e-6) * np.eye(len(y))
         self.half = np.linalg.inv(np.linalg.cholesky(k))
         self.weights = self.half.T @ (self.half @ y)
 
-    def predict(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def predict(self, rows: Array) -> tuple[Array, Array]:
         """Mean and standard deviation, without noise."""
         k = self._covariance(self.theta, rows, self.rows)[0]
-        variance = math.exp(self.theta[-4]) + self.MEAN + self.EPOCH
-        variances = variance - ((k @ self.half.T) ** 2).sum(1)
-        return k @ self.weights, np.sqrt(np.maximum(variances, 1e-9))
+        variance = math.exp(self.theta[-4]) + sum(self.MEANS) - ((k @ self.half.T) ** 2).sum(1)
+        return k @ self.weights, np.sqrt(np.maximum(variance, 1e-9))
 
 
-class CurveSampler(optuna.samplers.BaseSampler):
+class CurveSampler(optuna.samplers.RandomSampler):
     """Proposes whole configurations; made anew for each, it depends on record and seed alone."""
 
     def __init__(self, space: Space, rungs: tuple[int, ...], seed: int) -> None:
+        super().__init__(seed)
         self.space, self.rungs, self.span = space, rungs, math.log(max(2, rungs[-1]))
         self.axes = {name: Axis(dim) for name, dim in space.sampled().items()}
         self.counts = np.array([axis.count for axis in self.axes.values()])
         self.rng = np.random.default_rng(seed)
-        self.random = optuna.samplers.RandomSampler(seed=seed)
-        self.params: dict[str, Any] = {}
+        self.proposal: FixedTrial | None = None
 
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(self, study, trial):  # type: ignore[no-untyped-def]
         by_hand = "fixed_params" in trial.system_attrs  # nothing to propose
-        proposal = None if by_hand else self._propose(study, trial.number)
-        self.params = proposal.params if proposal else {}
-        return proposal.distributions if proposal else {}
+        self.proposal = None if by_hand else self._propose(study, trial.number)
+        return self.proposal.distributions if self.proposal else {}
 
-    def sample_relative(self, study, trial, search_space):  # type: ignore[no-untyped-def]
-        return self.params
-
-    def sample_independent(self, *asked):  # type: ignore[no-untyped-def]
-        return self.random.sample_independent(*asked)
+    def sample_relative(self, *asked):  # type: ignore[no-untyped-def]
+        return self.proposal.params if self.proposal else {}
 
     def _propose(self, study: optuna.Study, number: int) -> FixedTrial | None:
         """The most promising candidate; None before there is something to learn from."""
@@ -168,58 +151,48 @@ class CurveSampler(optuna.samplers.BaseSampler):
             guess = process.predict(pending)[0]
             process.observe(np.r_[process.rows, pending], np.r_[process.y, guess])
         known, first = np.unique(process.rows[:, :-1].round(DIGITS), axis=0, return_index=True)
-        first = first[first < len(kept)]
-        ends = np.c_[rows[kept[first], :-1], np.ones(len(first))]
-        means = process.predict(ends)[0].round(DIGITS)
-        best = kept[first[np.argsort(-means, kind="stable")[:PARENTS]]]
+        first, there = kept[first[first < len(kept)]], {row.tobytes() for row in known}
+        means = process.predict(np.c_[rows[first, :-1], np.ones(len(first))])[0].round(DIGITS)
+        best = first[np.argsort(-means, kind="stable")[:PARENTS]]
         candidates = self._candidates(observed[best, :-1])
-        resolved = self._resolved(np.c_[candidates, np.ones(len(candidates))])
-        gain = _expected_improvement(*process.predict(resolved), means.max()).round(DIGITS)
-        there = {row.tobytes() for row in known}
-        for i in np.argsort(-gain, kind="stable"):
-            axes = zip(self.axes.items(), candidates[i].tolist(), strict=True)
+        at_end = np.c_[self._resolved(candidates), np.ones(len(candidates))]
+        gains = _expected_improvement(*process.predict(at_end), means.max()).round(DIGITS)
+        for candidate in candidates[np.argsort(-gains, kind="stable")].tolist():
+            axes = zip(self.axes.items(), candidate, strict=True)
             proposal = FixedTrial({name: axis.value(place) for (name, axis), place in axes})
-            feasible = self.space.feasible(self.space.sample(proposal))
-            # Of its values, for two places may stand for one integer
-            row = self._resolved(np.array([self._place(proposal.params)]))[0].round(DIGITS)
-            if feasible and row.tobytes() not in there:
-                return proposal
+            if self.space.feasible(self.space.sample(proposal)):
+                # Of its values, for two places may stand for one integer
+                row = self._resolved(np.array([self._place(proposal.params)]))[0].round(DIGITS)
+                if row.tobytes() not in there:
+                    return proposal
         return None
 
     def _place(self, params: dict[str, Any]) -> list[float]:
-        """Where a configuration lies; NaN for what it has not."""
         return [a.place(params[n]) if n in params else math.nan for n, a in self.axes.items()]
 
-    def _observations(self, study: optuna.Study, number: int) -> tuple[np.ndarray, ...]:
-        """(rows, values) of trials at each rung and at their last epoch, NaN for one that failed,
-        and the rows at the end of those that have no value yet. What was not trained is left out,
-        and so is an architecture that this space cannot propose."""
+    def _observations(self, study: optuna.Study, number: int) -> tuple[Array, ...]:
+        """Rows and values of trials at each rung and at their last epoch, NaN for one that failed,
+        and rows of those that have no value yet; none of what this space cannot propose."""
         rows, values, pending = [], [], []
         for trial in study.get_trials(deepcopy=False):
-            params, steps, running = (
-                trial.params,
-                trial.intermediate_values,
-                not trial.state.is_finished(),
-            )
-            failed = "infeasible" in trial.constraints
+            running, steps = not trial.state.is_finished(), trial.intermediate_values
             elsewhere = {"duplicate_of", "given_arch"} & trial.user_attrs.keys()
-            if not params or elsewhere or (trial.constraints and not failed):
+            untrained = trial.constraints and "infeasible" not in trial.constraints
+            if not trial.params or elsewhere or untrained or (running and trial.number == number):
                 continue
-            if running and trial.number == number:
-                continue
-            place = self._place(params)
-            if not steps and running:
-                pending.append([*place, 1.0])
-            elif failed:
+            place = self._place(trial.params)
+            if trial.constraints:
                 rows.append([*place, 1.0])
                 values.append(math.nan)
+            elif running and not steps:
+                pending.append([*place, 1.0])
             else:
-                epochs = [e for e in steps if e in self.rungs or e == trial.last_step]
-                rows += [[*place, math.log(e) / self.span] for e in epochs]
-                values += [steps[e] for e in epochs]
+                epochs = sorted({*self.rungs, trial.last_step or 0} & steps.keys())
+                rows += [[*place, math.log(epoch) / self.span] for epoch in epochs]
+                values += [steps[epoch] for epoch in epochs]
         return np.array(rows), np.array(values), np.array(pending)
 
-    def _resolved(self, places: np.ndarray) -> np.ndarray:
+    def _resolved(self, places: Array) -> Array:
         """What of a configuration makes a difference: a block that is not there lies at 0, and one
         that must not be narrower than the last is not."""
         names, places, before = list(self.axes), places.copy(), None
@@ -238,13 +211,12 @@ class CurveSampler(optuna.samplers.BaseSampler):
             places[blocks < int(block) - 0.5, j] = 0.0
         return np.nan_to_num(places)
 
-    def _best_and_others(self, y: np.ndarray, most: int) -> np.ndarray:
-        """Where the best are, and as many others by chance; all, where there are no more."""
+    def _best_and_others(self, y: Array, most: int) -> Array:
         order = np.argsort(-y, kind="stable")
         others = self.rng.permutation(order[most // 2 :])[: most - most // 2]
         return np.r_[order[: most // 2], others]
 
-    def _candidates(self, best: np.ndarray) -> np.ndarray:
+    def _candidates(self, best: Array) -> Array:
         """Places anywhere and near the best: some dimensions of one of these, moved a little or,
         of a choice, drawn anew."""
         rng, shape = self.rng, (VARIED, len(self.axes))
@@ -253,25 +225,23 @@ class CurveSampler(optuna.samplers.BaseSampler):
         moved = rng.random(shape) < rng.choice([0.1, 0.2, 0.4], (VARIED, 1))
         moved[np.arange(VARIED), rng.integers(shape[1], size=VARIED)] = True
         steps = rng.choice([0.05, 0.1, 0.3], (VARIED, 1)) * rng.standard_normal(shape)
-        near = 1 - np.abs(1 - np.abs(parents + steps))  # mirrored at both ends
-        near = np.where(self.counts > 0, rng.random(shape), near)
-        drawn = rng.random((DRAWN, len(self.axes)))
-        places = np.clip(np.r_[drawn, np.where(moved, near, parents)], 0, 1 - 1e-9)
-        few = np.maximum(self.counts, 2)
+        mirrored = 1 - np.abs(1 - np.abs(parents + steps))
+        near = np.where(self.counts > 0, rng.random(shape), mirrored)
+        places = np.r_[rng.random((DRAWN, shape[1])), np.where(moved, near, parents)]
+        places, few = np.clip(places, 0, 1 - 1e-9), np.maximum(self.counts, 2)
         return np.where(self.counts > 0, np.floor(places * few) / (few - 1), places)
 
 
-def _scores(values: np.ndarray) -> np.ndarray:
-    """Standardised -log of the error, so that a point near the top counts for more than one far
-    below; how far a collapsed network fell is of no interest: nothing counts as lower than twice
-    the way from the best to the median, and what failed (NaN) as that."""
+def _scores(values: Array) -> Array:
+    """Standardised -log of the error: a point near the top counts for more than one far below, and
+    what failed (NaN) or fell further from the best than CLIP says counts as that."""
     scores = -np.log(1.0001 - values)
     middle, top = np.nanmedian(scores), np.nanmax(scores)
     scores = np.fmax(scores, middle - CLIP * (top - middle))
     return (scores - scores.mean()) / max(scores.std(), 1e-9)
 
 
-def _expected_improvement(mean: np.ndarray, std: np.ndarray, best: float) -> np.ndarray:
+def _expected_improvement(mean: Array, std: Array, best: float) -> Array:
     """Its logarithm, which tells candidates apart that are all but hopeless."""
     from scipy.special import ndtr
 
