@@ -14,7 +14,7 @@ from vgg_search.cli.arguments import load_config, read_yaml, resumed_config
 from vgg_search.config import RESUMABLE, Config, ConfigError
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "ray", "optuna", "mlflow", "pandas", "plotly", "rich")
+HEAVY = ("torch", "ray", "optuna", "mlflow", "pandas", "plotly", "rich", "scipy")
 
 
 @pytest.fixture(autouse=True)
