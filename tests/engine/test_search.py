@@ -2,6 +2,7 @@
 
 import ast
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ray import tune
 
 from vgg_search.config import Config
 from vgg_search.data.splits import Splits
+from vgg_search.engine import silence
 from vgg_search.engine.search import START_SECONDS, StudySearcher, StudyStopper, run_search
 from vgg_search.machine import cores
 from vgg_search.space.candidate import Candidate
@@ -89,6 +91,33 @@ def test_a_stopped_search_leaves_its_trials_to_a_resume(tmp_path: Path, splits: 
         assert not study.finished
         assert study.unfinished
     assert not any(trial.state.is_finished() for trial in read_trials(tmp_path / "s"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_stopped_worker_is_replaced(
+    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGSTOP: the process is there, and Ray takes it for alive."""
+    monkeypatch.setattr(silence, "LEAST_SECONDS", 3.0)
+    config = tiny(num_trials=2, scheduler="none", max_epochs=6, max_concurrent=1)
+    stopped: list[str] = []
+    events: list[Event] = []
+
+    def stop_worker(event: Event) -> None:
+        events.append(event)
+        if event.kind == "epoch" and event.row["epoch"] == 2 and not stopped:
+            stopped.append(event.row["worker"])
+            os.kill(int(stopped[0].partition(":")[2]), signal.SIGSTOP)
+
+    with opened(tmp_path / "s", config, [stop_worker]) as study:
+        run_search(study, splits, cluster_of(study), lambda: None)
+    assert [event.number for event in events if event.kind == "retried"] == [0]
+    for trial in read_trials(tmp_path / "s"):
+        assert trial.user_attrs["state"] == "completed"
+        assert [row["epoch"] for row in rows_of(trial)] == [1, 2, 3, 4, 5, 6]
+    assert rows_of(read_trials(tmp_path / "s")[0])[5]["worker"] != stopped[0]
+    assert not Path("/proc", stopped[0].partition(":")[2]).exists()
 
 
 @pytest.mark.usefixtures("cluster")
@@ -205,6 +234,8 @@ CANDIDATE = Candidate(
 
 class Proposals:
     """A study of so many trials, of which nothing is asked but that they are handed out."""
+
+    space = experiment().search_space
 
     def __init__(self, trials: int) -> None:
         self.left, self.running = list(range(trials)), 0
@@ -388,3 +419,78 @@ def test_only_public_names_of_ray_are_used(file: Path) -> None:
 )
 def test_private_names_are_seen(source: str) -> None:
     assert private_names(source)
+
+
+# ---- silence ------------------------------------------------------------------------------------
+
+
+class Listener:
+    """Looks each second of a clock of its own, as Ray's loop does at least."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        self.silence = silence.Silence()
+
+    def listen(self, seconds: int) -> set[str]:
+        for _ in range(seconds):
+            self.now += 1.0
+            segments = self.silence.too_long()
+        return segments
+
+
+def epoch_of(seconds: float) -> list[Any]:
+    return [{"epoch_seconds": seconds}]
+
+
+def test_silence_is_judged_by_the_time_of_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Listener(monkeypatch)
+    driver.silence.began("small", flops=100)
+    driver.silence.began("large", flops=1000)
+    assert driver.listen(3600) == set()  # nothing is known yet
+    driver.silence.heard("small", epoch_of(12.0))
+    driver.silence.heard("large", epoch_of(20.0))  # quicker by the FLOP
+    assert driver.listen(120) == set()
+    assert driver.listen(1) == {"small"}  # ten of its epochs
+    assert driver.listen(1200 - 121) == {"small"}
+    assert driver.listen(1) == {"small", "large"}
+    driver.silence.ended("small")
+    driver.silence.heard("large", [])
+    assert driver.listen(1200) == set()
+
+
+def test_short_epochs_do_not_make_it_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Listener(monkeypatch)
+    driver.silence.began("a", flops=100)
+    driver.silence.heard("a", epoch_of(0.01))
+    assert driver.listen(60) == set()
+    assert driver.listen(1) == {"a"}
+
+
+def test_a_driver_that_was_stopped_itself_blames_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Listener(monkeypatch)
+    driver.silence.began("a", flops=100)
+    driver.silence.heard("a", epoch_of(0.01))
+    driver.now = 7200.0  # a closed laptop
+    assert driver.listen(1) == set()
+
+
+def test_the_worker_of_a_segment_that_said_nothing_is_one_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver, killed = Driver(2, monkeypatch), []
+    monkeypatch.setattr(ray, "kill", killed.append)
+    a, b = driver.hand_out()
+    handles = {}
+    for trial_id, worker in ((a, "node:0"), (b, "node:1")):
+        handles[worker] = object()
+        driver.searcher.on_trial_result(trial_id, {"worker": worker, "actor": handles[worker]})
+    driver.searcher.silence.heard(a, epoch_of(1.0))
+    assert driver.ends(b, "node:1")
+    (c,) = driver.hand_out()  # on the second worker, which is stopped
+    for _ in range(100):
+        driver.now += 1.0
+        driver.searcher.on_trial_result(a, {"worker": "node:0"})
+        driver.searcher.end_silent_workers()
+    assert killed == [handles["node:1"]]
+    driver.searcher.on_trial_complete(c, error=True)

@@ -1,21 +1,25 @@
 """Kill a search's driver with -9 at random moments, resume it each time, and count what was lost.
 
-    python tests/faults/random_kills.py --kills 100 --seed 0      # half an hour of two cores
-    python tests/faults/random_kills.py --kills 3                 # a try
+    python tests/faults/random_kills.py --kills 100 --seed 0      # 40 minutes of two cores
+    python tests/faults/random_kills.py --kills 5                 # one study, two minutes
 
-A real search (sample, real Ray, MLflow on SQLite) in a temporary folder. Each session gets a random
-time to live, from within the start of Ray to several trials. The last one may end. Then:
+Small real searches (sample, real Ray, MLflow on SQLite, champion), one after another, each in a
+temporary folder and killed several times. A kill comes some time after a moment that is drawn: the
+start, the first epoch of a session, the end of a trial, the champion, the report. A study is then
+left to end by itself. Counted are, by `invariants`:
 
-lost        an epoch, or a trial's end, that was in the record before a kill and is not after it
-repeated    an epoch that the record or MLflow was told twice, or an MLflow run too many for a trial
-left        what is RUNNING at the end, in the study or in MLflow
+lost        epochs and trials' ends that were in the record before a kill and are not after it
+broken      what does not hold of an ended study: see `invariants.violations`
+left        processes still there 30 s after a kill or an end, and new segments in /dev/shm that
+            no process has mapped at the end
 
-Exits with 1 if there is any, if the last session fails (also for rows left in the outbox), or if
-no epoch was in the record at the last kill: then nothing could be lost, and nothing is shown.
+Exits with 1 if there is any, if a study cannot be resumed to its end, or if fewer than half of the
+kills met a record with an epoch in it.
 """
 
 import argparse
 import json
+import os
 import random
 import signal
 import subprocess
@@ -23,154 +27,217 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from uuid import uuid4
 
-from mlflow import MlflowClient
+from invariants import (
+    Facts,
+    changed,
+    ended_trials,
+    epochs,
+    orphaned_segments,
+    processes,
+    record,
+    violations,
+)
 
 from vgg_search.provenance import provenance
-from vgg_search.records import METRIC
-from vgg_search.study.record import EPOCH_KEY, StudyError, read_trials, rows_of
 
 SPACE = {"num_blocks": [1, 2], "num_convs": [1, 2], "out_channels": [8, 16], "lr": [0.02, 0.4]}
 SPACE |= {"hidden_features": 64, "num_hidden": 1, "dropout": 0.0}
+NUM_TRIALS = 8
 FLAGS = ["--dataset", "sample", "--val-images", "500", "--train-images", "1500", "--quiet"]
 FLAGS += ["--max-epochs", "9", "--time-budget", "null", "--baseline", "null", "--name", "kills"]
-FLAGS += ["--champion-epochs", "2", "--space", json.dumps(SPACE)]
-STUDY = Path("runs", "kills")
-LONGEST = 20.0  # seconds; the first trial starts after about five
+FLAGS += ["--num-trials", str(NUM_TRIALS), "--champion-epochs", "2", "--space", json.dumps(SPACE)]
+KILLS_A_STUDY = 8  # at most; a session may end before its kill
+DRAINED_SECONDS = 30.0  # until all processes of a dead driver are gone
+SESSION_SECONDS = 600.0  # a session that takes longer hangs
 
 
-@dataclass(frozen=True)
+@dataclass
+class Session:
+    """One driver at work in `folder`, and what was there before it."""
+
+    folder: Path
+    before: Facts
+    began: float = field(default_factory=time.time)
+    log_before: int = 0  # characters
+
+    def __post_init__(self) -> None:
+        self.log_before = len(self.log())
+
+    @property
+    def study(self) -> Path:
+        return self.folder / "runs" / "kills"
+
+    def log(self) -> str:
+        path = self.study / "log.txt"
+        return path.read_text() if path.exists() else ""
+
+    def start(self) -> bool:
+        return True
+
+    def epoch(self) -> bool:
+        return epochs(record(self.study)) > epochs(self.before)
+
+    def trial(self) -> bool:
+        return ended_trials(record(self.study)) > ended_trials(self.before)
+
+    def champion(self) -> bool:
+        return "champion: trial" in self.log()[self.log_before :]
+
+    def report(self) -> bool:
+        path = self.study / "summary.json"
+        return path.exists() and path.stat().st_mtime >= self.began
+
+
+MOMENTS: dict[str, tuple[Callable[[Session], bool], float]] = {  # and seconds after it at most
+    "start": (Session.start, 8.0),
+    "epoch": (Session.epoch, 3.0),
+    "trial": (Session.trial, 3.0),
+    "champion": (Session.champion, 4.0),
+    "report": (Session.report, 3.0),
+}
+
+
+@dataclass
 class Campaign:
-    """What a campaign came to. `epochs`: in the record at the last kill."""
+    """What a campaign has come to."""
 
-    kills: int
-    epochs: int
-    lost: int
-    repeated: int
-    left: int
-    exit_code: int  # of the last session
+    kills: int = 0
+    studies: int = 0
+    trained: int = 0  # kills that met a record with an epoch in it
+    lost: int = 0
+    left: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    moments: Counter[str] = field(default_factory=Counter)  # of the kills
 
     def problems(self) -> list[str]:
         """A line for each reason why the campaign failed."""
-        reasons = {
-            "no epoch was in the record at the last kill: nothing is shown": not self.epochs,
-            f"{self.lost} lost": self.lost,
-            f"{self.repeated} repeated": self.repeated,
-            f"{self.left} left running": self.left,
-            f"the last session ended with exit code {self.exit_code}": self.exit_code,
-        }
-        return [reason for reason, holds in reasons.items() if holds]
+        nothing = self.trained < self.kills / 2
+        reasons = [f"only {self.trained} of {self.kills} kills met a trained epoch"] * nothing
+        reasons += [f"{self.lost} lost"] * bool(self.lost)
+        return reasons + [f"left: {what}" for what in self.left] + self.broken
+
+    def summary(self) -> str:
+        moments = ", ".join(f"{count} {name}" for name, count in sorted(self.moments.items()))
+        return (
+            f"{self.kills} kills ({moments}) of {self.studies} studies, {self.trained} with epochs "
+            f"in the record: {self.lost} lost, {len(self.broken)} broken, {len(self.left)} left"
+        )
 
 
-def session(folder: Path, num_trials: int, seconds: float | None) -> int:
-    """Start or resume the search; -9 after that long. Returns the driver's exit code."""
-    command = [sys.executable, "-m", "vgg_search.run", *FLAGS, "--num-trials", str(num_trials)]
-    command += ["--resume", "kills"] if (folder / STUDY).exists() else []
-    with (folder / "log").open("a") as log:
-        driver = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-        try:
-            return driver.wait(seconds)
-        except subprocess.TimeoutExpired:
-            driver.send_signal(signal.SIGKILL)
-            return driver.wait()
+class Killer:
+    """Runs studies and kills them, by a seed of its own for each study."""
+
+    def __init__(self, campaign: Campaign, longest: float = SESSION_SECONDS) -> None:
+        self.campaign, self.longest = campaign, longest
+        self.mark = f"VGG_KILLS_MARK={uuid4()}"  # all processes of the campaign have it
+
+    def study(self, folder: Path, kills: int, rng: random.Random) -> None:
+        """One study from its start to its end, killed so many times on the way."""
+        campaign, code, before = self.campaign, None, dict[object, object]()
+        campaign.studies += 1
+        for _ in range(kills):
+            session = Session(folder, before)
+            name = rng.choice(list(MOMENTS))
+            moment, longest = MOMENTS[name]
+            code = self.session(session, moment, rng.uniform(0, longest))
+            after = record(session.study)
+            campaign.lost += changed(before, after)
+            if code != -signal.SIGKILL:
+                break
+            campaign.kills += 1
+            campaign.moments[name] += 1
+            campaign.trained += epochs(after) > 0
+            print(
+                f"study {campaign.studies}, kill {campaign.kills} ({name}, "
+                f"{time.time() - session.began:.1f} s): {ended_trials(after)} trials ended, "
+                f"{epochs(after)} epochs, {campaign.lost} lost",
+                flush=True,
+            )
+            before = after
+        if code == -signal.SIGKILL:
+            code = self.session(Session(folder, before), None, 0.0)
+            campaign.lost += changed(before, record(Session(folder, before).study))
+        if code:
+            log = (folder / "log").read_text()[-2000:]
+            campaign.broken.append(f"study {campaign.studies} ended with {code}: {log}")
+        else:
+            lines = violations(folder, Session(folder, before).study, NUM_TRIALS)
+            campaign.broken += [f"study {campaign.studies}: {line}" for line in lines]
+            print(f"study {campaign.studies} ended: {lines or 'all holds'}", flush=True)
+
+    def session(
+        self, session: Session, moment: Callable[[Session], bool] | None, delay: float
+    ) -> int:
+        """Start or resume the search; -9 so many seconds after the moment. The exit code."""
+        command = [sys.executable, "-m", "vgg_search.run", *FLAGS]
+        command += ["--resume", "kills"] if session.study.exists() else []
+        name, _, value = self.mark.partition("=")
+        with (session.folder / "log").open("a") as log:
+            driver = subprocess.Popen(
+                command, cwd=session.folder, stdout=log, stderr=log, env=os.environ | {name: value}
+            )
+            try:
+                self._wait(driver, session, moment)
+                driver.wait(delay if moment else self.longest)
+            except subprocess.TimeoutExpired:
+                driver.send_signal(signal.SIGKILL)
+                driver.wait()
+        self._count_left()
+        return driver.returncode
+
+    def _wait(
+        self,
+        driver: "subprocess.Popen[bytes]",
+        session: Session,
+        moment: Callable[[Session], bool] | None,
+    ) -> None:
+        end = session.began + self.longest
+        while moment and driver.poll() is None and not moment(session):
+            if time.time() > end:
+                self.campaign.broken.append(f"study {self.campaign.studies} hangs")
+                raise subprocess.TimeoutExpired("the search", self.longest)
+            time.sleep(0.05)
+
+    def _count_left(self) -> None:
+        end = time.time() + DRAINED_SECONDS
+        while (alive := processes(self.mark)) and time.time() < end:
+            time.sleep(0.1)
+        self.campaign.left += [f"process {pid}: {command}" for pid, command in alive.items()]
+        for pid in alive:  # or each later look would count it again
+            os.kill(pid, signal.SIGKILL)
 
 
-def record(folder: Path) -> dict[Any, Any]:
-    """What must never change again: each epoch's row, and how each trial ended."""
-    facts: dict[Any, Any] = {}
-    try:
-        trials = read_trials(folder / STUDY)
-    except (StudyError, ValueError):  # killed before there was one
-        return facts
-    for trial in trials:
-        facts |= {(trial.number, row["epoch"]): row for row in rows_of(trial)}
-        if trial.state.is_finished():
-            facts[trial.number] = (trial.state, trial.values, trial.user_attrs["state"])
-    return facts
-
-
-def ended_trials(facts: dict[Any, Any]) -> int:
-    return sum(isinstance(key, int) for key in facts)
-
-
-def changed(before: dict[Any, Any], after: dict[Any, Any]) -> int:
-    """How much of a record is not in a later one as it was."""
-    return sum(after.get(key) != value for key, value in before.items())
-
-
-def repeated_in_journal(folder: Path) -> int:
-    """Epochs that the journal was told more than once."""
-    lines: Counter[tuple[int, str]] = Counter()
-    for line in (folder / STUDY / "study.journal").read_text().splitlines():
-        entry = json.loads(line)
-        for key in entry.get("user_attr", {}):
-            if key.startswith(EPOCH_KEY):
-                lines[entry["trial_id"], key] += 1
-    return sum(count - 1 for count in lines.values())
-
-
-def in_mlflow(folder: Path) -> tuple[int, int]:
-    """(runs and points too many, runs left RUNNING)."""
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    (experiment,) = client.search_experiments(filter_string="name = 'vgg-search'")
-    runs = list(client.search_runs([experiment.experiment_id], max_results=10_000))
-    trials = [run for run in runs if run.data.tags["kind"] == "trial"]
-    numbers = Counter(run.data.tags["trial_number"] for run in trials)
-    repeated = sum(count - 1 for count in numbers.values())
-    for run in trials:
-        if METRIC in run.data.metrics:
-            steps = [point.step for point in client.get_metric_history(run.info.run_id, METRIC)]
-            repeated += len(steps) - len(set(steps))
-    return repeated, sum(run.info.status == "RUNNING" for run in runs)
-
-
-def campaign(folder: Path, kills: int, seed: int, longest: float = LONGEST) -> Campaign:
-    """Kill and resume a search in `folder`, let the last session end, and count."""
-    rng, lost = random.Random(seed), 0
-    before: dict[Any, Any] = {}
-    for kill in range(1, kills + 1):
-        seconds = rng.uniform(0.5, longest)
-        code = session(folder, 100_000, seconds)
-        if code != -signal.SIGKILL:
-            log = (folder / "log").read_text()
-            raise RuntimeError(f"a session ended by itself, exit code {code}:\n{log}")
-        after = record(folder)
-        gone, ended = changed(before, after), ended_trials(after)
-        lost, before = lost + gone, after
-        line = f"kill {kill} after {seconds:.1f} s: {ended} trials ended, "
-        print(line + f"{len(after) - ended} epochs, {gone} lost", flush=True)
-        time.sleep(rng.uniform(0, 1))
-    code = session(folder, ended_trials(before) + 4, None)
-    running = sum(not trial.state.is_finished() for trial in read_trials(folder / STUDY))
-    repeated, left = in_mlflow(folder)
-    return Campaign(
-        kills=kills,
-        epochs=len(before) - ended_trials(before),
-        lost=lost + changed(before, record(folder)),
-        repeated=repeated + repeated_in_journal(folder),
-        left=left + running,
-        exit_code=code,
-    )
+def run_campaign(folder: Path, kills: int, seed: int, longest: float = SESSION_SECONDS) -> Campaign:
+    """Studies in `folder`, one after another, until so many kills were met."""
+    campaign, before = Campaign(), orphaned_segments()
+    killer = Killer(campaign, longest)
+    while campaign.kills < kills and campaign.studies < kills:
+        rng = random.Random(f"{seed}/{campaign.studies}")
+        place = folder / str(campaign.studies)
+        place.mkdir()
+        most = rng.randint(KILLS_A_STUDY // 2, KILLS_A_STUDY)
+        killer.study(place, min(most, kills - campaign.kills), rng)
+    campaign.left += [f"/dev/shm/{name}" for name in orphaned_segments() - before]
+    return campaign
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=LONGEST, help=f"seconds ({LONGEST:.0f})")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     options = parser.parse_args(argv)
-    print(json.dumps(provenance()), flush=True)
+    print(json.dumps(provenance() | {"seed": options.seed}), flush=True)
     with tempfile.TemporaryDirectory(prefix="vgg-kills-") as folder:
-        result = campaign(Path(folder), options.kills, options.seed, options.longest)
-    print(f"{result.kills} kills: {result.lost} lost, {result.repeated} repeated, ", end="")
-    print(f"{result.left} left; {result.epochs} epochs at the last kill")
-    for problem in result.problems():
+        campaign = run_campaign(Path(folder), options.kills, options.seed)
+    print(campaign.summary())
+    for problem in campaign.problems():
         print(f"failed: {problem}", file=sys.stderr)
-    return int(bool(result.problems()))
+    return int(bool(campaign.problems()))
 
 
 if __name__ == "__main__":

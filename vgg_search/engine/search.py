@@ -20,6 +20,7 @@ from ray.tune.stopper import Stopper
 
 from vgg_search.data.splits import Splits
 from vgg_search.engine.nodes import Cluster
+from vgg_search.engine.silence import Silence
 from vgg_search.engine.worker import TrialWorker
 from vgg_search.study.study import FINISHED, Study
 
@@ -60,6 +61,7 @@ class StudySearcher(_Unsaved, Searcher):
         self.numbers: dict[str, int] = {}  # trials at work, by Ray's id of their segment
         self.workers: dict[str, Any] = {}  # handles of the processes that have started, by name
         self._worker_of: dict[str, str] = {}  # a worker's name, by Ray's id of its segment
+        self.silence = Silence()
         self._plans: set[str] = set()  # how workers train, and why
         self._most = 0  # segments at work at once, so far
         self._given_up = 0  # as many segments have fewer workers, and that will not change
@@ -78,6 +80,7 @@ class StudySearcher(_Unsaved, Searcher):
         if segment == FINISHED:
             return Searcher.FINISHED
         self.numbers[trial_id] = segment.number
+        self.silence.began(trial_id, self.study.space.costs(segment.candidate)[1])
         if len(self.numbers) > self._most:
             self._most, self._last_change = len(self.numbers), time.monotonic()
         return {"segment": segment}
@@ -88,7 +91,9 @@ class StudySearcher(_Unsaved, Searcher):
         self._worker_of[trial_id] = name = result["worker"]
         if "actor" in result:
             self.workers[name], self._last_change = result["actor"], time.monotonic()
-        for row in result.get("rows", []):
+        rows = result.get("rows", [])
+        self.silence.heard(trial_id, rows)
+        for row in rows:
             self.study.report(self.numbers[trial_id], row)
         plan = result.get("plan")
         if plan and plan not in self._plans:
@@ -104,9 +109,11 @@ class StudySearcher(_Unsaved, Searcher):
             self.workers.pop(self._worker_of.pop(trial_id, ""), None)
             self._last_change = time.monotonic()
             number = self.numbers.pop(trial_id)
+            self.silence.ended(trial_id)
             self.study.segment_ended(number, "died", "the worker or its node died")
             return
         self.on_trial_result(trial_id, result)
+        self.silence.ended(trial_id)
         del self._worker_of[trial_id]
         self.study.segment_ended(self.numbers.pop(trial_id), result["end"], result.get("error"))
 
@@ -122,6 +129,21 @@ class StudySearcher(_Unsaved, Searcher):
             self._given_up = len(self.numbers)
             return False
         return waiting
+
+    def end_silent_workers(self) -> None:
+        """End workers that have said nothing for too long; others take up what they trained.
+
+        Of a segment that has not said anything yet, it is known only that its worker is one of
+        those without another segment: these are ended when all such segments are silent.
+        """
+        silent = self.silence.too_long()
+        names = {self._worker_of[trial_id] for trial_id in silent & self._worker_of.keys()}
+        unnamed = self.numbers.keys() - self._worker_of.keys()
+        if unnamed and unnamed <= silent:
+            names |= self.workers.keys() - set(self._worker_of.values())
+        for name in names & self.workers.keys():
+            log.warning("worker %s has said nothing for too long: it is ended", name)
+            ray.kill(self.workers.pop(name))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal is the state."""
@@ -142,6 +164,7 @@ class StudyStopper(_Unsaved, Stopper):
 
     def stop_all(self) -> bool:
         study, workers = self.searcher.study, self.searcher.workers
+        self.searcher.end_silent_workers()
         if not (study.stopping or study.budget.used_up):
             return False
         for worker in workers.values():  # Tune would wait 10 s for their epochs to end

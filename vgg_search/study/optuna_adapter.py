@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
 
 
@@ -29,7 +29,7 @@ class Journal(JournalStorage):
     warm_start: Sequence[FrozenTrial] = ()
     _view: tuple[Container[int], bool] | None = None
 
-    def __init__(self, backend: JournalFileBackend) -> None:
+    def __init__(self, backend: BaseJournalBackend) -> None:
         super().__init__(backend)
         self._pruned: dict[tuple[int, int | None], FrozenTrial] = {}  # by number and last epoch
 
