@@ -160,8 +160,8 @@ class CurveSampler(optuna.samplers.RandomSampler):
         for candidate in candidates[np.argsort(-gains, kind="stable")].tolist():
             axes = zip(self.axes.items(), candidate, strict=True)
             proposal = FixedTrial({name: axis.value(place) for (name, axis), place in axes})
-            if self.space.feasible(self.space.sample(proposal)):
-                # Of its values, for two places may stand for one integer
+            if max(self.space.excess(self.space.sample(proposal)).values(), default=0.0) <= 0:
+                # By its values, for an integer has many places
                 row = self._resolved(np.array([self._place(proposal.params)]))[0].round(DIGITS)
                 if row.tobytes() not in there:
                     return proposal
