@@ -189,8 +189,9 @@ class Config(Fields):
     """One in so many trials goes on from a rung to the next."""
     scheduler: Literal["asha", "asha-promote", "none"] = "asha-promote"
     """At a rung a trial goes on or ends (asha), or waits to be promoted (asha-promote)."""
-    sampler: Literal["tpe", "tpe-joint", "random", "gp", "cmaes"] = "tpe"
-    """Who proposes: Optuna's TPE (one dimension at a time, or jointly), random, GP or CMA-ES."""
+    sampler: Literal["curves", "tpe", "tpe-joint", "random", "gp", "cmaes"] = "tpe"
+    """Who proposes: curves (a Gaussian process of the learning curves), random, or Optuna's TPE
+    (one dimension at a time, or jointly), GP or CMA-ES."""
     baseline: Annotated[FromJson[Arch | None], Field(examples=["[[1,16],[1,32],[2,64]]"])] = (
         (1, 16),
         (1, 32),
@@ -306,7 +307,7 @@ class Config(Fields):
                 f"grace_epochs must be <= max_epochs ({self.max_epochs}), got {self.grace_epochs}"
             )
         if self.warm_start is not None and self.sampler in ("random", "cmaes"):
-            raise ValueError(f"warm_start must have sampler tpe or gp, got {self.sampler}")
+            raise ValueError(f"warm_start must have sampler curves, tpe or gp, got {self.sampler}")
         space = self.search_space
         for i, trial in enumerate(self.trials_by_hand):
             try:

@@ -56,7 +56,8 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     (
         "--sampler grid",
-        "sampler must be one of 'tpe', 'tpe-joint', 'random', 'gp' or 'cmaes', got 'grid'",
+        "sampler must be one of 'curves', 'tpe', 'tpe-joint', 'random', 'gp' or 'cmaes', got "
+        "'grid'",
     ),
     ("--precision fp8", "precision must be one of 'auto', 'fp32' or 'bf16', got 'fp8'"),
     ("--flip maybe", "flip must be true or false, got 'maybe'"),

@@ -40,14 +40,17 @@ FAULTS = {
 }
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "curves"])
 @pytest.mark.parametrize("scheduler", ["asha", "asha-promote", "none"])
-def test_a_study_is_derived_again_from_its_journal(tmp_path: Path, scheduler: str) -> None:
+def test_a_study_is_derived_again_from_its_journal(
+    tmp_path: Path, scheduler: str, sampler: str
+) -> None:
     folder = searched(
         tmp_path / "a",
         Workers(slots=3, faults=dict(FAULTS)),
         num_trials=14,
         scheduler=scheduler,
-        sampler="tpe",
+        sampler=sampler,
         baseline=((4, 24),),
         enqueue=[{"arch": ((1, 8),), "lr": lr} for lr in (0.2, 0.4, 0.8, 0.1, 0.9, 0.6, 0.2, 0.5)],
         space=experiment().space | {"max_params": 60_000, "num_blocks": 1},

@@ -106,7 +106,7 @@ SEARCHES = st.fixed_dictionaries(
         "num_trials": st.integers(1, 14),
         "reduction_factor": st.sampled_from([2, 3]),
         "max_epochs": st.sampled_from([4, 3]),
-        "sampler": st.sampled_from(["random", "tpe"]),
+        "sampler": st.sampled_from(["random", "tpe", "curves"]),
         "seed": st.integers(0, 3),
         "space": st.sampled_from(
             [SPACE, SPACE | {"max_params": 60_000}, SPACE | {"lr": [0.1, 0.9]}]
