@@ -15,8 +15,7 @@ import optuna
 from optuna.trial import FixedTrial
 
 from vgg_search.space.candidate import BLOCK_DIMENSIONS
-from vgg_search.space.dimension import Dim
-from vgg_search.space.search_space import Space
+from vgg_search.space.dimension import AnySpace, Dim
 
 Array = np.ndarray
 STARTUP = 8  # configurations that must have a value; until then trials are random
@@ -119,7 +118,7 @@ class Process:
 class CurveSampler(optuna.samplers.RandomSampler):
     """Proposes whole configurations; made anew for each, it depends on record and seed alone."""
 
-    def __init__(self, space: Space, rungs: tuple[int, ...], seed: int) -> None:
+    def __init__(self, space: AnySpace, rungs: tuple[int, ...], seed: int) -> None:
         super().__init__(seed)
         self.space, self.rungs, self.span = space, rungs, math.log(max(2, rungs[-1]))
         self.axes = {name: Axis(dim) for name, dim in space.sampled().items()}
@@ -198,13 +197,13 @@ class CurveSampler(optuna.samplers.RandomSampler):
         names, places, before = list(self.axes), places.copy(), None
         blocks = np.full(len(places), math.inf)
         if "num_blocks" in names:
-            low, high = self.space.dims["num_blocks"].ends
+            low, high = self.axes["num_blocks"].dim.ends
             blocks = low + (high - low) * places[:, names.index("num_blocks")]
         for j, name in enumerate(names):
             kind, _, block = name.rpartition("_")
             if kind not in BLOCK_DIMENSIONS:
                 continue
-            if kind == "out_channels" and self.space.non_decreasing:
+            if kind == "out_channels" and getattr(self.space, "non_decreasing", False):
                 if before is not None:
                     places[:, j] = np.fmax(places[:, j], places[:, before])
                 before = j

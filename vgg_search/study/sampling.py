@@ -7,6 +7,7 @@ import numpy as np
 import optuna
 
 from vgg_search.space.candidate import Candidate
+from vgg_search.space.dimension import AnySpace
 from vgg_search.space.search_space import Space
 from vgg_search.study.curves import CurveSampler
 
@@ -21,7 +22,7 @@ def trial_seed(seed: int, number: int, purpose: int = TRAINING) -> int:
 
 
 def make_sampler(
-    kind: str, seed: int, space: Space, rungs: tuple[int, ...]
+    kind: str, seed: int, space: AnySpace, rungs: tuple[int, ...]
 ) -> optuna.samplers.BaseSampler:
     """The sampler of that name. Made anew for each proposal, so that a proposal depends on the
     record and its own seed alone: a resumed study goes on as if never stopped."""
