@@ -29,7 +29,7 @@ from vgg_search.records import AUTO, DATASETS, OWN_FILE
 from vgg_search.space.arch import Arch, check_arch
 from vgg_search.space.data_shape import ASSUMED, MOST_SIDE, DataShape
 from vgg_search.space.search_space import Space
-from vgg_search.storage.addresses import masked
+from vgg_search.storage.addresses import masked, without_password
 from vgg_search.storage.folder import RUNS, expanded
 
 ENV_PREFIX = "VGG_SEARCH_"
@@ -325,10 +325,13 @@ class Config(Fields):
         return ([{"arch": self.baseline}] if self.baseline is not None else []) + self.enqueue
 
     def dump(self) -> str:
-        """The resolved experiment as YAML, which reads back as an equal one."""
+        """The resolved experiment as YAML, which reads back as an equal one; a tracker's password
+        is left out."""
         import yaml  # 40 ms, of which `--help` has no need
 
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+        fields = self.model_dump(mode="json")
+        fields["tracking_uri"] = without_password(self.tracking_uri or "") or None
+        return yaml.safe_dump(fields, sort_keys=False, width=100)
 
 
 # Fields that the data settles where they are not set
