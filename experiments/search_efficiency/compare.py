@@ -1,6 +1,6 @@
 """Which search hands over the better network? The product's against other libraries'.
 
-    python experiments/search_efficiency/compare.py --results FOLDER --first 1000 --seeds 60
+    python experiments/search_efficiency/compare.py --results FOLDER --first 2000 --seeds 60
     ... --results /tmp/try --seeds 2 --workers 8 --only tpe+promote syne-ASHA      # a try
     ... --results FOLDER --tables-only      # tables and figure of what is there
     ... --driver      # trials a second, memory over 10,000 trials: a minute
@@ -45,6 +45,8 @@ OURS: dict[str, dict[str, Any]] = {
     "random+asha": {"sampler": "random", "scheduler": "asha"},
     "tpe+asha": {"sampler": "tpe", "scheduler": "asha"},
     "tpe+promote": {"sampler": "tpe", "scheduler": "asha-promote"},
+    "curves+asha": {"sampler": "curves", "scheduler": "asha"},
+    "curves+promote": {"sampler": "curves", "scheduler": "asha-promote"},
 }
 PEERS: dict[str, Callable[..., Any]] = {
     "optuna-TPE+hyperband": partial(peers.Optuna, pruner="hyperband"),
