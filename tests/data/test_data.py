@@ -441,7 +441,7 @@ def test_download_fills_the_cache(
     assert sorted(p.name for p in cache.rglob("*") if p.is_file()) == sorted(os.listdir(packed))
     assert os.listdir(cache) == ["FashionMNIST"]
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    assert load_test("fashion-mnist")[0].shape == (10_000, 28, 28)
+    assert load_test("fashion-mnist")[0].shape == (10_000, 1, 28, 28)
     assert LOUD not in caplog.text
 
 

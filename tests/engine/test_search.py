@@ -235,7 +235,7 @@ CANDIDATE = Candidate(
 class Proposals:
     """A study of so many trials, of which nothing is asked but that they are handed out."""
 
-    space = experiment().search_space
+    config = experiment()
 
     def __init__(self, trials: int) -> None:
         self.left, self.running = list(range(trials)), 0

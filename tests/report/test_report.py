@@ -320,7 +320,7 @@ def test_a_missing_file(study: Path, file: str) -> None:
         ("config.yaml", "{space: {num_blocks: 0}, resolution: 28, batch_size: 1}",
          r"config\.yaml: space must say lr"),
         ("champion/model.json", '{"options": {}}', r"model\.json must have key 'metrics'"),
-        ("study.journal", "{\n{\n", r"study\.journal in .* cannot be read: JSONDecodeError"),
+        ("study.journal", "{\n{\n", r"^line 1 of .*study\.journal is no JSON; restore"),
         ("study.journal", "", r"no study in .*study\.journal yet"),
     ],
 )  # fmt: skip
