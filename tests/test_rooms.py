@@ -24,6 +24,7 @@ LOADS: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
     "machine": set(),
+    "objectives": set(),
     "provenance": set(),
     "stop": set(),
     "space": set(),
@@ -114,7 +115,7 @@ def test_a_loaded_network_brings_torch_and_no_part_of_the_search(tmp_path: Path)
 # Level -> rooms; a room imports from rooms of a lower level, and from itself
 LEVELS = (
     ("errors", "records", "machine"),
-    ("provenance", "stop", "space", "storage"),
+    ("provenance", "stop", "objectives", "space", "storage"),
     ("config",),
     ("data", "study"),
     ("training",),

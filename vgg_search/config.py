@@ -25,7 +25,8 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from vgg_search.errors import InputError, did_you_mean
-from vgg_search.records import AUTO, DATASETS, OWN_FILE
+from vgg_search.objectives import ACCURACY, Objectives, Pick, check_together
+from vgg_search.records import AUTO, DATASETS, METRIC, OWN_FILE
 from vgg_search.space.arch import Arch, check_arch
 from vgg_search.space.data_shape import ASSUMED, MOST_SIDE, DataShape
 from vgg_search.space.search_space import Space
@@ -176,6 +177,9 @@ class Config(Fields):
         Field(examples=['{"num_blocks":[1,3],"out_channels":32,"lr":[0.02,0.4]}']),
     ] = DEFAULT_SPACE
     """The search space: what is sampled, and between which ends; all in experiments/README.md."""
+    objectives: Annotated[Objectives, Field(examples=["val_accuracy,num_params"])] = (METRIC,)
+    """What the search is for: val_accuracy, or the best trade of it for num_params, flops_per_image
+    or both."""
     num_trials: Positive = resumable(24)
     """Trials to train; proposals that need no training are not counted."""
     max_epochs: Positive = 4
@@ -204,6 +208,9 @@ class Config(Fields):
     """Time of the search (90s, 6m, 1h30m); the champion may take 0.6 of it on top."""
     gpu_hours: Annotated[float, Field(gt=0)] | None = resumable(None)
     """Device hours that trials may use together; then nothing new starts."""
+    stop_when_converged: bool = resumable(False)
+    """Stop once as many trials again are expected to gain less than val_accuracy's standard
+    error."""
 
     batch_size: Positive = 128
     """Images a step, where the space does not sample it."""
@@ -253,6 +260,11 @@ class Config(Fields):
     """Epochs of the champion, fewer if 0.6 of the time budget forbids so many; 0: no champion."""
     champion_seeds: Positive = 1
     """Fresh seeds with which the champion is trained; the first is registered."""
+    pick: Pick = resumable(ACCURACY)
+    """Which trial becomes champion: the best by accuracy, of all or of those with num_params<=N or
+    flops_per_image<=N; or the knee of the front of several objectives."""
+    champions: Positive = resumable(1)
+    """Trials that become champions: after the first, those of the front that differ most."""
 
     _data: DataShape = PrivateAttr(ASSUMED)
 
@@ -304,6 +316,8 @@ class Config(Fields):
             )
         if self.warm_start is not None and self.sampler in ("random", "cmaes"):
             raise ValueError(f"warm_start must have sampler tpe or gp, got {self.sampler}")
+        given = self.sampler, self.warm_start, self.stop_when_converged
+        check_together(self.objectives, self.pick, *given)
         space = self.search_space
         for i, trial in enumerate(self.trials_by_hand):
             try:

@@ -27,7 +27,7 @@ from vgg_search.models.images import contact_sheet
 from vgg_search.records import METRIC
 from vgg_search.storage.folder import CHAMPION, TRIALS, WORST_IMAGES
 from vgg_search.storage.place import StorageError
-from vgg_search.study.record import candidate_of, rows_of
+from vgg_search.study.record import candidate_of, rows_of, value_of
 from vgg_search.study.sampling import trial_seed
 from vgg_search.study.study import Study
 from vgg_search.training.device import out_of_memory, pick_device, prepare_process
@@ -74,7 +74,7 @@ def train_champion(
         "params": candidate_of(best.user_attrs).to_dict(),
         "recipe": {name: getattr(tasks[0].recipe, name) for name in RECIPE_FIELDS},
     }
-    card["metrics"] = _scores(networks, study, splits, cluster) | {METRIC: best.value}
+    card["metrics"] = _scores(networks, study, splits, cluster) | {METRIC: value_of(best)}
     save_model(study.folder / CHAMPION, networks[0], splits.info, card)
     with suppress(StorageError):  # what is left there costs room and nothing else
         for task in tasks:

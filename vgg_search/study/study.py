@@ -51,11 +51,12 @@ class Study:
         self.folder, self.config, self.listeners = folder, config, list(listeners)
         self.space = config.search_space
         self._lock = FolderLock(folder)
-        self.optuna, self._storage = record.open_journal(folder)
+        self.optuna, self._storage = record.open_journal(folder, config.objectives)
         self._facts = {**(facts or {}), NUM_TRIALS: config.num_trials}
         self.scheduler = make_scheduler(config)
         self.running: dict[int, Segment] = {}
-        self.budget, self.ranking = Budget(config), Ranking(config.top_k)
+        self.budget = Budget(config)
+        self.ranking = Ranking(config.top_k, several=len(config.objectives) > 1)
         self.trained = 0  # trials that count against num_trials, live ones too
         self.stopping = False  # set from outside: propose nothing more
         self.finished = False  # nothing is left to propose
@@ -99,10 +100,11 @@ class Study:
         if "until" in trial.user_attrs:
             self._untrained_in_a_row = 0
         self.trained += 1
-        if state not in UNUSABLE:
-            self.scheduler.restore(number, trial.intermediate_values.items())
+        if state not in UNUSABLE and rows:
+            costs = record.costs_of(trial.user_attrs, self.config.objectives)
+            self.scheduler.restore(number, trial.intermediate_values.items(), costs)
         if trial.state is not TrialState.RUNNING:
-            self._finished(number, trial.user_attrs, trial.value)
+            self._finished(number, trial.user_attrs, record.value_of(trial))
 
     def _reattach(self, recorded: FrozenTrial) -> None:
         number, attrs = recorded.number, recorded.user_attrs
@@ -252,8 +254,10 @@ class Study:
         self.prune_unpromotable()
 
     def _arrived(self, number: int, epoch: int) -> None:
-        verdict = self.scheduler.arrived(number, epoch, self._rows[number][epoch][METRIC])
-        if "baseline" in self._live[number].user_attrs and epoch < self.config.max_epochs:
+        attrs, value = self._live[number].user_attrs, self._rows[number][epoch][METRIC]
+        costs = record.costs_of(attrs, self.config.objectives)
+        verdict = self.scheduler.arrived(number, epoch, value, costs)
+        if "baseline" in attrs and epoch < self.config.max_epochs:
             verdict = self.scheduler.exempt(number, epoch)  # or nothing compares with it
         if verdict == WAIT:
             self._announce("waiting", number)
@@ -264,10 +268,11 @@ class Study:
 
     def _tell(self, number: int, state: str, error: str | None = None) -> None:
         trial, value = self._live[number], None
+        costs = record.costs_of(trial.user_attrs, self.config.objectives)
         if state == "duplicate":
             twin = self.optuna.get_trials(deepcopy=False)[trial.user_attrs["duplicate_of"]]
             record.copy_values(trial, twin)
-            value = twin.value if twin.state is TrialState.COMPLETE else None
+            value = record.value_of(twin)
         if error:
             trial.set_user_attr("error", error)
         trial.set_user_attr("state", state)
@@ -276,7 +281,7 @@ class Study:
             self.scheduler.forget(number)
         if state == "completed":
             value = self._rows[number][self.config.max_epochs][METRIC]
-        record.tell(self.optuna, trial, value)
+        record.tell(self.optuna, trial, None if value is None else (value, *costs))
         if state not in UNTRAINED:
             self._finished(number, trial.user_attrs, value)
         self._announce("skipped" if state in UNTRAINED else "ended", number)
@@ -285,7 +290,8 @@ class Study:
     def _finished(self, number: int, attrs: dict[str, Any], value: float | None) -> None:
         candidate = record.candidate_of(attrs)
         self._done[candidate] = min(number, self._done.get(candidate, number))
-        self.ranking.add(number, attrs["state"], self.rows(number), value)
+        costs = record.costs_of(attrs, self.config.objectives)
+        self.ranking.add(number, attrs["state"], self.rows(number), value, costs)
 
     def rows(self, number: int) -> list[EpochRow]:
         """A trial's rows so far, in order."""

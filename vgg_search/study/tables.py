@@ -114,7 +114,7 @@ def summarise(trials: list[FrozenTrial], slots: int, search_seconds: float) -> d
     states = Counter(row["state"] for row in table)
     rows = [row for trial in ours for row in rows_of(trial)]
     completed = [trial for trial in ours if trial.state is TrialState.COMPLETE]
-    best = max(completed, key=lambda trial: trial.value or 0.0, default=None)
+    best = max(completed, key=lambda trial: trial.values[0], default=None)
     baseline = next((trial for trial in ours if trial.user_attrs.get("baseline")), None)
     baseline_row = next((r for r in table if baseline and r["number"] == baseline.number), None)
     busy = sum(row["epoch_seconds"] for row in rows)
@@ -124,7 +124,7 @@ def summarise(trials: list[FrozenTrial], slots: int, search_seconds: float) -> d
         "trials": {state: states.get(state, 0) for state in COUNTED},
         "duplicates": states.get("duplicate", 0),
         "epochs_trained": len(rows),
-        "best_val_accuracy": best.value if best else None,
+        "best_val_accuracy": best.values[0] if best else None,
         "best_trial": best.number if best else None,
         "best_arch": [list(block) for block in as_arch(best.user_attrs["arch"])] if best else None,
         "best_lr": best.user_attrs["candidate"]["lr"] if best else None,
