@@ -35,6 +35,7 @@ LOADS: dict[str, set[str]] = {
     "study": {"optuna"},
     "models": {"torch"},
     "finding": {"torch"},
+    "champions": {"optuna", "rich"},
     "engine": {"torch", "ray", "optuna", "pandas", "rich"},  # Ray Tune loads the last two
     "tracking": {"optuna"},  # MLflow takes seconds, and is imported by the sender's thread
     "report": {"optuna", "plotly"},
@@ -121,7 +122,7 @@ LEVELS = (
     ("training",),
     ("models",),
     ("engine", "tracking", "report", "terminal"),
-    ("finding",),
+    ("finding", "champions"),
     ("session", "refine", "dry_run"),
     ("cli",),
     ("run", "__main__", "api"),

@@ -8,6 +8,7 @@ winner is a maximum over noise, so the champion is not judged by it. The test sp
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from vgg_search.models.evaluation import evaluate
 from vgg_search.models.files import Classifier, save_model
 from vgg_search.models.images import contact_sheet
 from vgg_search.records import METRIC
-from vgg_search.storage.folder import CHAMPION, TRIALS, WORST_IMAGES
+from vgg_search.storage.folder import TRIALS, WORST_IMAGES, champion_folder
 from vgg_search.storage.place import StorageError
 from vgg_search.study.record import candidate_of, rows_of, value_of
 from vgg_search.study.sampling import trial_seed
@@ -49,9 +50,10 @@ def train_champion(
     cluster: Cluster,
     facts: dict[str, Any],
     listen: Listener,
+    place: int = 1,
 ) -> dict[str, Any] | None:
     """Train `best`'s network on train + validation with `champion_seeds` fresh seeds, test it, and
-    save the first seed's in the study's `champion` folder.
+    save the first seed's in the study's folder of the champion in that place.
 
     Returns its card, as in model.json, or None if the study was told to stop. `listen(index of the
     seed, epochs, row)` hears of each epoch. Raises RayError if a seed's training fails, NodeError
@@ -74,8 +76,11 @@ def train_champion(
         "params": candidate_of(best.user_attrs).to_dict(),
         "recipe": {name: getattr(tasks[0].recipe, name) for name in RECIPE_FIELDS},
     }
-    card["metrics"] = _scores(networks, study, splits, cluster) | {METRIC: value_of(best)}
-    save_model(study.folder / CHAMPION, networks[0], splits.info, card)
+    card |= {"place": place} if place > 1 else {}
+    worst = study.folder / WORST_IMAGES if place == 1 else None
+    scores = _scores(networks, study, splits, cluster, worst)
+    card["metrics"] = scores | {METRIC: value_of(best)}
+    save_model(champion_folder(study.folder, place), networks[0], splits.info, card)
     with suppress(StorageError):  # what is left there costs room and nothing else
         for task in tasks:
             cluster.place.remove(task.checkpoints.folder)
@@ -176,9 +181,11 @@ def _network(task: TrainingTask, weights: dict[str, np.ndarray]) -> VGG:
     return network
 
 
-def _scores(networks: list[VGG], study: Study, splits: Splits, cluster: Cluster) -> dict[str, Any]:
-    """Test scores of the first network, and the accuracies of all; its worst images are drawn to
-    the study's folder. Raises DataError if the test split cannot be read."""
+def _scores(
+    networks: list[VGG], study: Study, splits: Splits, cluster: Cluster, sheet: Path | None
+) -> dict[str, Any]:
+    """Test scores of the first network, and the accuracies of all; its worst images are drawn on
+    the `sheet`. Raises DataError if the test split cannot be read."""
     images, labels = load_test(splits.name, study.config.data_dir, splits.info.reading)
     resources, test = cluster.resources, (splits.info, images, labels)
     if resources["gpu"]:  # where they were trained: at 224 px a CPU takes minutes
@@ -187,8 +194,8 @@ def _scores(networks: list[VGG], study: Study, splits: Splits, cluster: Cluster)
         scores = ray.get(task.remote(networks, *test, True))
     else:
         scores = _test(networks, *test, False)
-    worst = contact_sheet(images[[row["image"] for row in scores[0]["worst"]]])
-    worst.save(study.folder / WORST_IMAGES)
+    if sheet:
+        contact_sheet(images[[row["image"] for row in scores[0]["worst"]]]).save(sheet)
     accuracies = [score["test_accuracy"] for score in scores]
     spread = float(np.std(accuracies, ddof=1)) if len(scores) > 1 else None  # of a sample
     return scores[0] | {
@@ -206,13 +213,14 @@ def _test(
 
 
 def planned_epochs(best: FrozenTrial, config: Config, splits: Splits) -> int:
-    """Epochs of the champion: what is asked for, or what its share of the time budget has room
-    for, judged by what the trial's epochs took."""
+    """Epochs of a champion: what is asked for, or what its share of the time budget has room
+    for, judged by what the trial's epochs took; of several, each has an equal share."""
     if config.time_budget is None:
         return config.champion_epochs
     more = 1 + len(splits.val_images) / len(splits.train_images)
     seconds = more * float(np.mean([row["epoch_seconds"] for row in rows_of(best)]))
-    return max(1, min(config.champion_epochs, int(TIME_SHARE * config.time_budget / seconds)))
+    share = TIME_SHARE * config.time_budget / config.champions
+    return max(1, min(config.champion_epochs, int(share / seconds)))
 
 
 def _train(

@@ -110,6 +110,7 @@ def make_report(folder: Path, pages: bool = False, hurry: bool = False) -> Path:
         best_error=best and standard_error(best, run.val_images),
         warnings=warnings(run),
         reasons={name: why for name, why in drawn.items() if isinstance(why, str)},
+        crown=resume_command(name, run.config.get("storage_path", RUNS)) + " --pick RULE",
         resume=resume_command(name, run.config.get("storage_path", RUNS)),
         config=masked(config),  # the file is passed on
     )

@@ -142,17 +142,18 @@ def _of_the_scores(run: Run) -> list[str]:
         )
     if len(run.completed) >= 2:
         texts += _of_the_lead(run, *run.completed[:2])
-    if run.card and best is not None:
+    score = run.champion_score
+    if run.card and score is not None:
         test = run.summary["champion"]["test_accuracy"]
         test_images = sum(map(sum, run.card["metrics"]["confusion"]))
-        noise = math.hypot(standard_error(best, run.val_images), standard_error(test, test_images))
-        if best - test > max(TEST_GAP, 2 * noise):
+        noise = math.hypot(standard_error(score, run.val_images), standard_error(test, test_images))
+        if score - test > max(TEST_GAP, 2 * noise):
             epochs, asked = run.card["epochs"], run.config["max_epochs"]
             why = "the search has fitted the validation images. Trust the test score."
             if epochs < asked:
                 why = f"the champion had fewer epochs ({epochs}) than its trial ({asked})."
             texts.append(
-                f"The search score {best:.4f} is {best - test:.4f} above the test score "
+                f"The search score {score:.4f} is {score - test:.4f} above the test score "
                 f"{test:.4f}: {why}"
             )
     return texts

@@ -16,6 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from vgg_search.config import Config
+from vgg_search.objectives import within
 from vgg_search.records import METRIC, UNTRAINED, UNUSABLE, EpochRow, diverged
 from vgg_search.space.arch import as_arch
 from vgg_search.space.candidate import Candidate
@@ -292,6 +293,13 @@ class Study:
         self._done[candidate] = min(number, self._done.get(candidate, number))
         costs = record.costs_of(attrs, self.config.objectives)
         self.ranking.add(number, attrs["state"], self.rows(number), value, costs)
+
+    def crowned(self) -> list[int]:
+        """The trials that are to become champions, by place; fewer than asked for where few were
+        completed, or `pick` lets few."""
+        trials, pick = self.optuna.get_trials(deepcopy=False), self.config.pick
+        able = [n for n in self.ranking.completed if within(pick, trials[n].user_attrs)]
+        return self.ranking.best_of(able, pick)[: self.config.champions]
 
     def rows(self, number: int) -> list[EpochRow]:
         """A trial's rows so far, in order."""

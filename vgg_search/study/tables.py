@@ -11,9 +11,11 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from vgg_search.objectives import COSTS
 from vgg_search.records import BEST_METRIC, COUNTED, EPOCH_COLUMNS, METRIC, UNTRAINED
 from vgg_search.space.arch import as_arch
 from vgg_search.storage.folder import EPOCHS_TABLE, SUMMARY, TRIALS_TABLE, replacing
+from vgg_search.study.ranking import Ranking
 from vgg_search.study.record import candidate_of, rows_of
 
 # What is written of a proposal last: `status` may read a record that is being written.
@@ -137,6 +139,16 @@ def summarise(trials: list[FrozenTrial], slots: int, search_seconds: float) -> d
         if rows
         else None,
     }
+
+
+def front_rows(trials: list[FrozenTrial], ranking: Ranking) -> list[dict[str, Any]]:
+    """The front of several objectives, the most accurate network first, and which is the knee."""
+    columns = ("number", "arch", "lr", METRIC, *COSTS)
+    table = {row["number"]: row for row in trial_rows(trials[n] for n in ranking.front)}
+    return [
+        {name: table[n][name] for name in columns} | {"knee": n == ranking.knee}
+        for n in ranking.front
+    ]
 
 
 def none_completed(trials: Iterable[FrozenTrial]) -> str | None:

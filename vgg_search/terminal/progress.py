@@ -192,8 +192,15 @@ def closing(summary: dict[str, Any], folder: Path, uri: str, storage_path: str =
             f"{METRIC} {accuracy(summary['best_val_accuracy'])} "
             f"(baseline {accuracy(base)}{after})"
         )
-    if summary["champion"]:
-        lines += _champion_lines(summary["champion"])
+    if front := summary.get("front"):
+        knee = next(row for row in front if row["knee"])
+        lines.append(
+            f"front     {len(front)} trials, {front[-1]['num_params']:,} to "
+            f"{front[0]['num_params']:,} parameters; its knee is trial {knee['number']}, "
+            f"{knee['arch']}: {METRIC} {accuracy(knee[METRIC])}, {knee['num_params']:,}"
+        )
+    for champion in (summary["champion"], *summary.get("more_champions", ())):
+        lines += _champion_lines(champion) if champion else []
     lines += [f"warning   {text}" for text in summary["warnings"]]
     sync = command(f"vgg-search sync {summary['study']}", storage_path)
     if summary["refused"]:
