@@ -62,6 +62,17 @@ class Dim:
         return self.kind(value) if inside and value == self.kind(value) else None
 
 
+class AnySpace(Protocol):
+    """What a study needs of a space; the experiment's is `search_space.Space`."""
+
+    kind: Any  # class of its candidates: hashable, with `from_dict`
+
+    def sample(self, trial: Suggester, arch: Any = None) -> Any: ...
+    def enqueued(self, trial: Mapping[str, Any]) -> tuple[dict[str, Any], Any]: ...
+    def describe(self, candidate: Any) -> dict[str, Any]: ...
+    def excess(self, candidate: Any) -> dict[str, float]: ...
+
+
 def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 

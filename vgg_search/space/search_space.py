@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from vgg_search.space.arch import Arch, block_values, check_arch, network_costs
 from vgg_search.space.candidate import BLOCK_DIMENSIONS, DIMENSIONS, Candidate, Dimension
@@ -32,6 +32,7 @@ class Space:
     resolution: int
     batch_size: int
     data: DataShape = ASSUMED
+    kind: ClassVar = Candidate
 
     def __post_init__(self) -> None:
         if not isinstance(self.non_decreasing, bool):
@@ -150,6 +151,12 @@ class Space:
     def costs(self, candidate: Candidate) -> tuple[int, int]:
         """(parameters, FLOPs of an image's forward pass), without building the network."""
         return network_costs(**self.network(candidate))
+
+    def describe(self, candidate: Candidate) -> dict[str, Any]:
+        """What a trial's record says of the candidate."""
+        params, flops = self.costs(candidate)
+        costs = {"num_params": params, "flops_per_image": flops}
+        return {"candidate": candidate.to_dict(), "arch": candidate.arch} | costs
 
     def excess(self, candidate: Candidate) -> dict[str, float]:
         """Constraint values by name, relative; a value <= 0 is feasible."""

@@ -107,15 +107,10 @@ def candidate_of(attrs: dict[str, Any]) -> Candidate:
     return Candidate.from_dict(attrs["candidate"])
 
 
-def write_candidate(
-    trial: optuna.Trial, candidate: Candidate, costs: tuple[int, int], seed: int
-) -> None:
-    """Add a resolved proposal to a trial's record; `costs` are its parameters and FLOPs."""
-    trial.set_user_attr("candidate", candidate.to_dict())
-    trial.set_user_attr("arch", candidate.arch)
-    trial.set_user_attr("seed", seed)
-    trial.set_user_attr("num_params", costs[0])
-    trial.set_user_attr("flops_per_image", costs[1])
+def write_proposal(trial: optuna.Trial, description: dict[str, Any], seed: int) -> None:
+    """Add a resolved proposal, as its space describes it, to a trial's record."""
+    for key, value in ({"seed": seed} | description).items():
+        trial.set_user_attr(key, value)
 
 
 def write_row(trial: optuna.Trial, row: EpochRow) -> None:

@@ -19,7 +19,7 @@ from vgg_search.config import Config
 from vgg_search.objectives import within
 from vgg_search.records import METRIC, UNTRAINED, UNUSABLE, EpochRow, diverged
 from vgg_search.space.arch import as_arch
-from vgg_search.space.candidate import Candidate
+from vgg_search.space.dimension import AnySpace
 from vgg_search.storage.folder import FolderLock
 from vgg_search.study import record
 from vgg_search.study.budget import Budget
@@ -39,6 +39,8 @@ UNTRAINED_IN_A_ROW = 200  # proposals that need no training, before the space co
 class Study:
     """The one writer of a study's journal; `facts` are kept there as the study's attributes.
 
+    `space`: another than the experiment's, of whatever it is that is searched.
+
     Raises StudyError if another process holds the run folder.
     """
 
@@ -48,9 +50,10 @@ class Study:
         config: Config,
         listeners: Iterable[Listener] = (),
         facts: Mapping[str, Any] | None = None,
+        space: AnySpace | None = None,
     ) -> None:
         self.folder, self.config, self.listeners = folder, config, list(listeners)
-        self.space = config.search_space
+        self.space = space or config.search_space
         self._lock = FolderLock(folder)
         self.optuna, self._storage = record.open_journal(folder, config.objectives)
         self._facts = {**(facts or {}), NUM_TRIALS: config.num_trials}
@@ -66,7 +69,7 @@ class Study:
         self._queue: deque[Segment] = deque()
         self._deaths: Counter[int] = Counter()
         self._rows: dict[int, dict[int, EpochRow]] = {}
-        self._done: dict[Candidate, int] = {}
+        self._done: dict[Any, int] = {}  # by candidate
 
     def open(self) -> None:
         """Enqueue a new study's first trials, or take up an old one where its record ends."""
@@ -75,7 +78,7 @@ class Study:
             if attrs.get(key) != value:
                 self.optuna.set_user_attr(key, value)
         rows = self._facts.get(KNOWN) or attrs.get(KNOWN, [])
-        self._storage.warm_start = as_trials(self.space, rows)
+        self._storage.warm_start = as_trials(self.config.search_space, rows)
         trials = self.optuna.get_trials(deepcopy=False)
         for i, trial_by_hand in enumerate(self.config.trials_by_hand):
             if i >= len(trials):  # all of them, or those that a stop kept from being enqueued
@@ -203,7 +206,7 @@ class Study:
         with self._sampling():
             candidate = self.space.sample(trial, arch and as_arch(arch))
         seed = trial_seed(self.config.seed, trial.number)
-        record.write_candidate(trial, candidate, self.space.costs(candidate), seed)
+        record.write_proposal(trial, self.space.describe(candidate), seed)
         # A trial by hand is trained whatever it costs
         excess = {} if trial.user_attrs.get("by_hand") else self.space.excess(candidate)
         twin = self._done.get(candidate)
@@ -225,7 +228,8 @@ class Study:
         if trial.user_attrs.get("until") != until:
             trial.set_user_attr("until", until)
         attrs, last_epoch = trial.user_attrs, max(self._rows[number], default=0)
-        candidate, keep_above = record.candidate_of(attrs), self.ranking.keep_above()
+        candidate = self.space.kind.from_dict(attrs["candidate"])
+        keep_above = self.ranking.keep_above()
         return Segment(number, candidate, attrs["seed"], until, last_epoch, keep_above)
 
     def report(self, number: int, row: EpochRow) -> None:
@@ -289,7 +293,7 @@ class Study:
         del self._live[number]
 
     def _finished(self, number: int, attrs: dict[str, Any], value: float | None) -> None:
-        candidate = record.candidate_of(attrs)
+        candidate = self.space.kind.from_dict(attrs["candidate"])
         self._done[candidate] = min(number, self._done.get(candidate, number))
         costs = record.costs_of(attrs, self.config.objectives)
         self.ranking.add(number, attrs["state"], self.rows(number), value, costs)
