@@ -290,6 +290,7 @@ class Session:
             "val_images": len(self.splits.val_images),
             **summarise(trials, slots, study.budget.clock),
             **({"front": front_rows(trials, study.ranking)} if study.ranking.several else {}),
+            **({"converged": str(study.converged)} if study.converged else {}),
             "champion": told[0] if told else None,
             **({"more_champions": told[1:]} if told[1:] else {}),
             "refused": self.tracker.refused,

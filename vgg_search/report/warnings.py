@@ -8,6 +8,7 @@ from vgg_search.records import METRIC
 from vgg_search.report.run import TOP_LEAST, Row, Run
 from vgg_search.space.dimension import Dim
 from vgg_search.space.search_space import dimension_of
+from vgg_search.study.convergence import standard_error
 from vgg_search.study.sampling import random_candidates
 
 RANDOM_TRIALS = 10  # that Optuna's TPE, GP and CMA-ES begin with or learn little from
@@ -33,11 +34,6 @@ class Edge(NamedTuple):
     chance: float
     """That of as many random networks of the space as many lie at this end: its limits leave more
     of them at one end."""
-
-
-def standard_error(accuracy: float, images: int) -> float:
-    """Of an accuracy measured on so many images (binomial)."""
-    return math.sqrt(max(accuracy * (1 - accuracy), 0) / images)
 
 
 def _position(dim: Dim, value: Any) -> float | None:

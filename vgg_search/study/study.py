@@ -23,6 +23,7 @@ from vgg_search.space.dimension import AnySpace
 from vgg_search.storage.folder import FolderLock
 from vgg_search.study import record
 from vgg_search.study.budget import Budget
+from vgg_search.study.convergence import Outlook, outlook
 from vgg_search.study.optuna_adapter import draw_again, reattach
 from vgg_search.study.ranking import Ranking
 from vgg_search.study.sampling import PROPOSING, VALUES_ONLY, make_sampler, trial_seed
@@ -31,7 +32,8 @@ from vgg_search.study.segment import Event, EventKind, Listener, Segment
 from vgg_search.study.warm_start import KNOWN, as_trials
 
 FINISHED: Literal["finished"] = "finished"
-NUM_TRIALS = "num_trials"  # study attribute: the budget, which a resume may have changed
+# Study attributes: what a resume may have changed and decides how far the search goes
+NUM_TRIALS, CONVERGES = "num_trials", "stop_when_converged"
 RETRIES = 2  # of a segment whose worker died
 UNTRAINED_IN_A_ROW = 200  # proposals that need no training, before the space counts as exhausted
 
@@ -57,6 +59,8 @@ class Study:
         self._lock = FolderLock(folder)
         self.optuna, self._storage = record.open_journal(folder, config.objectives)
         self._facts = {**(facts or {}), NUM_TRIALS: config.num_trials}
+        if config.stop_when_converged or CONVERGES in self.optuna.user_attrs:
+            self._facts[CONVERGES] = config.stop_when_converged
         self.scheduler = make_scheduler(config)
         self.running: dict[int, Segment] = {}
         self.budget = Budget(config)
@@ -151,6 +155,15 @@ class Study:
         self._lock.release()
 
     @property
+    def converged(self) -> Outlook | None:
+        """Why more trials would not pay, where the search is to stop then."""
+        if not self.config.stop_when_converged:
+            return None
+        images = self.config.val_images or self.config.data.val_images
+        ahead = outlook((vector[0] for vector in self.ranking.completed.values()), images)
+        return ahead if ahead and ahead.gain <= ahead.noise else None
+
+    @property
     def unfinished(self) -> list[int]:
         """Trials that `--resume` goes on with."""
         return sorted(self._live)
@@ -167,6 +180,8 @@ class Study:
     def _next(self) -> Segment | None:
         if self._queue:
             return None if self._queue[0].alone and self.running else self._queue.popleft()
+        if self.converged:
+            return None
         promoted = self.scheduler.promotable()
         while (
             promoted is None

@@ -128,6 +128,8 @@ class Progress:
         if study.ranking.incumbent:
             value, number = study.ranking.incumbent
             course.insert(0, f"best {METRIC} {accuracy(value)} (trial {number})")
+        if study.converged:
+            course = [course[0], f"converged: {study.converged}"]
         lines = (f"{study.folder.name}: " + " · ".join(counts), " · ".join(filter(None, course)))
         return [Text(line, "bold", no_wrap=True, overflow="ellipsis") for line in lines]
 
@@ -192,6 +194,8 @@ def closing(summary: dict[str, Any], folder: Path, uri: str, storage_path: str =
             f"{METRIC} {accuracy(summary['best_val_accuracy'])} "
             f"(baseline {accuracy(base)}{after})"
         )
+    if summary.get("converged"):
+        lines.append(f"converged more trials do not pay: {summary['converged']}")
     if front := summary.get("front"):
         knee = next(row for row in front if row["knee"])
         lines.append(
