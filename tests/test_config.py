@@ -12,6 +12,8 @@ import yaml
 
 from vgg_search.cli.arguments import load_config, read_yaml, resumed_config
 from vgg_search.config import RESUMABLE, Config, ConfigError
+from vgg_search.errors import InputError
+from vgg_search.storage.checksums import with_checksum
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "ray", "optuna", "mlflow", "pandas", "plotly", "rich")
@@ -185,6 +187,18 @@ def test_a_resumed_study_may_have_other_budgets_cluster_and_tracking(stored: Con
     resumed = load("--resume", "old", *flags)
     changed = {f for f in Config.model_fields if getattr(resumed, f) != getattr(stored, f)}
     assert changed == given.keys()
+
+
+def test_a_damaged_stored_experiment_is_refused(stored: Config) -> None:
+    path = Path("runs/old/config.yaml")
+    path.write_text(with_checksum(stored.dump()))
+    assert load("--resume", "old") == stored
+    changed = path.read_text().replace("num_trials: 5", "num_trials: 7")
+    path.write_text(changed)
+    with pytest.raises(InputError, match=r"config\.yaml is not as it was written: restore it"):
+        load("--resume", "old")
+    path.write_text(changed.rpartition("# checksum")[0])  # as the message says
+    assert load("--resume", "old").num_trials == 7
 
 
 OTHER = {

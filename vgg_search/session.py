@@ -24,6 +24,7 @@ from vgg_search.machine import user_environment
 from vgg_search.provenance import provenance
 from vgg_search.stop import StopSignals
 from vgg_search.storage.addresses import command, resume_command
+from vgg_search.storage.checksums import with_checksum
 from vgg_search.storage.disk import disk_fault, disk_watched
 from vgg_search.storage.folder import (
     CONFIG,
@@ -177,7 +178,7 @@ def claim(folder: Path, config: Config, resume: bool) -> None:
 
 def write_config(folder: Path, config: Config) -> None:
     with replacing(folder / CONFIG) as file:
-        file.write_text(config.dump())
+        file.write_text(with_checksum(config.dump()))
 
 
 def load_data(config: Config) -> tuple[Config, "Splits"]:

@@ -54,7 +54,7 @@ def test_a_space_too_deep_for_the_images_is_refused(tmp_path: Path, file: Path) 
     config, _ = load(Config(dataset=str(tmp_path / "y.npz")))  # the default's own fit
     assert config.baseline == ((1, 16), (1, 32))
     assert config.space == DEFAULT_SPACE | {"num_blocks": [1, 2], "max_flops": 408_163}
-    assert all(len(c.arch) <= 2 for c in random_candidates(config, 5))
+    assert all(len(c.arch) <= 2 for c in random_candidates(config.search_space, 0, 5))
 
 
 def test_a_deep_space_waits_for_the_images(file: Path) -> None:

@@ -40,7 +40,15 @@ def images() -> np.ndarray:
 
 def edit(folder: Path, **changes: object) -> None:
     card = json.loads((folder / "model.json").read_text()) | changes
+    del card["checksums"]
     (folder / "model.json").write_text(json.dumps(card))
+
+
+def flip(path: Path, where: int | bytes) -> None:
+    """Change a bit, as a disk or a copy does; in the last byte of a text."""
+    content = bytearray(path.read_bytes())
+    content[where if isinstance(where, int) else content.index(where) + len(where) - 1] ^= 1
+    path.write_bytes(content)
 
 
 # Files
@@ -103,6 +111,8 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     ("no mean", lambda f: edit(f, normalisation={"std": 1}), "card .*KeyError.'mean'"),
     ("text", lambda f: edit(f, normalisation={"mean": "x", "std": 1}), "card .*ValueError"),
     ("no classes", lambda f: edit(f, classes=None), "card .*TypeError"),
+    ("flipped weight", lambda f: flip(f / "model.safetensors", -5), "safetensors in .* is not as"),
+    ("flipped digit", lambda f: flip(f / "model.json", b"0.28"), "model.json in .* is not as it"),
 ]
 
 

@@ -141,6 +141,8 @@ def test_a_changed_journal_is_found_out(
     folder = searched(tmp_path / "a", num_trials=8, scheduler="asha", enqueue=[{"lr": 0.2}])
     journal = folder / "study.journal"
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    for line in lines:
+        del line["checksum"]  # by which a changed line is noticed without a replay
 
     def matches(line: dict[str, Any]) -> bool:
         if line["op_code"] != op:

@@ -10,8 +10,11 @@ from pathlib import Path
 import optuna
 import pytest
 from fake_workers import Workers, experiment, opened, record, search
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from vgg_search.errors import InputError
 from vgg_search.space.arch import as_arch
 from vgg_search.storage.folder import FolderInUseError, FolderLock
 from vgg_search.study.record import (
@@ -273,3 +276,39 @@ def test_a_sampler_proposes_by_its_seed(kind: str, made: type) -> None:
         trial = optuna.create_study(sampler=sampler).ask()
         proposals.append(trial.suggest_float("lr", 0.0, 1.0))
     assert proposals[0] == proposals[1] != proposals[2]
+
+
+@pytest.mark.parametrize("damage", ["changed", "removed", "swapped", "no JSON"])
+def test_a_damaged_journal_is_named_with_its_line(tmp_path: Path, damage: str) -> None:
+    journal = tmp_path / "study.journal"
+    study, _ = open_journal(tmp_path)
+    for _ in range(3):
+        trial = study.ask()
+        trial.set_user_attr("loss", 1.5)
+        study.tell(trial, 0.5)
+    lines = journal.read_text().splitlines(keepends=True)
+    number = next(i for i, line in enumerate(lines) if '"loss":1.5' in line)
+    damaged = {
+        "changed": [lines[number].replace("1.5", "1.6")],
+        "removed": [],
+        "swapped": [lines[number + 1], lines[number]],
+        "no JSON": ["{]" + lines[number]],
+    }[damage]
+    rest = lines[number + (2 if damage == "swapped" else 1) :]
+    journal.write_text("".join(lines[:number] + damaged + rest))
+    with pytest.raises(InputError, match=f"line {number + 1} of .*study.journal is n.*; restore"):
+        read_trials(tmp_path)
+    journal.write_text("".join(lines[:number]))  # as the message says
+    assert len(read_trials(tmp_path)) == 1
+
+
+def test_lines_of_others_are_taken(folder: Path) -> None:
+    """As optuna-dashboard writes a note, or as an older version wrote all."""
+    open_journal(folder)[0].set_user_attr("ours", 1)
+    other = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    optuna.load_study(study_name=folder.name, storage=other).set_user_attr("note", "good")
+    study, _ = open_journal(folder)
+    study.set_user_attr("ours", 2)
+    attrs = open_journal(folder)[0].user_attrs
+    assert attrs == study.user_attrs
+    assert (attrs["ours"], attrs["note"]) == (2, "good")

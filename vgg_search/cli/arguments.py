@@ -25,6 +25,7 @@ from vgg_search.config import (
     validated,
 )
 from vgg_search.errors import did_you_mean
+from vgg_search.storage.checksums import check_text
 from vgg_search.storage.folder import (
     CONFIG,
     OUTBOX,
@@ -186,6 +187,7 @@ def resumed_config(changes: Config, name: str) -> Config | None:
         if changes.name == name:
             return None
         raise ConfigError(f"no study named {name} in {path}")
+    check_text(folder / CONFIG)
     # A run folder that was renamed is the study of its new name
     stored = validated(Config, read_yaml(folder / CONFIG) | {"name": name})
     if (folder / OUTBOX).is_file() and not os.environ.get("MLFLOW_TRACKING_URI"):

@@ -1,5 +1,6 @@
 """A training as a task, with its checkpoints: the last to go on from, the best to keep."""
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -7,20 +8,24 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError
 
 from vgg_search.data.splits import Splits
+from vgg_search.errors import last_line
 from vgg_search.models.files import save_model
 from vgg_search.records import METRIC
 from vgg_search.storage.folder import BEST, LAST, trial_folder
 from vgg_search.storage.place import Place, StorageError
 from vgg_search.study.segment import Segment
+from vgg_search.training.device import context_lost, out_of_memory
 from vgg_search.training.model import build
 from vgg_search.training.recipe import Recipe
 from vgg_search.training.train import Resident, Training
 
+log = logging.getLogger("vgg_search")
 Row = dict[str, Any]
 OUTAGE_SECONDS = 300.0  # of the storage, which a training that has to go on waits out
 LONGEST_PAUSE = 15.0  # between two attempts
@@ -142,10 +147,23 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """The state in a checkpoint, of which no code is run."""
+def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
+    """The state in a checkpoint, of which no code is run; None of one that is damaged: the training
+    then begins anew, and what is in the record already is not reported again."""
     with path.open("rb") as file:  # torch's own takes one that cannot be read for a damaged one
-        state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+        try:
+            with ZipFile(file) as archive:  # torch itself checks no sums
+                if damaged := archive.testzip():
+                    raise BadZipFile(f"{damaged} is not as it was written")
+            file.seek(0)
+            state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+        except (BadZipFile, EOFError, RuntimeError, ValueError) as error:
+            if context_lost(error) or out_of_memory(error):  # of the GPU that it is read to
+                raise
+            log.warning(
+                "checkpoint %s is damaged, its training begins anew: %s", path, last_line(error)
+            )
+            return None
     return state
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vgg_search.data.source import DatasetInfo
 from vgg_search.errors import InputError
 from vgg_search.records import AUTO
+from vgg_search.storage.checksums import check_card, with_checksums
 from vgg_search.storage.folder import CARD, WEIGHTS, replacing
 from vgg_search.training.inference import prepare
 from vgg_search.training.model import VGG
@@ -64,10 +65,11 @@ def save_model(folder: PathLike, network: VGG, info: DatasetInfo, card: dict[str
     usage["images"] = {name: getattr(info, name) for name in IMAGES}
     options = network.options()
     build = {"options": options, "resolution": network.resolution, "arch": options["arch"]}
-    text = json.dumps({**usage, **card, **build}, indent=2, allow_nan=False)
+    whole = json.loads(json.dumps({**usage, **card, **build}, allow_nan=False))
     with replacing(Path(folder) / WEIGHTS) as temporary:
         save_weights(temporary, network.state_dict())
     with replacing(Path(folder) / CARD) as temporary:
+        text = json.dumps(with_checksums(whole, Path(folder)), indent=2)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
@@ -100,6 +102,11 @@ def load_folder(folder: PathLike) -> tuple[VGG, dict[str, Any]]:
         rule = f"{source} must hold a model's card (JSON: options, normalisation, classes)"
         raise ModelError(f"{rule}, got {error!r}") from error
     _load_weights(network, weights, file)
+    if source != file and (changed := check_card(card, folder)):
+        raise ModelError(
+            f"{changed} in {folder} is not as it was written: restore it (MLflow has a copy of a "
+            "champion), or export the model again"
+        )
     return network, card
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
 
 
@@ -32,7 +32,7 @@ class Journal(JournalStorage):
     costs: Sequence[str] = ()
     _view: tuple[Container[int], bool] | None = None
 
-    def __init__(self, backend: JournalFileBackend) -> None:
+    def __init__(self, backend: BaseJournalBackend) -> None:
         super().__init__(backend)
         self._pruned: dict[tuple[int, int | None], FrozenTrial] = {}  # by number and last epoch
 

@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from vgg_search.errors import InputError
 from vgg_search.records import METRIC, EpochRow
 from vgg_search.space.candidate import Candidate
 from vgg_search.storage.folder import JOURNAL
+from vgg_search.study.journal_file import JournalFile
 from vgg_search.study.optuna_adapter import Journal, journal_trial, report
 from vgg_search.study.pareto import Vector
 
@@ -39,7 +39,7 @@ def open_journal(
         with path.open("r+b") as file:
             file.truncate(content.rfind(b"\n") + 1)
     Path(f"{path}.lock").unlink(missing_ok=True)
-    storage = Journal(JournalFileBackend(str(path)))
+    storage = Journal(JournalFile(path))
     storage.costs = objectives[1:]
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     # A run folder that was renamed holds the study under its first name
@@ -61,7 +61,7 @@ def read_study(folder: Path) -> optuna.Study | None:
     path = folder / JOURNAL
     if not path.is_file():
         return None
-    storage = JournalStorage(JournalFileBackend(str(path)))
+    storage = JournalStorage(JournalFile(path))
     names = optuna.get_all_study_names(storage)
     return optuna.load_study(study_name=names[0], storage=storage) if names else None
 
