@@ -41,10 +41,14 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "asha-promote", "none"])
-def test_a_study_is_derived_again_from_its_journal(tmp_path: Path, scheduler: str) -> None:
+@pytest.mark.parametrize("more", [(), ("num_params", "flops_per_image")])
+def test_a_study_is_derived_again_from_its_journal(
+    tmp_path: Path, scheduler: str, more: tuple[str, ...]
+) -> None:
     folder = searched(
         tmp_path / "a",
         Workers(slots=3, faults=dict(FAULTS)),
+        objectives=("val_accuracy", *more),
         num_trials=14,
         scheduler=scheduler,
         sampler="tpe",
@@ -75,6 +79,23 @@ def test_a_study_of_many_sessions_is_too(tmp_path: Path, scheduler: str) -> None
             (folder / "config.yaml").write_text(config.dump())
             code, said = run_replay(folder) if turns == 1 or done else (0, "")
             assert code == 0, said
+
+
+def test_a_study_that_converged_and_then_went_on_is_too(tmp_path: Path) -> None:
+    folder, workers = tmp_path / "a", Workers(slots=3)
+    space = experiment().space | {"lr": {"low": 0.99, "high": 1.0, "log": False}}
+    given = {"space": space, "num_trials": 60, "scheduler": "none"}
+    counts = []
+    for converges in (False, True, False):
+        config = experiment(**given, stop_when_converged=converges)
+        with opened(folder, config) as study:
+            if workers.run(study, turns=8 if not counts else None):
+                study.close()
+            counts.append(study.trained)
+        (folder / "config.yaml").write_text(config.dump())
+        code, said = run_replay(folder)
+        assert code == 0, said
+    assert counts[0] < counts[1] < counts[2] == 60
 
 
 @pytest.mark.slow

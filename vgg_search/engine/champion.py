@@ -8,7 +8,6 @@ winner is a maximum over noise, so the champion is not judged by it. The test sp
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,9 +58,8 @@ def train_champion(
     seed, epochs, row)` hears of each epoch. Raises RayError if a seed's training fails, NodeError
     where no node is there to train on, DataError if the test split cannot be read.
     """
-    config = study.config
-    epochs = planned_epochs(best, config, splits)
-    tasks = _tasks(best, config, cluster, epochs)
+    epochs = planned_epochs(best, study.config, splits)
+    tasks = _tasks(best, study.config, cluster, epochs)
     networks = _trained(study, tasks, splits, cluster, listen)
     if networks is None:
         return None
@@ -77,9 +75,7 @@ def train_champion(
         "recipe": {name: getattr(tasks[0].recipe, name) for name in RECIPE_FIELDS},
     }
     card |= {"place": place} if place > 1 else {}
-    worst = study.folder / WORST_IMAGES if place == 1 else None
-    scores = _scores(networks, study, splits, cluster, worst)
-    card["metrics"] = scores | {METRIC: value_of(best)}
+    card["metrics"] = _scores(networks, study, splits, cluster, place) | {METRIC: value_of(best)}
     save_model(champion_folder(study.folder, place), networks[0], splits.info, card)
     with suppress(StorageError):  # what is left there costs room and nothing else
         for task in tasks:
@@ -182,10 +178,11 @@ def _network(task: TrainingTask, weights: dict[str, np.ndarray]) -> VGG:
 
 
 def _scores(
-    networks: list[VGG], study: Study, splits: Splits, cluster: Cluster, sheet: Path | None
+    networks: list[VGG], study: Study, splits: Splits, cluster: Cluster, place: int
 ) -> dict[str, Any]:
-    """Test scores of the first network, and the accuracies of all; its worst images are drawn on
-    the `sheet`. Raises DataError if the test split cannot be read."""
+    """Test scores of the first network, and the accuracies of all; the worst images of the first
+    champion's are drawn to the study's folder. Raises DataError if the test split cannot be
+    read."""
     images, labels = load_test(splits.name, study.config.data_dir, splits.info.reading)
     resources, test = cluster.resources, (splits.info, images, labels)
     if resources["gpu"]:  # where they were trained: at 224 px a CPU takes minutes
@@ -194,8 +191,9 @@ def _scores(
         scores = ray.get(task.remote(networks, *test, True))
     else:
         scores = _test(networks, *test, False)
-    if sheet:
-        contact_sheet(images[[row["image"] for row in scores[0]["worst"]]]).save(sheet)
+    if place == 1:
+        worst = contact_sheet(images[[row["image"] for row in scores[0]["worst"]]])
+        worst.save(study.folder / WORST_IMAGES)
     accuracies = [score["test_accuracy"] for score in scores]
     spread = float(np.std(accuracies, ddof=1)) if len(scores) > 1 else None  # of a sample
     return scores[0] | {

@@ -197,12 +197,7 @@ def closing(summary: dict[str, Any], folder: Path, uri: str, storage_path: str =
     if summary.get("converged"):
         lines.append(f"converged more trials do not pay: {summary['converged']}")
     if front := summary.get("front"):
-        knee = next(row for row in front if row["knee"])
-        lines.append(
-            f"front     {len(front)} trials, {front[-1]['num_params']:,} to "
-            f"{front[0]['num_params']:,} parameters; its knee is trial {knee['number']}, "
-            f"{knee['arch']}: {METRIC} {accuracy(knee[METRIC])}, {knee['num_params']:,}"
-        )
+        lines.append(_front_line(front))
     for champion in (summary["champion"], *summary.get("more_champions", ())):
         lines += _champion_lines(champion) if champion else []
     lines += [f"warning   {text}" for text in summary["warnings"]]
@@ -223,6 +218,15 @@ def closing(summary: dict[str, Any], folder: Path, uri: str, storage_path: str =
     if summary["champion"]:
         lines.append(f"use       {command('python -m vgg_search predict IMAGE.png', storage_path)}")
     return "\n".join(lines)
+
+
+def _front_line(front: list[dict[str, Any]]) -> str:
+    sizes, knee = [row["num_params"] for row in front], next(row for row in front if row["knee"])
+    return (
+        f"front     {len(front)} trials, {min(sizes):,} to {max(sizes):,} parameters; its knee is "
+        f"trial {knee['number']}, {knee['arch']}: {METRIC} {accuracy(knee[METRIC])}, "
+        f"{knee['num_params']:,} parameters"
+    )
 
 
 def _champion_lines(champion: dict[str, Any]) -> list[str]:
