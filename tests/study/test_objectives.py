@@ -15,7 +15,7 @@ from vgg_search.study.record import read_study, value_of
 BOTH = ("val_accuracy", "num_params")
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "tpe-joint", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "tpe-joint", "random", "gp"])
 @pytest.mark.parametrize("scheduler", ["asha", "asha-promote"])
 def test_the_record_is_a_study_of_optuna_with_that_front(
     tmp_path: Path, scheduler: str, sampler: str

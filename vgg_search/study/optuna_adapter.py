@@ -14,7 +14,6 @@ from contextlib import contextmanager
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
 
 
@@ -31,10 +30,7 @@ class Journal(JournalStorage):
     warm_start: Sequence[FrozenTrial] = ()
     costs: Sequence[str] = ()
     _view: tuple[Container[int], bool] | None = None
-
-    def __init__(self, backend: BaseJournalBackend) -> None:
-        super().__init__(backend)
-        self._pruned: dict[tuple[int, int | None], FrozenTrial] = {}  # by number and last epoch
+    _shown: list[FrozenTrial] | None = None
 
     @contextmanager
     def sampling(self, waiting: Container[int], values_only: bool) -> Iterator[None]:
@@ -43,23 +39,20 @@ class Journal(JournalStorage):
         try:
             yield
         finally:
-            self._view = None
+            self._view = self._shown = None
 
     def get_all_trials(self, study_id, deepcopy=True, states=None):  # type: ignore[no-untyped-def]
         if self._view is None:
             return super().get_all_trials(study_id, deepcopy, states)
-        waiting, values_only = self._view
-        trials = [*self.warm_start]
-        for trial in super().get_all_trials(study_id, deepcopy):
-            trials.append(self._as_pruned(trial) if trial.number in waiting else trial)
-        trials = _as_complete(trials, self.costs) if values_only or self.costs else trials
-        return [trial for trial in trials if states is None or trial.state in states]
-
-    def _as_pruned(self, trial: FrozenTrial) -> FrozenTrial:
-        key = trial.number, trial.last_step
-        if key not in self._pruned:  # hundreds may wait, and are asked for once a dimension
-            self._pruned[key] = _copy(trial, TrialState.PRUNED)
-        return self._pruned[key]
+        if self._shown is None:  # hundreds are asked for once a dimension
+            waiting, values_only = self._view
+            trials = [*self.warm_start]
+            for trial in super().get_all_trials(study_id, deepcopy):
+                waits = trial.number in waiting
+                trials.append(_copy(trial, TrialState.PRUNED) if waits else trial)
+            view = _as_complete(trials, self.costs) if values_only or self.costs else trials
+            self._shown = view
+        return [trial for trial in self._shown if states is None or trial.state in states]
 
 
 def _copy(trial: FrozenTrial, state: TrialState, values: list[float] | None = None) -> FrozenTrial:
