@@ -174,7 +174,7 @@ def table(rows: list[dict[str, Any]], names: list[str], seeds: range, ends: Any)
         p = (
             ""
             if name == "ours"
-            else f"{wilcoxon(volumes['ours'][-1], volumes[name][-1]).pvalue:.4f}"
+            else f"{wilcoxon(volumes['ours'][-1], volumes[name][-1]).pvalue:.1g}"
         )
         cells[-1] += f" ({spread[0]:.3f} to {spread[1]:.3f})"
         lines.append(f"| {name} | {' | '.join(cells)} | {len(own) / len(seeds):.0f} | {p} |")
