@@ -2,9 +2,11 @@
 
     VGG_SEARCH_DATA_DIR=... python experiments/bench_training.py loader
     ... peak        # the step's floating-point operations against the machine's matrix products
+    ... colour      # the same of colour images beside grey ones, in CPU time
     add --only NAME for one comparison, --out results/2026-11-24_training to keep the raw logs
 
-Cost on an idle machine: three minutes (loader, 3 rounds), five (peak, 2 rounds at 224 px).
+Cost on an idle machine: three minutes (loader, 3 rounds), five (peak, 2 rounds at 224 px), two
+(colour).
 
 Each variant is a process of its own (a lane), with its threads and its allocator; the lanes of a
 comparison take turns, an epoch each, A B A B, one at a time, and the first round is not counted.
@@ -31,6 +33,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from vgg_search.data.source import DatasetInfo
 from vgg_search.data.splits import Splits, load_splits
 from vgg_search.engine.environment import RAY_ENVIRONMENT
 from vgg_search.space.arch import NOTEBOOK_ARCH
@@ -51,8 +54,19 @@ NETS: dict[str, dict[str, Any]] = {
     "three-bn": {**THREE, "batch_norm": True},
     "narrow": {"arch": NARROW, "resolution": 224, **FULL_HEAD},
     "notebook": {"arch": NOTEBOOK_ARCH, "resolution": 224, **FULL_HEAD},
+    **{
+        f"{channels}x{side}": {**THREE, "resolution": side, "in_channels": channels}
+        for side in (32, 64)
+        for channels in (1, 3)
+    },
 }
-IMAGES = {"small": 10_240, "three": 2_560, "three-bn": 2_560, "narrow": 256, "notebook": 128}
+IMAGES = {"1x32": 640, "3x32": 640, "1x64": 256, "3x64": 256} | {
+    "small": 10_240,
+    "three": 2_560,
+    "three-bn": 2_560,
+    "narrow": 256,
+    "notebook": 128,
+}
 BATCH = 128
 EPOCHS = 50  # of the schedule; fewer are trained
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -100,6 +114,25 @@ def ours(spec: dict[str, Any]) -> Callable[[], float]:
     training = Training(build(NETS[spec["net"]], 0), data, recipe_of(spec), 0)
     rows = training.run(EPOCHS)
     return lambda: next(rows)["images_per_second"]
+
+
+def noise(spec: dict[str, Any]) -> Callable[[], float]:
+    """The same on noise of the network's size and channels, in images a second of CPU time, which
+    other processes prolong less."""
+    prepare_process(1)
+    net, count = NETS[spec["net"]], IMAGES[spec["net"]]
+    side, channels = net["resolution"], net["in_channels"]
+    images = torch.randint(256, (count, channels, side, side), dtype=torch.uint8)
+    info = DatasetInfo("noise", tuple("0123456789"), (0.5,) * channels, (0.3,) * channels, side)
+    data = Resident(images, torch.randint(10, (count,)), info)
+    rows = Training(build(net, 0), data, recipe_of(spec), 0).run(EPOCHS)
+
+    def epoch() -> float:
+        began = time.process_time()
+        next(rows)
+        return count / (time.process_time() - began)
+
+    return epoch
 
 
 def loader(spec: dict[str, Any]) -> Callable[[], float]:
@@ -168,7 +201,7 @@ def peak(spec: dict[str, Any]) -> Callable[[], float]:
     return torch.no_grad()(once)
 
 
-LOOPS = {"ours": ours, "loader": loader, "peak": peak}
+LOOPS = {"ours": ours, "noise": noise, "loader": loader, "peak": peak}
 
 
 # ---- comparisons: lanes that take turns ---------------------------------------------------------
@@ -187,6 +220,14 @@ def loader_lanes(net: str, precision: str) -> list[dict[str, Any]]:
     ]
 
 
+def colour_lanes(side: int, precision: str) -> list[dict[str, Any]]:
+    return [
+        lane(f"peak, {precision}", f"1x{side}", "peak", precision),
+        lane("grey", f"1x{side}", "noise", precision),
+        lane("colour", f"3x{side}", "noise", precision),
+    ]
+
+
 def peak_lanes(net: str) -> list[dict[str, Any]]:
     return [lane(f"{loop}, {p}", net, loop, p) for loop in ("peak", "ours") for p in DTYPES]
 
@@ -196,6 +237,11 @@ MODES: dict[str, dict[str, list[dict[str, Any]]]] = {
         f"{net} {precision}": loader_lanes(net, precision)
         for net in ("small", "three-bn", "narrow")
         for precision in ("bf16", "fp32")
+    },
+    "colour": {
+        f"{side} px {precision}": colour_lanes(side, precision)
+        for side in (32, 64)
+        for precision in DTYPES
     },
     "peak": {net: peak_lanes(net) for net in ("three", "three-bn", "narrow", "notebook")},
 }
@@ -261,7 +307,7 @@ def report(name: str, lanes: list[dict[str, Any]]) -> str:
         ratios = [a / b for a, b in zip(values, lanes[0]["values"], strict=True)]
         ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         share = ""
-        if one["loop"] == "ours" and peaks:
+        if one["loop"] in ("ours", "noise") and peaks:
             with torch.device("meta"):
                 flops = 3 * VGG(**NETS[one["net"]]).flops_per_image
             share = f"{flops * middle / 1e9 / peaks[one['precision']]:.1%}"

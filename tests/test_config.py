@@ -16,7 +16,7 @@ from vgg_search.errors import InputError
 from vgg_search.storage.checksums import with_checksum
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "ray", "optuna", "mlflow", "pandas", "plotly", "rich")
+HEAVY = ("torch", "ray", "optuna", "mlflow", "pandas", "plotly", "rich", "scipy")
 
 
 @pytest.fixture(autouse=True)

@@ -1,15 +1,24 @@
 """What an experiment would do, said before anything is trained or written."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from fake_cuda import Batch, FakeCuda
 from fake_workers import SPACE, experiment
+from torch._subclasses import FakeTensorMode
 
+from vgg_search import dry_run
 from vgg_search.data.splits import load
-from vgg_search.dry_run import SAMPLES, forecast, slots_here
+from vgg_search.dry_run import PROBE_BATCHES, SAMPLES, forecast, images_per_second, slots_here
+from vgg_search.engine.packing import GpuMemory
 from vgg_search.space.arch import describe, network_costs
 from vgg_search.study.sampling import random_candidates
+from vgg_search.training.graphs import Graphs
+from vgg_search.training.recipe import Recipe
+from vgg_search.training.train import Resident
 
 
 def test_it_prints_networks_and_time_and_writes_nothing(
@@ -73,3 +82,56 @@ def test_workers_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slots_here(experiment(cpus_per_trial=2)) == 4
     assert slots_here(experiment(cpus_per_trial=0.5)) == 16
     assert slots_here(experiment(cpus_per_trial=16)) == 1
+
+
+# A GPU that is not there
+
+
+class Steps:
+    """A training of which only its steps are: its speed is the number of the epoch."""
+
+    def __init__(self, network: Any, data: Resident, recipe: Recipe, seed: int) -> None:
+        self.sizes = len(data.train_labels) // recipe.batch_size * [recipe.batch_size]
+        self.events: list[str] = []  # of torch.cuda, in the epoch that was run last
+        self.graphs = Graphs()
+
+    def run(self, until: int) -> Iterator[dict[str, Any]]:
+        for epoch in range(1, until + 1):
+            self.events.clear()
+            for size in self.sizes:
+                self.graphs.run(lambda _: self.events.append("step"), Batch(size))  # type: ignore[arg-type]
+            yield {"images_per_second": float(epoch)}
+
+
+def test_the_epoch_that_counts_only_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture takes as long as hundreds of steps."""
+    fake, trainings = FakeCuda(monkeypatch), []
+
+    def training(*arguments: Any) -> Steps:
+        trainings.append(Steps(*arguments))
+        fake.events = trainings[-1].events
+        return trainings[-1]
+
+    monkeypatch.setattr(dry_run, "Training", training)
+    monkeypatch.setattr(dry_run, "pick_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(dry_run, "free_memory", lambda _: None)
+    config = experiment(cpus_per_trial=torch.get_num_threads())
+    (candidate,) = random_candidates(config.search_space, config.seed, 1)
+    with FakeTensorMode():  # which may lie on a device that is not there
+        speed = images_per_second(config, candidate)
+    assert speed == 3.0
+    assert trainings[0].events == ["copy", "replay"] * PROBE_BATCHES
+
+
+@pytest.mark.parametrize(
+    ("each", "cores", "slots"),
+    [("auto", 16, 8), ("auto", 4, 4), (0.25, 16, 8), (1, 16, 2), (2, 16, 1)],
+)
+def test_workers_of_two_gpus(
+    monkeypatch: pytest.MonkeyPatch, each: Any, cores: int, slots: int
+) -> None:
+    monkeypatch.setattr(dry_run, "cuda_trouble", lambda: "")
+    monkeypatch.setattr(dry_run, "cores", lambda: cores)
+    monkeypatch.setattr(dry_run, "measure", lambda _: GpuMemory(own=1, others=0, total=80))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert slots_here(experiment(gpus_per_trial=each)) == slots

@@ -38,6 +38,10 @@ QUOTAS: list[tuple[str, dict[str, str], int]] = [
         3,
     ),
     ("2:cpuset:/x\n", {"cpuset/x/cpu.max": "100000 100000"}, MANY),
+    # What a sandbox may show instead
+    ("nothing\n\n0::/", {"cpu.max": "200000 100000"}, 2),
+    ("0::/", {"cpu.max": "200000 0"}, MANY),
+    ("0::/\udcff#/é", {"cpu.max": "max 1", "\udcff#/é/cpu.max": "200000 100000"}, 2),
 ]
 
 
@@ -53,7 +57,7 @@ def test_a_quota_of_any_group_around_counts(
     for name, text in {"proc/self/cgroup": groups, **files}.items():
         file = tmp_path / (name if name.startswith("proc") else f"sys/fs/cgroup/{name}")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{text}\n")
+        file.write_bytes(os.fsencode(f"{text}\n"))
     assert cores(tmp_path) == number
 
 

@@ -18,7 +18,7 @@ import vgg_search
 
 PACKAGE = Path(vgg_search.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = ("torch", "ray", "optuna", "mlflow", "plotly", "rich", "pandas")
+HEAVY = ("torch", "ray", "optuna", "mlflow", "plotly", "rich", "pandas", "scipy")
 # Room -> the heavy libraries that importing every module of it loads
 LOADS: dict[str, set[str]] = {
     "errors": set(),

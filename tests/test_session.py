@@ -107,6 +107,15 @@ def test_a_folder_is_claimed_by_one_search(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "config.yaml").read_text() == before
 
 
+def test_a_password_is_not_kept(tmp_path: Path) -> None:
+    """The outbox keeps the address without it too, and takes it from the environment again."""
+    uri = "postgresql://me:hush@host/db"
+    claim(tmp_path / "mine", experiment(name="mine", tracking_uri=uri), resume=False)
+    text = (tmp_path / "mine" / "config.yaml").read_text()
+    assert "hush" not in text
+    assert "tracking_uri: postgresql://me@host/db" in text
+
+
 # ---- the champion of a study that is gone on with ----------------------------------------------
 
 

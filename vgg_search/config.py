@@ -30,7 +30,7 @@ from vgg_search.records import AUTO, DATASETS, METRIC, OWN_FILE
 from vgg_search.space.arch import Arch, check_arch
 from vgg_search.space.data_shape import ASSUMED, MOST_SIDE, DataShape
 from vgg_search.space.search_space import Space
-from vgg_search.storage.addresses import masked
+from vgg_search.storage.addresses import masked, without_password
 from vgg_search.storage.folder import RUNS, expanded
 
 ENV_PREFIX = "VGG_SEARCH_"
@@ -87,6 +87,9 @@ def check_tracker(value: str | None) -> str | None:
         raise ValueError(f"be a path or an address that begins with {', '.join(TRACKERS)}")
     if kind in FORMS and not re.match(FORMS[kind][0], rest):
         raise ValueError(f"be {scheme}{FORMS[kind][1]}")
+    port = re.search(r":(\d+)(?:/|$)", rest.rpartition("@")[2])
+    if FORMS.get(kind) == _SERVER and port and not 0 < int(port[1]) < 2**16:
+        raise ValueError("have a PORT of 1 to 65535")
     return value
 
 
@@ -190,8 +193,9 @@ class Config(Fields):
     """One in so many trials goes on from a rung to the next."""
     scheduler: Literal["asha", "asha-promote", "none"] = "asha-promote"
     """At a rung a trial goes on or ends (asha), or waits to be promoted (asha-promote)."""
-    sampler: Literal["tpe", "tpe-joint", "random", "gp", "cmaes"] = "tpe"
-    """Who proposes: Optuna's TPE (one dimension at a time, or jointly), random, GP or CMA-ES."""
+    sampler: Literal["curves", "tpe", "tpe-joint", "random", "gp", "cmaes"] = "tpe"
+    """Who proposes: curves (a Gaussian process of the learning curves), random, or Optuna's TPE
+    (one dimension at a time, or jointly), GP or CMA-ES."""
     baseline: Annotated[FromJson[Arch | None], Field(examples=["[[1,16],[1,32],[2,64]]"])] = (
         (1, 16),
         (1, 32),
@@ -315,7 +319,7 @@ class Config(Fields):
                 f"grace_epochs must be <= max_epochs ({self.max_epochs}), got {self.grace_epochs}"
             )
         if self.warm_start is not None and self.sampler in ("random", "cmaes"):
-            raise ValueError(f"warm_start must have sampler tpe or gp, got {self.sampler}")
+            raise ValueError(f"warm_start must have sampler curves, tpe or gp, got {self.sampler}")
         given = self.sampler, self.warm_start, self.stop_when_converged
         check_together(self.objectives, self.pick, *given)
         space = self.search_space
@@ -335,10 +339,13 @@ class Config(Fields):
         return ([{"arch": self.baseline}] if self.baseline is not None else []) + self.enqueue
 
     def dump(self) -> str:
-        """The resolved experiment as YAML, which reads back as an equal one."""
+        """The resolved experiment as YAML, which reads back as an equal one; a tracker's password
+        is left out."""
         import yaml  # 40 ms, of which `--help` has no need
 
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+        fields = self.model_dump(mode="json")
+        fields["tracking_uri"] = without_password(self.tracking_uri or "") or None
+        return yaml.safe_dump(fields, sort_keys=False, width=100)
 
 
 # Fields that the data settles where they are not set
@@ -355,7 +362,8 @@ _RULES = {
     "less_than": "be < {lt:.15g}",
     "literal_error": "be one of {expected}",
     "string_too_short": "not be empty",
-    "string_pattern_mismatch": "be letters, digits, '.', '_' or '-', at most 100",
+    "string_pattern_mismatch": "be letters, digits, '.', '_' or '-', at most 100, the first "
+    "a letter or digit",
     "value_error": "{error}",
 }
 _TYPES = {"int": "be an integer", "float": "be a number", "bool": "be true or false"}

@@ -42,10 +42,12 @@ def cores(root: Path = Path("/")) -> int:
 def _quotas(root: Path) -> Iterator[float]:
     """Cores that each cgroup of this process allows, of those that have a quota."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = os.fsdecode((root / "proc/self/cgroup").read_bytes()).splitlines()
     except OSError:
         return
-    for line in filter(None, lines):
+    for line in lines:
+        if line.count(":") < 2:  # a sandbox's own way
+            continue
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
@@ -69,7 +71,7 @@ def _quota(group: Path) -> float | None:
                 float((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")
             )
         return quota / period if quota > 0 else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZeroDivisionError):
         return None
 
 

@@ -54,8 +54,8 @@ def check_together(
 ) -> None:
     """Raises ValueError where these fields cannot work together."""
     several, named = len(objectives) > 1, ", ".join(objectives)
-    if several and sampler == "cmaes":
-        raise ValueError(f"sampler must be another than cmaes with several objectives ({named})")
+    if several and sampler in ("curves", "cmaes"):  # they know one value of a trial
+        raise ValueError(f"sampler must be tpe, tpe-joint, gp or random for {named}, got {sampler}")
     if several and warm_start is not None:
         raise ValueError(f"warm_start must have one objective, got {named}")
     if several and converges:

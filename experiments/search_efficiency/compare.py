@@ -1,6 +1,6 @@
 """Which search hands over the better network? The product's against other libraries'.
 
-    python experiments/search_efficiency/compare.py --results FOLDER --first 1000 --seeds 60
+    python experiments/search_efficiency/compare.py --results FOLDER --first 2000 --seeds 60
     ... --results /tmp/try --seeds 2 --workers 8 --only tpe+promote syne-ASHA      # a try
     ... --results FOLDER --tables-only      # tables and figure of what is there
     ... --driver      # trials a second, memory over 10,000 trials: a minute
@@ -24,8 +24,17 @@ from typing import Any
 import optuna
 import peers
 from curve_model import Curves
-from measures import BUDGET, RUN_COLUMNS, RUNS, TRACE_COLUMNS, TRACES, append, draw, read_rows
-from measures import write_tables as write_measures
+from measures import (
+    BUDGET,
+    RUN_COLUMNS,
+    RUNS,
+    TRACE_COLUMNS,
+    TRACES,
+    append,
+    draw,
+    read_rows,
+    write_tables,
+)
 from simulate import Ours, Trace, measure_driver, opened, simulate
 
 WORKERS = (2, 8, 64, 1)
@@ -36,6 +45,8 @@ OURS: dict[str, dict[str, Any]] = {
     "random+asha": {"sampler": "random", "scheduler": "asha"},
     "tpe+asha": {"sampler": "tpe", "scheduler": "asha"},
     "tpe+promote": {"sampler": "tpe", "scheduler": "asha-promote"},
+    "curves+asha": {"sampler": "curves", "scheduler": "asha"},
+    "curves+promote": {"sampler": "curves", "scheduler": "asha-promote"},
 }
 PEERS: dict[str, Callable[..., Any]] = {
     "optuna-TPE+hyperband": partial(peers.Optuna, pruner="hyperband"),
@@ -132,7 +143,7 @@ def main() -> None:
         seeds = range(options.first, options.first + options.seeds)
         chosen = jobs(seeds, options.only, options.workers)
         run_all(chosen, options.results, options.processes)
-    write_measures(options.results, world(), (*OURS, *PEERS), tuple(OURS))
+    write_tables(options.results, world(), (*OURS, *PEERS), tuple(OURS))
     draw(options.results, world(), (*OURS, *PEERS))
 
 

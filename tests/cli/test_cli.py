@@ -56,7 +56,8 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     (
         "--sampler grid",
-        "sampler must be one of 'tpe', 'tpe-joint', 'random', 'gp' or 'cmaes', got 'grid'",
+        "sampler must be one of 'curves', 'tpe', 'tpe-joint', 'random', 'gp' or 'cmaes', got "
+        "'grid'",
     ),
     ("--precision fp8", "precision must be one of 'auto', 'fp32' or 'bf16', got 'fp8'"),
     ("--flip maybe", "flip must be true or false, got 'maybe'"),
@@ -70,8 +71,11 @@ MISTAKES: list[tuple[str, str]] = [
     ("--time-budget soon", f"{BUDGET} 'soon'"),
     ("--gpu-hours -1", "gpu_hours must be > 0, got '-1'"),
     ("--time-budget inf", f"{BUDGET} 'inf'"),
-    ("--name a/b", "name must be letters, digits, '.', '_' or '-', at most 100, got 'a/b'"),
-    ("--name ..", "name must be letters, digits, '.', '_' or '-', at most 100, got '..'"),
+    (
+        "--name a/b",
+        "name must be letters, digits, '.', '_' or '-', at most 100, the first a letter",
+    ),
+    ("--name .hidden", "the first a letter or digit, got '.hidden'"),
     ("--experiment=", "experiment must not be empty, got ''"),
     ("--baseline deep", "baseline"),
     ("--baseline [[1]]", "baseline must be a list of [num_convs, out_channels] pairs"),
@@ -85,6 +89,8 @@ MISTAKES: list[tuple[str, str]] = [
     ("--tracking-uri ftp://host", f"{URI}"),
     ("--tracking-uri localhost:5000", f"{URI}"),
     ("--tracking-uri http://", "tracking_uri must be http://HOST:PORT, got"),
+    ("--tracking-uri https://host:65536/x", "tracking_uri must have a PORT of 1 to 65535, got"),
+    ("--tracking-uri http://u:99999@host:0", "tracking_uri must have a PORT of 1 to 65535, got"),
     ("--tracking-uri http:host:5000", "tracking_uri must be http://HOST:PORT, got"),
     ("--tracking-uri sqlite://mlflow.db", "tracking_uri must be sqlite:///FILE, FILE a path"),
     ("--tracking-uri sqlite:///:memory:", "tracking_uri must be sqlite:///FILE, FILE a path"),

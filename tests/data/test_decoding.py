@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vgg_search.data.decoding import ImageError, read_square, size_and_channels
+from vgg_search.data.decoding import ImageError, opened, read_square, size_and_channels
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 # Four quarters, top left to bottom right
@@ -16,6 +16,11 @@ QUARTERS = Image.fromarray(
     np.array([[RED, GREEN], [BLUE, WHITE]], np.uint8).repeat(16, 0).repeat(16, 1)
 )
 GREY = np.arange(0, 256, 8, dtype=np.uint8)[None].repeat(32, 0)
+
+
+def head(path: Path) -> tuple[int, int]:
+    with opened(path) as image:
+        return size_and_channels(image)
 
 
 def corners(pixels: np.ndarray) -> list[tuple[int, ...]]:
@@ -83,7 +88,7 @@ def test_colour_images_of_any_kind(kind: str, side: int, tmp_path: Path) -> None
     suffix, save = KINDS[kind]
     path = tmp_path / f"x.{suffix}"
     save(path)
-    assert size_and_channels(path) == (32, 3)
+    assert head(path) == (32, 3)
     pixels = read_square(path, side, 3)
     assert (pixels.shape, pixels.dtype) == ((3, side, side), np.uint8)
     for found, expected in zip(corners(pixels), (RED, GREEN, BLUE, WHITE), strict=True):
@@ -101,14 +106,14 @@ GREYS: dict[str, Callable[[Path], Any]] = {
 def test_grey_images_of_any_kind(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     GREYS[kind](path)
-    assert size_and_channels(path) == (32, 1)
+    assert head(path) == (32, 1)
     np.testing.assert_array_equal(read_square(path, 32, 1)[0], GREY)
     np.testing.assert_array_equal(read_square(path, 32, 3)[2], GREY)
 
 
 def test_of_a_black_and_white_image_too(tmp_path: Path) -> None:
     Image.fromarray(GREY > 100).save(tmp_path / "x.png")
-    assert size_and_channels(tmp_path / "x.png") == (32, 1)
+    assert head(tmp_path / "x.png") == (32, 1)
     np.testing.assert_array_equal(read_square(tmp_path / "x.png", 32, 1)[0], (GREY > 100) * 255)
 
 

@@ -185,6 +185,20 @@ def test_confusion_counts_every_image(full: Path) -> None:
     assert list(wrong.z[0]) == [None, 200, 100]
 
 
+def test_a_confusion_of_100_classes_names_each(study: Path) -> None:
+    """Folders called by numbers too, which are names."""
+    names = [str(i * i) for i in range(100)]
+    card = json.loads((study / "champion" / "model.json").read_text())
+    metrics = card["metrics"] | {"confusion": np.eye(100, dtype=int).tolist()}
+    edit(study, "champion/model.json", classes=names, metrics=metrics)
+    figure = plots(study)["confusion"]
+    assert list(figure.data[0].y) == names
+    assert not any(trace.texttemplate for trace in figure.data)
+    for axis in (figure.layout.xaxis, figure.layout.yaxis):
+        assert (axis.type, axis.dtick) == ("category", 1)
+    assert figure.layout.height - 120 >= 11 * 100  # px: a line of text each
+
+
 def test_states_have_one_colour(full: Path) -> None:
     seen = set()
     for name, figure in plots(full).items():

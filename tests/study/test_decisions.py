@@ -106,7 +106,7 @@ SEARCHES = st.fixed_dictionaries(
         "num_trials": st.integers(1, 14),
         "reduction_factor": st.sampled_from([2, 3]),
         "max_epochs": st.sampled_from([4, 3]),
-        "sampler": st.sampled_from(["random", "tpe"]),
+        "sampler": st.sampled_from(["random", "tpe", "curves"]),
         "seed": st.integers(0, 3),
         "objectives": st.sampled_from([("val_accuracy",), ("val_accuracy", "num_params")]),
         "space": st.sampled_from(

@@ -86,7 +86,10 @@ REFUSED = [
     ({"objectives": [*BOTH, "num_params"]}, "objectives must be val_accuracy, or that first"),
     ({"pick": "num_params>=3"}, "pick must be accuracy, knee, num_params<=N or flops_per_image<=N"),
     ({"pick": "knee"}, "pick must be knee with several objectives only"),
-    ({"objectives": BOTH, "sampler": "cmaes"}, "sampler must be another than cmaes with several"),
+    (
+        {"objectives": BOTH, "sampler": "cmaes"},
+        "sampler must be tpe, tpe-joint, gp or random for val_acc",
+    ),
     ({"objectives": BOTH, "warm_start": "a"}, "warm_start must have one objective, got val_acc"),
     ({"objectives": BOTH, "stop_when_converged": True}, "stop_when_converged must have one obj"),
     ({"champions": 0}, "champions must be >= 1"),

@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 from vgg_search.errors import InputError
 from vgg_search.space.arch import as_arch
 from vgg_search.storage.folder import FolderInUseError, FolderLock
+from vgg_search.study.curves import CurveSampler
 from vgg_search.study.record import (
     StudyError,
     candidate_of,
@@ -164,11 +165,11 @@ def test_samplers_of_values_are_shown_the_worst_where_a_trial_is_infeasible(tmp_
     assert states == [TrialState.COMPLETE, *[TrialState.PRUNED] * 4, TrialState.RUNNING]
 
 
-@pytest.mark.parametrize("kind", ["random", "tpe", "tpe-joint", "gp", "cmaes"])
+@pytest.mark.parametrize("kind", ["random", "tpe", "tpe-joint", "curves", "gp", "cmaes"])
 def test_no_sampler_warns_of_what_it_is_told(tmp_path: Path, kind: str) -> None:
     """CMA-ES knows no constraints; a warning is an error here."""
     study, storage = open_journal(tmp_path)
-    study.sampler = make_sampler(kind, 0)
+    study.sampler = make_sampler(kind, 0, experiment().search_space, (4,))
     for infeasible in (True, False, True):
         with storage.sampling(waiting=(), values_only=kind in VALUES_ONLY):
             trial = study.ask()
@@ -264,6 +265,7 @@ def test_seeds_differ_by_study_trial_and_purpose_and_nothing_else() -> None:
         ("random", optuna.samplers.RandomSampler),
         ("gp", optuna.samplers.GPSampler),
         ("cmaes", optuna.samplers.CmaEsSampler),
+        ("curves", CurveSampler),
     ],
 )
 def test_a_sampler_proposes_by_its_seed(kind: str, made: type) -> None:
@@ -271,7 +273,7 @@ def test_a_sampler_proposes_by_its_seed(kind: str, made: type) -> None:
         pytest.importorskip("cmaes")
     proposals = []
     for seed in (1, 1, 2):
-        sampler = make_sampler(kind, seed)
+        sampler = make_sampler(kind, seed, experiment().search_space, (4,))
         assert isinstance(sampler, made)
         trial = optuna.create_study(sampler=sampler).ask()
         proposals.append(trial.suggest_float("lr", 0.0, 1.0))

@@ -219,5 +219,6 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sampler", ["random", "cmaes"])
 def test_a_sampler_that_cannot_know_is_refused(tmp_path: Path, sampler: str) -> None:
-    with pytest.raises(ValueError, match=f"warm_start must have sampler tpe or gp, got {sampler}"):
+    rule = "warm_start must have sampler curves, tpe or gp, got"
+    with pytest.raises(ValueError, match=f"{rule} {sampler}"):
         on(tmp_path, sampler=sampler)

@@ -1,5 +1,6 @@
 """What a real MLflow refuses for now, for good, or of one thing only; each fault put and cured."""
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -18,7 +19,7 @@ from proxy import Call, Proxy, error, proxied
 from test_sender import EPOCH, check_study, put_study, refusals, send, servable, trackers
 
 from vgg_search.storage.addresses import sqlite_address
-from vgg_search.tracking.check import Check
+from vgg_search.tracking.check import Check, ask
 from vgg_search.tracking.outbox import Outbox
 from vgg_search.tracking.sender import MlflowTracker, sync
 from vgg_search.tracking.tracker import TrackerError
@@ -327,6 +328,15 @@ def test_a_database_of_another_version_is_refused_in_mlflows_words(uri, tmp_path
         Check(uri, NAME).result()
 
 
+@pytest.mark.slow
+def test_databricks_without_credentials_is_refused(monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("DATABRICKS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where they would be
+    with pytest.raises(TrackerError, match="cannot take the study: Reading Databricks credential"):
+        ask("databricks", NAME)
+
+
 def test_a_tracker_that_is_away_stops_no_study(tmp_path):
     for address in (
         "http://127.0.0.1:9",
@@ -357,7 +367,7 @@ def test_a_deleted_experiment_of_a_server_is_found(proxy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("status", [408, 429, 499, 503])
+@pytest.mark.parametrize("status", [405, 408, 413, 429, 499, 503])
 def test_a_file_that_may_pass_later_is_kept(make, proxy, status):
     """Files go another way through MLflow's client than records."""
     failed: list[Call] = []

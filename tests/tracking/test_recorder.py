@@ -174,7 +174,9 @@ def test_a_password_is_not_shown_around(session: Open) -> None:
     with session(num_trials=1, tracking_uri="postgresql://me:secret@host/db") as opened:
         parent = opened.send()[PARENT]
         assert parent.data.params["tracking_uri"] == "postgresql://***@host/db"
-        assert not opened.client.list_artifacts(parent.info.run_id)
+        config = opened.client.download_artifacts(parent.info.run_id, "config.yaml")
+        assert "tracking_uri: postgresql://me@host/db" in Path(config).read_text()
+        assert "secret" not in Path(config).read_text()
 
 
 def test_each_end_has_its_status(session: Open) -> None:

@@ -23,7 +23,7 @@ from conftest import MlflowServer
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from vgg_search.storage.addresses import without_password
+from vgg_search.storage.addresses import masked, without_password
 from vgg_search.tracking.mlflow_adapter import address, connected
 from vgg_search.tracking.outbox import Outbox, Row
 from vgg_search.tracking.registry import fetch_champion
@@ -276,10 +276,17 @@ def test_a_password_is_not_kept_and_comes_from_the_environment(make, monkeypatch
         ("https://me:secret@host:5000/path", "https://me@host:5000/path"),
         ("https://me@host", "https://me@host"),
         ("postgresql://:secret@/db", "postgresql://@/db"),
+        ("postgresql://me:se/secret@host:5432/db", "postgresql://me@host:5432/db"),
+        ("postgresql://host:5432/db?user=me&password=secret", "postgresql://host:5432/db?user=me"),
+        ("mysql://host/db?PassWD=secret&ssl=1", "mysql://host/db?ssl=1"),
+        ("http://host:5000?a=b@c", "http://host:5000?a=b@c"),
     ],
 )
 def test_an_address_without_its_password(address, bare):
     assert without_password(address) == bare
+    said = masked(f"cannot reach '{address}', and http://other:1 neither")
+    assert "secret" not in said
+    assert said.endswith("', and http://other:1 neither")
 
 
 def in_process(code: str, *arguments: str) -> "subprocess.Popen[str]":

@@ -1,6 +1,7 @@
 """Which device a process trains on, and what its errors mean."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -82,3 +83,11 @@ def test_a_torch_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_float32_on_a_gpu_says_that_convolutions_are_not() -> None:
     assert plan("fp32", "cuda").reason == "precision is fp32, convolutions in TF32"
+
+
+def test_a_plan_names_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = SimpleNamespace(name="NVIDIA H200", total_memory=141 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    assert str(plan("bf16", "cuda")) == (
+        "bfloat16 on cuda (NVIDIA H200, 141 GiB): precision is bf16"
+    )

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from vgg_search.machine import cache_folder
 
 MOST_BYTES = 20 * 10**9  # of all entries; the least recently used go first
 VERSION = "1"  # of how images are decoded and stored
+UNFINISHED = ".part"
 IMAGES, LABELS, CARD = "images.npy", "labels.npy", "card.json"
 
 log = logging.getLogger("vgg_search")
@@ -59,6 +59,16 @@ def _place(stamp: Iterable[str]) -> Path:
     return cache_folder() / "images" / hashlib.sha256(text).hexdigest()
 
 
+def new_array(file: Path, shape: tuple[int, ...]) -> Array:
+    """Of bytes in a new .npy, mapped into memory. A disk that has no room for them is an OSError
+    now, not the end of the process that writes to them later."""
+    images: Array = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    return images
+
+
 def read(place: Path) -> tuple[Array, Labels, dict[str, Any]]:
     """(images, mapped into memory, labels, card) of an entry."""
     images = np.load(place / IMAGES, mmap_mode="r")
@@ -73,12 +83,15 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _make(place: Path, build: Callable[[Path], dict[str, Any]]) -> None:
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as temporary:
-        made = Path(temporary, "entry")
-        made.mkdir()
-        card = build(made) | {"sha256": _digest(made)}
-        (made / CARD).write_text(json.dumps(card))
-        made.rename(place)
+    unfinished = place.with_suffix(UNFINISHED)
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    unfinished.mkdir()
+    try:
+        card = build(unfinished) | {"sha256": _digest(unfinished)}
+        (unfinished / CARD).write_text(json.dumps(card))
+        unfinished.rename(place)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _is_sound(place: Path) -> bool:
@@ -103,7 +116,7 @@ def _make_room(newest: Path) -> None:
     sizes = {
         place: sum(file.stat().st_size for file in place.iterdir())
         for place in folder.iterdir()
-        if place.is_dir() and not place.name.startswith(".")
+        if place.is_dir() and place.suffix != UNFINISHED
     }
     for place in sorted(sizes, key=lambda place: place.stat().st_mtime):
         if place != newest and sum(sizes.values()) > MOST_BYTES:

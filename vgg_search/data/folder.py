@@ -6,15 +6,14 @@ Images of any size, decoded side by side into the cache as squares of one size.
 import os
 import stat
 import unicodedata
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vgg_search.data.decoding import ImageError, read_square, size_and_channels
+from vgg_search.data.decoders import Decoders, Head
+from vgg_search.data.decoding import ImageError
 from vgg_search.data.own_images import (
     SUBSET_SEED,
     Broken,
@@ -22,13 +21,13 @@ from vgg_search.data.own_images import (
     OwnImages,
     check_memory,
 )
-from vgg_search.data.source import DataError, Reading, Split, as_labels
+from vgg_search.data.source import Array, DataError, Reading, Split, as_labels
 from vgg_search.data.splits import stratified_order
-from vgg_search.machine import cores
 from vgg_search.space.data_shape import MOST_SIDE
 
 TRAIN, TEST = "train", "test"
 BY_THE_SYSTEM = ("thumbs.db", "desktop.ini")  # what Windows leaves; as hidden files, passed over
+SAMPLE = 500  # files by which size and channels are guessed
 SHOWN_FROM = 2_000  # files, for which a progress bar is worth its lines
 
 
@@ -36,13 +35,13 @@ class ImageFile(NamedTuple):
     """A file in a class folder, as it was when it was listed."""
 
     path: str
+    size: int
+    changed: int
+    """ns."""
     name: str
     """Relative to the data set, the same on every machine."""
     label: int
     is_test: bool
-    size: int
-    changed: int
-    """ns."""
 
 
 class Folder(OwnImages):
@@ -66,31 +65,12 @@ class Folder(OwnImages):
         if reading.max_images and len(files) > reading.max_images:
             parts = as_labels([2 * file.label + file.is_test for file in files])
             files = [files[i] for i in stratified_order(parts, SUBSET_SEED)[: reading.max_images]]
-        files, heads = _each(
-            files, lambda file: size_and_channels(file.path), "reading sizes", broken
-        )
+        images, files = _decoded(files, reading, room / "pixels", broken)
         if not files:
             raise DataError(f"{location} must hold images, found none that can be read")
-        sides, channels = zip(*heads, strict=True)
-        side = reading.resolution or min(MOST_SIDE, int(np.median(sides)))
-        check_memory(len(files), max(channels), side)
-        shape = (len(files), max(channels), side, side)
-        images = np.lib.format.open_memmap(room / "decoded.npy", "w+", np.uint8, shape)
-        (room / "decoded.npy").unlink()  # it is gone with this process
-
-        rows = {file.name: i for i, file in enumerate(files)}
-
-        def decode(file: ImageFile) -> int:
-            images[rows[file.name]] = read_square(file.path, side, shape[1])
-            status = os.stat(file.path)
-            if (status.st_size, status.st_mtime_ns) != (file.size, file.changed):
-                raise ImageError("must stay as it is while it is read, and has changed")
-            return rows[file.name]
-
-        files, kept = _each(files, decode, "decoding", broken)
         return Collection(
             classes,
-            images if len(kept) == len(images) else images[np.array(kept)],
+            images,
             as_labels([file.label for file in files]),
             [file.name for file in files],
             np.array([file.is_test for file in files]),
@@ -153,8 +133,8 @@ def _files_of(
         elif not stat.S_ISREG(status.st_mode):
             broken.add(f"{entry.path} must be a file")
         else:
-            facts = (status.st_size, status.st_mtime_ns)
-            files.append(ImageFile(entry.path, f"{prefix}/{name}", label, is_test, *facts))
+            facts = (entry.path, status.st_size, status.st_mtime_ns)
+            files.append(ImageFile(*facts, f"{prefix}/{name}", label, is_test))
     return files
 
 
@@ -173,32 +153,50 @@ def _named_entries(folder: Path) -> list[tuple[str, os.DirEntry[str]]]:
     return sorted(shown.items())
 
 
-def _each(
-    files: Sequence[ImageFile], work: Callable[[ImageFile], Any], title: str, broken: Broken
-) -> tuple[list[ImageFile], list[Any]]:
-    """The files on which `work` succeeds and what it returns, in order; by as many threads as
-    there are cores, for Pillow decodes outside of Python's lock."""
+def _decoded(
+    files: list[ImageFile], reading: Reading, pixels: Path, broken: Broken
+) -> tuple[Array, list[ImageFile]]:
+    """(images, the files that they are of), of those that can be read; `pixels` is a file for them,
+    which is gone with this process.
 
-    def attempt(file: ImageFile) -> Any:
-        try:
-            if not file.size:
-                raise ImageError("must be an image, got an empty file")
-            return work(file)
-        except ImageError as error:
-            return error
+    All heads, which say the size and the channels, are known when all files are read: both are
+    guessed from some, and where that was wrong all are read again.
+    """
+    with Decoders(len(files)) as decoders:
+        some = [file[:3] for file in files[:: -(-len(files) // SAMPLE)]]
+        shape, wanted = (0, 0), _shape(reading, decoders.decode(some))
+        while files and shape != wanted:
+            shape = side, channels = wanted
+            check_memory(len(files), channels, side)
+            pixels.touch()
+            heads = decoders.decode([file[:3] for file in files], shape, pixels)
+            kept, sound = [], []
+            for i, head in enumerate(_shown(heads, len(files))):
+                if isinstance(head, ImageError):
+                    broken.add(f"{files[i].path} {head}")
+                else:
+                    kept.append(i)
+                    sound.append(head)
+            images: Array = np.memmap(
+                pixels, np.uint8, "r", shape=(len(files), channels, side, side)
+            )
+            if len(kept) < len(files):
+                images, files = images[np.array(kept, np.intp)], [files[i] for i in kept]
+            wanted = _shape(reading, sound)
+    pixels.unlink()
+    return images, files
 
+
+def _shape(reading: Reading, heads: Iterable[Head | ImageError]) -> Head:
+    """(px, channels) of the squares: what is asked for, else the median of the shorter sides; in
+    colour if any image is."""
+    sound = [head for head in heads if not isinstance(head, ImageError)] or [(MOST_SIDE, 3)]
+    sides, channels = zip(*sound, strict=True)
+    return reading.resolution or min(MOST_SIDE, int(np.median(sides))), max(channels)
+
+
+def _shown(answers: Iterator[Any], count: int) -> Iterable[Any]:
+    """The same with a progress bar where there are many."""
     from rich.progress import track  # heavy, for what is seen once a data set
 
-    kept, results = [], []
-    with warnings.catch_warnings(), ThreadPoolExecutor(cores()) as pool:
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata, large images
-        answers: Iterable[Any] = pool.map(attempt, files)
-        if len(files) >= SHOWN_FROM:
-            answers = track(answers, title, len(files), transient=True)
-        for file, answer in zip(files, answers, strict=True):
-            if isinstance(answer, ImageError):
-                broken.add(f"{file.path} {answer}")
-                continue
-            kept.append(file)
-            results.append(answer)
-    return kept, results
+    return track(answers, "decoding", count, transient=True) if count >= SHOWN_FROM else answers

@@ -127,9 +127,7 @@ class OwnImages(Source):
                 "it, the same ones each time"
             )
         _check_counts(location, found, train, least=2 + (not given.any()), drawn=test)
-        images = np.lib.format.open_memmap(
-            folder / cache.IMAGES, "w+", np.uint8, (len(order), *found.images.shape[1:])
-        )
+        images = cache.new_array(folder / cache.IMAGES, (len(order), *found.images.shape[1:]))
         for target, part in ((images[: len(train)], train), (images[len(train) :], test)):
             for start in range(0, len(part), 1000):
                 target[start : start + 1000] = found.images[part[start : start + 1000]]

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vgg_search.engine.checkpoints import TrainingTask
 from vgg_search.storage.place import StorageError
-from vgg_search.training.device import pick_device, prepare_process
+from vgg_search.training.device import peak_memory_mib, pick_device, prepare_process
 from vgg_search.training.model import VGG, build
 from vgg_search.training.recipe import Recipe
 from vgg_search.training.train import Resident, Training
@@ -58,8 +58,10 @@ class Rank(Training):
             raise StorageError(f"{rule}, got checkpoints of epochs {epochs}")
 
     def _step(self, batch: Tensor) -> None:
-        before = self.totals.clone()
-        super()._step(batch[:, self.rank :: self.ranks])
+        before, part = self.totals.clone(), batch[:, self.rank :: self.ranks]
+        # Gradients are averaged over ranks, whose parts of a batch may differ by an image
+        self.weight.fill_(self.ranks * part.shape[1] / batch.shape[1])
+        super()._step(part)
         step = self.totals - before
         dist.all_reduce(step)  # loss and hits of the whole batch, and the same end for all
         self.totals.copy_(before + step)
@@ -138,6 +140,7 @@ def train_rank(config: dict[str, Any]) -> None:
         config["rows"].put_nowait_batch(task.checkpoints.unreported_rows(training))
     while _all_go_on(not training.diverged and training.epoch < task.checkpoints.until, device):
         row = next(training.run(training.epoch + 1))
+        row["peak_memory_mib"] = peak_memory_mib(device)  # of the first: who listens trains nothing
         if rank == 0:
             task.checkpoints.save(row, training)
             config["rows"].put(row)

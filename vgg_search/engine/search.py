@@ -80,7 +80,7 @@ class StudySearcher(_Unsaved, Searcher):
         if segment == FINISHED:
             return Searcher.FINISHED
         self.numbers[trial_id] = segment.number
-        self.silence.began(trial_id, self.study.space.costs(segment.candidate)[1])
+        self.silence.began(trial_id, self.study.config.search_space.costs(segment.candidate)[1])
         if len(self.numbers) > self._most:
             self._most, self._last_change = len(self.numbers), time.monotonic()
         return {"segment": segment}

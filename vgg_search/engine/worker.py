@@ -116,8 +116,8 @@ class TrialWorker(tune.Trainable):
         if self.end:  # the error is gone by now, and with it its hold on the network
             self._free_training()
             return None
-        memory = peak_memory_mib(self.device)
-        return row | {"worker": self.worker, "peak_memory_mib": memory, "ended": time.time()}
+        memory = {"peak_memory_mib": peak_memory_mib(self.device)}  # a rank's row has its own
+        return memory | row | {"worker": self.worker, "ended": time.time()}
 
     def _train_rows(self, segment: Segment) -> Iterator[dict[str, Any]]:
         checkpoints = TrainingCheckpoints.of_trial(

@@ -1,6 +1,7 @@
 """A trained network as one file for other programs, verified against the network itself."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,10 @@ def _write_pt2(folder: PathLike, path: Path) -> Answer:
     module, traced = _traced(folder)
     with path.open("wb") as file:
         torch.export.save(torch.export.export(module, **traced), file)
-    with path.open("rb") as file:  # torch unpickles here, but nothing that we did not just write
+    with path.open("rb") as file, warnings.catch_warnings():
+        # torch 2.11's own, of how it reads; nothing writes there
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        # It unpickles here, but nothing that we did not just write
         return torch.export.load(file).module()
 
 

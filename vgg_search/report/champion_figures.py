@@ -38,8 +38,9 @@ def confusion(run: Run) -> go.Figure:
         hoverinfo="all",
         hovertemplate="true %{y}, predicted %{x}: %{z}<extra></extra>",
     )
-    figure.update_xaxes(title="predicted", tickangle=-60, showgrid=False)
-    figure.update_yaxes(title="true", autorange="reversed", showgrid=False)
+    # Names such as 7 and 500 are no places on an axis
+    figure.update_xaxes(type="category", title="predicted", tickangle=-60, showgrid=False)
+    figure.update_yaxes(type="category", title="true", autorange="reversed", showgrid=False)
     if len(names) > MOST_COUNTS:  # every name in a line of its own
         figure.update_xaxes(dtick=1, tickfont_size=8, tickangle=-90)
         figure.update_yaxes(dtick=1, tickfont_size=8)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from vgg_search.space.candidate import Dimension, Value
 
@@ -65,8 +65,9 @@ class Dim:
 class AnySpace(Protocol):
     """What a study needs of a space; the experiment's is `search_space.Space`."""
 
-    kind: Any  # class of its candidates: hashable, with `from_dict`
+    kind: ClassVar[Any]  # class of its candidates: hashable, with `from_dict`
 
+    def sampled(self) -> dict[str, Dim]: ...
     def sample(self, trial: Suggester, arch: Any = None) -> Any: ...
     def enqueued(self, trial: Mapping[str, Any]) -> tuple[dict[str, Any], Any]: ...
     def describe(self, candidate: Any) -> dict[str, Any]: ...

@@ -7,15 +7,23 @@ from urllib.parse import quote
 
 from vgg_search.storage.folder import RUNS, is_remote
 
+# A name, its password, which may hold a / (only after a host do digits and a / follow the colon),
+# and the @ that ends it; a driver's database may be given it by a parameter instead
+_PASSWORD = r"(?<=://)([^/:@\s]*):(?!\d+(?:[/?#\s]|$))[^@\s]*@"
+_PARAMETER = r"([?&])(?:password|passwd|pwd)=[^&\s'\"]*"
+
 
 def masked(text: str) -> str:
-    """The text without what addresses in it hold before an @: a name and a password."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+    """The text without what addresses in it hold before an @, a name and a password, or as a
+    password among their parameters."""
+    text = re.sub(rf"{_PASSWORD}|(?<=://)[^/@\s]+@", "***@", text)
+    return re.sub(_PARAMETER, r"\1password=***", text, flags=re.I)
 
 
 def without_password(uri: str) -> str:
-    """The address without the password before its @."""
-    return re.sub(r"(?<=://)([^:/@\s]*):[^/@\s]*@", r"\1@", uri)
+    """The address without its password."""
+    bare = re.sub(_PARAMETER + "&?", r"\1", re.sub(_PASSWORD, r"\1@", uri), flags=re.I)
+    return bare if bare == uri else bare.rstrip("?&")
 
 
 def sqlite_address(file: Path) -> str:

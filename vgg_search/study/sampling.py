@@ -7,7 +7,9 @@ import numpy as np
 import optuna
 
 from vgg_search.space.candidate import Candidate
+from vgg_search.space.dimension import AnySpace
 from vgg_search.space.search_space import Space
+from vgg_search.study.curves import CurveSampler
 
 DRAWS = 100  # for each feasible candidate, before a space is taken for one without
 TRAINING, PROPOSING = 0, 1  # independent streams of a trial's seed
@@ -19,9 +21,13 @@ def trial_seed(seed: int, number: int, purpose: int = TRAINING) -> int:
     return int(np.random.SeedSequence((seed, number, purpose)).generate_state(1)[0])
 
 
-def make_sampler(kind: str, seed: int) -> optuna.samplers.BaseSampler:
-    """Optuna's sampler of that name. Made anew for each proposal, so that a proposal depends on
-    the record and its own seed alone: a resumed study goes on as if never stopped."""
+def make_sampler(
+    kind: str, seed: int, space: AnySpace, rungs: tuple[int, ...]
+) -> optuna.samplers.BaseSampler:
+    """The sampler of that name. Made anew for each proposal, so that a proposal depends on the
+    record and its own seed alone: a resumed study goes on as if never stopped."""
+    if kind == "curves":
+        return CurveSampler(space, rungs, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if kind in ("tpe", "tpe-joint"):
@@ -43,6 +49,6 @@ def random_candidates(space: Space, seed: int, count: int) -> list[Candidate]:
     """Feasible candidates as random search would propose them; fewer than `count`, or none, where
     the limits of the space leave few."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(sampler=make_sampler("random", seed))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     draws = (space.sample(study.ask()) for _ in range(DRAWS * count))
     return list(islice(filter(space.feasible, draws), count))

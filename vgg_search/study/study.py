@@ -199,7 +199,8 @@ class Study:
 
     def _set_sampler(self, number: int, kind: str) -> None:
         """Trial `number` is proposed by a sampler that depends on the record and its seed alone."""
-        self.optuna.sampler = make_sampler(kind, trial_seed(self.config.seed, number, PROPOSING))
+        seed = trial_seed(self.config.seed, number, PROPOSING)
+        self.optuna.sampler = make_sampler(kind, seed, self.space, self.scheduler.epochs)
 
     def _sampling(self) -> AbstractContextManager[None]:
         """While it proposes, the sampler is shown who waits at a rung as pruned there."""

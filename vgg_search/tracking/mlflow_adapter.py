@@ -21,7 +21,8 @@ from vgg_search.storage.folder import expanded, plain_name, replacing
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CURABLE = (401, 402, 403, 407, 408, 423, 425, 429, 499)  # of 4xx: rights, load, a lock
+# Of 4xx: rights, load, a lock, and what a proxy in front does not let through
+CURABLE = (401, 402, 403, 405, 407, 408, 413, 421, 423, 425, 429, 451, 499)
 # Documented. One call to a dead server takes MLflow's client 246 s with its own retries (measured).
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the outbox retries
@@ -164,14 +165,15 @@ def permanent(error: Exception) -> bool:
 
 
 def hopeless(error: Exception) -> bool:
-    """True for what, before a study, no waiting cures: what is `permanent`, rights, a driver or a
-    schema that is missing."""
+    """True for what, before a study, no waiting cures: what is `permanent`, rights, a driver, a
+    schema or Databricks' credentials that are missing."""
     text = " ".join(str(e) for e in causes(error))
     if "OperationalError" in text or "InterfaceError" in text:
         return bool(re.search(r"authentication failed|does not exist|no pg_hba|denied", text))
     answer = getattr(error, "get_http_status_code", None)
     denied = answer is not None and answer() in (401, 403)
-    return denied or permanent(error) or isinstance(error, ImportError) or "db upgrade" in text
+    lacks = re.search("db upgrade|credential configuration failed", text)
+    return bool(denied or permanent(error) or isinstance(error, ImportError) or lacks)
 
 
 def in_a_line(error: BaseException) -> str:

@@ -102,8 +102,7 @@ class Recorder:
         new = not self.tracker.keys
         self.tracker.run(PARENT, self.study.folder.name, tags, config)
         self._describe_data(PARENT)
-        if config["tracking_uri"] == self.config.tracking_uri:  # it holds no password
-            self.tracker.artifact(PARENT, self.study.folder / CONFIG)
+        self.tracker.artifact(PARENT, self.study.folder / CONFIG)
         if new and self.tracker.keys:
             self._open_recorded()
 

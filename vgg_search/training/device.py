@@ -50,7 +50,11 @@ class Plan:
         return torch.autocast(self.device.type, self.dtype)
 
     def __str__(self) -> str:
-        return f"{str(self.dtype).removeprefix('torch.')} on {self.device}: {self.reason}"
+        where = str(self.device)
+        if self.device.type == "cuda":
+            card = torch.cuda.get_device_properties(self.device)
+            where += f" ({card.name}, {card.total_memory / 2**30:.0f} GiB)"
+        return f"{str(self.dtype).removeprefix('torch.')} on {where}: {self.reason}"
 
 
 def pick_device(gpu: bool) -> torch.device:

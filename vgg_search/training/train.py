@@ -86,6 +86,7 @@ class Training:
             torch.zeros_like(p) if recipe.momentum else None for p in self.parameters
         ]
         self.totals = torch.zeros(2, device=device)  # summed loss, correct answers
+        self.weight = torch.ones((), device=device)  # of a step's loss in its gradient
         self.graphs = Graphs()
         self.epoch = 0
         self.rows: list[dict[str, Any]] = []
@@ -182,7 +183,7 @@ class Training:
         scores = scores.float()
         loss = F.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
         self.network.zero_grad()
-        loss.backward()
+        loss.backward(self.weight)
         self._descend()
         hits = (scores.argmax(1) == labels).sum()
         self.totals += torch.stack([loss.detach() * len(labels), hits])
