@@ -181,8 +181,7 @@ class Config(Fields):
     ] = DEFAULT_SPACE
     """The search space: what is sampled, and between which ends; all in experiments/README.md."""
     objectives: Annotated[Objectives, Field(examples=["val_accuracy,num_params"])] = (METRIC,)
-    """What the search is for: val_accuracy, or the best trade of it for num_params, flops_per_image
-    or both."""
+    """val_accuracy, or the best trade of it for num_params, flops_per_image or both."""
     num_trials: Positive = resumable(24)
     """Trials to train; proposals that need no training are not counted."""
     max_epochs: Positive = 4
@@ -213,8 +212,7 @@ class Config(Fields):
     gpu_hours: Annotated[float, Field(gt=0)] | None = resumable(None)
     """Device hours that trials may use together; then nothing new starts."""
     stop_when_converged: bool = resumable(False)
-    """Stop once as many trials again are expected to gain less than val_accuracy's standard
-    error."""
+    """Stop once as many trials again are expected to gain less than noise."""
 
     batch_size: Positive = 128
     """Images a step, where the space does not sample it."""
@@ -265,10 +263,9 @@ class Config(Fields):
     champion_seeds: Positive = 1
     """Fresh seeds with which the champion is trained; the first is registered."""
     pick: Pick = resumable(ACCURACY)
-    """Which trial becomes champion: the best by accuracy, of all or of those with num_params<=N or
-    flops_per_image<=N; or the knee of the front of several objectives."""
+    """Which trial becomes champion: accuracy, knee, num_params<=N or flops_per_image<=N."""
     champions: Positive = resumable(1)
-    """Trials that become champions: after the first, those of the front that differ most."""
+    """Trials that become champions; after the first, what differs most."""
 
     _data: DataShape = PrivateAttr(ASSUMED)
 
@@ -320,8 +317,7 @@ class Config(Fields):
             )
         if self.warm_start is not None and self.sampler in ("random", "cmaes"):
             raise ValueError(f"warm_start must have sampler curves, tpe or gp, got {self.sampler}")
-        given = self.sampler, self.warm_start, self.stop_when_converged
-        check_together(self.objectives, self.pick, *given)
+        check_together(self)
         space = self.search_space
         for i, trial in enumerate(self.trials_by_hand):
             try:

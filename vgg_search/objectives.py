@@ -49,16 +49,15 @@ Objectives = Annotated[
 Pick = Annotated[str, "RULE", AfterValidator(_a_rule)]
 
 
-def check_together(
-    objectives: tuple[str, ...], pick: str, sampler: str, warm_start: str | None, converges: bool
-) -> None:
-    """Raises ValueError where these fields cannot work together."""
-    several, named = len(objectives) > 1, ", ".join(objectives)
+def check_together(config: Any) -> None:
+    """Raises ValueError where fields of the `Config` cannot work with its objectives."""
+    several, named = len(config.objectives) > 1, ", ".join(config.objectives)
+    sampler = config.sampler
     if several and sampler in ("curves", "cmaes"):  # they know one value of a trial
         raise ValueError(f"sampler must be tpe, tpe-joint, gp or random for {named}, got {sampler}")
-    if several and warm_start is not None:
+    if several and config.warm_start is not None:
         raise ValueError(f"warm_start must have one objective, got {named}")
-    if several and converges:
+    if several and config.stop_when_converged:
         raise ValueError(f"stop_when_converged must have one objective, got {named}")
-    if pick == KNEE and not several:
+    if config.pick == KNEE and not several:
         raise ValueError("pick must be knee with several objectives only")

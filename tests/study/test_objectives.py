@@ -88,7 +88,7 @@ REFUSED = [
     ({"pick": "knee"}, "pick must be knee with several objectives only"),
     (
         {"objectives": BOTH, "sampler": "cmaes"},
-        "sampler must be tpe, tpe-joint, gp or random for val_acc",
+        "sampler must be tpe, tpe-joint, gp or random",
     ),
     ({"objectives": BOTH, "warm_start": "a"}, "warm_start must have one objective, got val_acc"),
     ({"objectives": BOTH, "stop_when_converged": True}, "stop_when_converged must have one obj"),
