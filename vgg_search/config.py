@@ -315,8 +315,6 @@ class Config(Fields):
             raise ValueError(
                 f"grace_epochs must be <= max_epochs ({self.max_epochs}), got {self.grace_epochs}"
             )
-        if self.warm_start is not None and self.sampler in ("random", "cmaes"):
-            raise ValueError(f"warm_start must have sampler curves, tpe or gp, got {self.sampler}")
         check_together(self)
         space = self.search_space
         for i, trial in enumerate(self.trials_by_hand):

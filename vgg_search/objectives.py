@@ -50,9 +50,11 @@ Pick = Annotated[str, "RULE", AfterValidator(_a_rule)]
 
 
 def check_together(config: Any) -> None:
-    """Raises ValueError where fields of the `Config` cannot work with its objectives."""
+    """Raises ValueError where fields of the `Config` that say how to search cannot work together."""
     several, named = len(config.objectives) > 1, ", ".join(config.objectives)
     sampler = config.sampler
+    if config.warm_start is not None and sampler in ("random", "cmaes"):
+        raise ValueError(f"warm_start must have sampler curves, tpe or gp, got {sampler}")
     if several and sampler in ("curves", "cmaes"):  # they know one value of a trial
         raise ValueError(f"sampler must be tpe, tpe-joint, gp or random for {named}, got {sampler}")
     if several and config.warm_start is not None:
