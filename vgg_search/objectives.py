@@ -50,7 +50,7 @@ Pick = Annotated[str, "RULE", AfterValidator(_a_rule)]
 
 
 def check_together(config: Any) -> None:
-    """Raises ValueError where fields of the `Config` that say how to search cannot work together."""
+    """Raises ValueError where fields of a `Config` cannot work together."""
     several, named = len(config.objectives) > 1, ", ".join(config.objectives)
     sampler = config.sampler
     if config.warm_start is not None and sampler in ("random", "cmaes"):
