@@ -152,7 +152,7 @@ def record(study: Study) -> dict[int, dict[str, Any]]:
         told[trial.number] = {
             "state": trial.state.name,
             "params": trial.params,
-            "value": trial.value,
+            "objectives": trial.values,
             "values": trial.intermediate_values,
             "constraints": trial.constraints,
             "attrs": attrs,

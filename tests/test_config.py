@@ -179,7 +179,8 @@ def test_a_resumed_study_may_have_other_budgets_cluster_and_tracking(stored: Con
         "cpus_per_trial": "2", "gpus_per_trial": "0.5", "max_concurrent": "3",
         "workers_per_trial": "2", "skip_bad_nodes": "true",
         "tracking_uri": "sqlite:///other.db", "experiment": "other",
-        "data_dir": "elsewhere",
+        "data_dir": "elsewhere", "stop_when_converged": "true", "champions": "3",
+        "pick": "num_params<=50000",
     }  # fmt: skip
     assert given.keys() | {"storage_path"} == RESUMABLE
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]

@@ -24,6 +24,7 @@ LOADS: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
     "machine": set(),
+    "objectives": set(),
     "provenance": set(),
     "stop": set(),
     "space": set(),
@@ -34,6 +35,7 @@ LOADS: dict[str, set[str]] = {
     "study": {"optuna"},
     "models": {"torch"},
     "finding": {"torch"},
+    "champions": {"optuna", "rich"},
     "engine": {"torch", "ray", "optuna", "pandas", "rich"},  # Ray Tune loads the last two
     "tracking": {"optuna"},  # MLflow takes seconds, and is imported by the sender's thread
     "report": {"optuna", "plotly"},
@@ -114,13 +116,13 @@ def test_a_loaded_network_brings_torch_and_no_part_of_the_search(tmp_path: Path)
 # Level -> rooms; a room imports from rooms of a lower level, and from itself
 LEVELS = (
     ("errors", "records", "machine"),
-    ("provenance", "stop", "space", "storage"),
+    ("provenance", "stop", "objectives", "space", "storage"),
     ("config",),
     ("data", "study"),
     ("training",),
     ("models",),
     ("engine", "tracking", "report", "terminal"),
-    ("finding",),
+    ("finding", "champions"),
     ("session", "refine", "dry_run"),
     ("cli",),
     ("run", "__main__", "api"),

@@ -131,7 +131,8 @@ class Part:
         self.recorder.start()
 
     def crown(self) -> dict[str, Any] | None:
-        return self.session.train_champion(cluster_of(self.study))
+        cards = self.session.train_champions(cluster_of(self.study))
+        return cards[0] if cards else None
 
     def conclude(
         self, champion: dict[str, Any] | None, signals: StopSignals | None = None
@@ -139,7 +140,7 @@ class Part:
         """After 100 s. The config is there, as `run` leaves it, and nothing is sent."""
         (self.study.folder / "config.yaml").write_text(self.study.config.dump())
         self.session.began = time.monotonic() - 100
-        return self.session.conclude(champion, 1, signals or StopSignals())
+        return self.session.conclude([champion] if champion else [], 1, signals or StopSignals())
 
     def ended(self) -> list[str]:
         """How the parent's run ended."""

@@ -25,7 +25,8 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from vgg_search.errors import InputError, did_you_mean
-from vgg_search.records import AUTO, DATASETS, OWN_FILE
+from vgg_search.objectives import ACCURACY, Objectives, Pick, check_together
+from vgg_search.records import AUTO, DATASETS, METRIC, OWN_FILE
 from vgg_search.space.arch import Arch, check_arch
 from vgg_search.space.data_shape import ASSUMED, MOST_SIDE, DataShape
 from vgg_search.space.search_space import Space
@@ -179,6 +180,8 @@ class Config(Fields):
         Field(examples=['{"num_blocks":[1,3],"out_channels":32,"lr":[0.02,0.4]}']),
     ] = DEFAULT_SPACE
     """The search space: what is sampled, and between which ends; all in experiments/README.md."""
+    objectives: Annotated[Objectives, Field(examples=["val_accuracy,num_params"])] = (METRIC,)
+    """val_accuracy, or the best trade of it for num_params, flops_per_image or both."""
     num_trials: Positive = resumable(24)
     """Trials to train; proposals that need no training are not counted."""
     max_epochs: Positive = 4
@@ -208,6 +211,8 @@ class Config(Fields):
     """Time of the search (90s, 6m, 1h30m); the champion may take 0.6 of it on top."""
     gpu_hours: Annotated[float, Field(gt=0)] | None = resumable(None)
     """Device hours that trials may use together; then nothing new starts."""
+    stop_when_converged: bool = resumable(False)
+    """Stop once as many trials again are expected to gain less than noise."""
 
     batch_size: Positive = 128
     """Images a step, where the space does not sample it."""
@@ -257,6 +262,10 @@ class Config(Fields):
     """Epochs of the champion, fewer if 0.6 of the time budget forbids so many; 0: no champion."""
     champion_seeds: Positive = 1
     """Fresh seeds with which the champion is trained; the first is registered."""
+    pick: Pick = resumable(ACCURACY)
+    """Which trial becomes champion: accuracy, knee, num_params<=N or flops_per_image<=N."""
+    champions: Positive = resumable(1)
+    """Trials that become champions; after the first, what differs most."""
 
     _data: DataShape = PrivateAttr(ASSUMED)
 
@@ -306,8 +315,7 @@ class Config(Fields):
             raise ValueError(
                 f"grace_epochs must be <= max_epochs ({self.max_epochs}), got {self.grace_epochs}"
             )
-        if self.warm_start is not None and self.sampler in ("random", "cmaes"):
-            raise ValueError(f"warm_start must have sampler curves, tpe or gp, got {self.sampler}")
+        check_together(self)
         space = self.search_space
         for i, trial in enumerate(self.trials_by_hand):
             try:

@@ -17,40 +17,43 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vgg_search.champions import Champions, champion_summary
 from vgg_search.config import Config, ConfigError
 from vgg_search.engine.environment import RAY_ENVIRONMENT, environment
-from vgg_search.errors import last_line
 from vgg_search.machine import user_environment
 from vgg_search.provenance import provenance
-from vgg_search.records import EpochRow
 from vgg_search.stop import StopSignals
 from vgg_search.storage.addresses import command, resume_command
 from vgg_search.storage.checksums import with_checksum
 from vgg_search.storage.disk import disk_fault, disk_watched
 from vgg_search.storage.folder import (
-    CHAMPION,
     CONFIG,
     LOG,
     SUMMARY,
     FolderInUseError,
     in_use,
     local_folder,
-    read_card,
     replacing,
 )
 from vgg_search.storage.log import log_file
 from vgg_search.storage.mirror import Checkpoints, Mirror
 from vgg_search.storage.place import Place
 from vgg_search.study.study import Study
-from vgg_search.study.tables import none_completed, summarise, write_summary, write_tables
+from vgg_search.study.tables import (
+    front_rows,
+    none_completed,
+    summarise,
+    write_summary,
+    write_tables,
+)
 from vgg_search.study.warm_start import DIGEST, KNOWN, knowledge
 from vgg_search.terminal.progress import Progress, closing
 from vgg_search.tracking.check import Check
 from vgg_search.tracking.mlflow_adapter import ENVIRONMENT as MLFLOW_ENVIRONMENT
-from vgg_search.tracking.recorder import PARENT, Recorder, champion_key
+from vgg_search.tracking.recorder import PARENT, Recorder
 from vgg_search.tracking.retention import Retention
 from vgg_search.tracking.sender import connect
-from vgg_search.tracking.tracker import ANSWERS, SEND_SECONDS, STOPPED_SECONDS, Tracker
+from vgg_search.tracking.tracker import SEND_SECONDS, STOPPED_SECONDS, Tracker
 
 if TYPE_CHECKING:
     from vgg_search.data.splits import Splits
@@ -105,9 +108,9 @@ def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[s
             with session.progress, session.salvaged(slots):
                 if not stop:
                     session.search(cluster)
-                champion = session.train_champion(cluster)
+                champions = session.train_champions(cluster)
         with session.salvaged(slots):
-            summary = session.conclude(champion, slots, stop)
+            summary = session.conclude(champions, slots, stop)
         study.release()
         session.last_copy(stop)
     if not (quiet and stop.in_python):
@@ -239,59 +242,25 @@ class Session:
 
         run_search(self.study, self.splits, cluster, self.progress.draw)
 
-    def train_champion(self, cluster: "Cluster") -> dict[str, Any] | None:
-        """The champion's card; None where none is asked for, nothing was completed, the study is
-        stopped, or it failed, of which one line is said.
-
-        A resumed study whose best trial is still the same keeps the champion it has: the test split
-        is not read again.
-        """
-        study, recorder = self.study, self.recorder
-        recorder.interrupt()
-        if study.stopping or study.ranking.incumbent is None or not study.config.champion_epochs:
-            return None
-        from vgg_search.engine.champion import planned_epochs, train_champion
-
-        best = study.optuna.get_trials(deepcopy=False)[study.ranking.incumbent[1]]
-        card = read_card(study.folder)
-        if card and card["trial"] == best.number:
-            return card
-        recorder.champion_started(best, planned_epochs(best, study.config, self.splits))
-        self.progress.announce(
-            f"champion: trial {best.number}'s network, anew on all training images"
-        )
-        try:
-            card = train_champion(
-                study, best, self.splits, cluster, self.facts, self._champion_epoch
-            )
-        except Exception as error:  # whatever it is, what the search has found is to be told
-            if disk_fault(error, study.folder):
-                raise
-            log.error("the champion failed: %s", last_line(error))
-            log.info("where it failed", exc_info=True)
-            recorder.champion_lost("failed")
-            return None
-        if card:
-            recorder.champion_ended(card, study.folder / CHAMPION)
-        else:
-            recorder.champion_lost("interrupted")
-        return card
-
-    def _champion_epoch(self, seed: int, epochs: int, row: EpochRow) -> None:
-        self.progress.champion(seed, epochs, row)
-        if seed == 0:
-            self.recorder.champion_row(row)
+    def train_champions(self, cluster: "Cluster") -> list[dict[str, Any]]:
+        """The champions' cards, by place; fewer than asked for if one failed."""
+        self.recorder.interrupt()
+        if not self.study.config.champion_epochs or self.study.ranking.incumbent is None:
+            return []
+        champions = Champions(self.study, self.recorder, self.progress)
+        return champions.train(self.splits, cluster, self.facts)
 
     def conclude(
-        self, champion: dict[str, Any] | None, slots: int, stop: StopSignals
+        self, champions: list[dict[str, Any]], slots: int, stop: StopSignals
     ) -> dict[str, Any]:
         """Write summary, tables and report, send what is left, and return the summary."""
         study, tracker, stopped = self.study, self.tracker, bool(stop)
-        lacking = champion is None and study.config.champion_epochs > 0
+        asked = study.config.champion_epochs > 0
+        lacking = asked and not 0 < len(champions) == len(study.crowned())
         failed = not stopped and (study.ranking.incumbent is None or lacking)
         state = "interrupted" if stopped else "failed" if failed else "completed"
         self._send(stop)
-        summary = self._write_summary(state, champion, slots)
+        summary = self._write_summary(state, champions, slots)
         warnings = self._report(stopped)
         self.recorder.finish(state)
         self._send(stop)
@@ -308,11 +277,12 @@ class Session:
         return summary | {"unsent": unsent, "refused": tracker.refused, "warnings": warnings}
 
     def _write_summary(
-        self, state: str, champion: dict[str, Any] | None, slots: int
+        self, state: str, champions: list[dict[str, Any]], slots: int
     ) -> dict[str, Any]:
         """Writes the tables too."""
         study = self.study
         trials = study.optuna.get_trials(deepcopy=False)
+        told = [champion_summary(card, self.tracker) for card in champions]
         summary = {
             "study": study.folder.name,
             "state": state,
@@ -320,7 +290,10 @@ class Session:
             "train_images": len(self.splits.train_images),
             "val_images": len(self.splits.val_images),
             **summarise(trials, slots, study.budget.clock),
-            "champion": self._champion_summary(champion) if champion else None,
+            **({"front": front_rows(trials, study.ranking)} if study.ranking.several else {}),
+            **({"converged": str(study.converged)} if study.converged else {}),
+            "champion": told[0] if told else None,
+            **({"more_champions": told[1:]} if told[1:] else {}),
             "refused": self.tracker.refused,
             "wall_seconds": round(time.monotonic() - self.began, 3),
             **self.facts,
@@ -338,7 +311,7 @@ class Session:
         except Exception as error:
             if disk_fault(error, self.study.folder):
                 with suppress(Exception):
-                    self._write_summary("failed", None, slots)
+                    self._write_summary("failed", [], slots)
             raise
 
     def _report(self, stopped: bool) -> list[str]:
@@ -369,19 +342,6 @@ class Session:
         while last_copy.is_alive() and not stop:
             last_copy.join(LOOK_SECONDS)
         last_copy.join(STOPPED_SECONDS)
-
-    def _champion_summary(self, card: dict[str, Any]) -> dict[str, Any]:
-        """The champion in the summary: its card's main numbers, and what MLflow says of it."""
-        metrics = card["metrics"]
-        answer = self.tracker.results(champion_key(card["trial"], card["epochs"]))
-        return {
-            "val_accuracy": metrics["val_accuracy"],
-            "test_accuracy": metrics["test_accuracy"],
-            "test_accuracy_mean": metrics.get("test_accuracy_mean"),
-            "test_accuracy_std": metrics.get("test_accuracy_std"),
-            "num_params": card["num_params"],
-            **{name: answer.get(name) for name in ANSWERS},
-        }
 
 
 def exit_code(summary: dict[str, Any], signals: list[int]) -> int:

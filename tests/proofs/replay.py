@@ -30,7 +30,7 @@ from vgg_search.config import Config
 from vgg_search.records import METRIC, UNTRAINED, diverged
 from vgg_search.study.record import EPOCH_KEY, read_trials
 from vgg_search.study.segment import Segment
-from vgg_search.study.study import NUM_TRIALS, Study
+from vgg_search.study.study import CONVERGES, NUM_TRIALS, Study
 
 CREATED = (Op.CREATE_TRIAL, Op.SET_TRIAL_STATE_VALUES)
 
@@ -62,8 +62,8 @@ class Replay:
     def apply(self, line: dict[str, Any], created: int) -> None:
         """One line of the record, before which it had `created` trials. Raises DifferenceError."""
         op, number = line["op_code"], line.get("trial_id", created)
-        if op == Op.SET_STUDY_USER_ATTR and NUM_TRIALS in line["user_attr"]:
-            # The one field of an experiment that decides something and that a resume may change
+        if op == Op.SET_STUDY_USER_ATTR and {NUM_TRIALS, CONVERGES} & line["user_attr"].keys():
+            # The fields of an experiment that decide something and that a resume may change
             self.study.config = self.study.config.model_copy(update=line["user_attr"])
             self.study.prune_unpromotable()
         elif op in CREATED and line.get("state", TrialState.RUNNING) == TrialState.RUNNING:
@@ -153,7 +153,7 @@ class Replay:
 
 def contents(trial: FrozenTrial) -> dict[str, Any]:
     """All that a record says of a trial but when it was; flat, so that one key can be named."""
-    facts: dict[str, Any] = {"Optuna's state": trial.state.name, "value": trial.value}
+    facts: dict[str, Any] = {"Optuna's state": trial.state.name, "values": trial.values}
     facts |= {f"param {name}": value for name, value in trial.params.items()}
     facts |= {f"range of {name}": value for name, value in trial.distributions.items()}
     facts |= {f"{METRIC} at {epoch},": value for epoch, value in trial.intermediate_values.items()}
@@ -188,7 +188,8 @@ def replay(folder: Path) -> Counter[str]:
     for line in lines:
         if line["op_code"] == Op.SET_STUDY_USER_ATTR:
             facts = line["user_attr"] | facts
-    budget = {NUM_TRIALS: facts.pop(NUM_TRIALS, config.num_trials)}
+    budget = {NUM_TRIALS: facts.pop(NUM_TRIALS, config.num_trials), CONVERGES: False}
+    facts.pop(CONVERGES, None)
     memory = Path("/dev/shm")  # where there is one: an fsync a line is for studies that matter
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
         study = Study(Path(scratch), config.model_copy(update=budget), facts=facts)

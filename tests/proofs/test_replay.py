@@ -40,17 +40,19 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "curves"])
+@pytest.mark.parametrize("sampler", ["tpe", "curves", "tpe of several"])
 @pytest.mark.parametrize("scheduler", ["asha", "asha-promote", "none"])
 def test_a_study_is_derived_again_from_its_journal(
     tmp_path: Path, scheduler: str, sampler: str
 ) -> None:
+    several = "several" in sampler
     folder = searched(
         tmp_path / "a",
         Workers(slots=3, faults=dict(FAULTS)),
+        objectives=("val_accuracy", "num_params", "flops_per_image")[: 3 if several else 1],
         num_trials=14,
         scheduler=scheduler,
-        sampler=sampler,
+        sampler=sampler.split()[0],
         baseline=((4, 24),),
         enqueue=[{"arch": ((1, 8),), "lr": lr} for lr in (0.2, 0.4, 0.8, 0.1, 0.9, 0.6, 0.2, 0.5)],
         space=experiment().space | {"max_params": 60_000, "num_blocks": 1},
@@ -78,6 +80,23 @@ def test_a_study_of_many_sessions_is_too(tmp_path: Path, scheduler: str) -> None
             (folder / "config.yaml").write_text(config.dump())
             code, said = run_replay(folder) if turns == 1 or done else (0, "")
             assert code == 0, said
+
+
+def test_a_study_that_converged_and_then_went_on_is_too(tmp_path: Path) -> None:
+    folder, workers = tmp_path / "a", Workers(slots=3)
+    space = experiment().space | {"lr": {"low": 0.99, "high": 1.0, "log": False}}
+    given = {"space": space, "num_trials": 60, "scheduler": "none"}
+    counts = []
+    for converges in (False, True, False):
+        config = experiment(**given, stop_when_converged=converges)
+        with opened(folder, config) as study:
+            if workers.run(study, turns=8 if not counts else None):
+                study.close()
+            counts.append(study.trained)
+        (folder / "config.yaml").write_text(config.dump())
+        code, said = run_replay(folder)
+        assert code == 0, said
+    assert counts[0] < counts[1] < counts[2] == 60
 
 
 @pytest.mark.slow

@@ -108,6 +108,7 @@ SEARCHES = st.fixed_dictionaries(
         "max_epochs": st.sampled_from([4, 3]),
         "sampler": st.sampled_from(["random", "tpe", "curves"]),
         "seed": st.integers(0, 3),
+        "objectives": st.sampled_from([("val_accuracy",), ("val_accuracy", "num_params")]),
         "space": st.sampled_from(
             [SPACE, SPACE | {"max_params": 60_000}, SPACE | {"lr": [0.1, 0.9]}]
         ),

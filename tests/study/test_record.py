@@ -208,7 +208,7 @@ def test_what_was_told_can_be_read_back(tmp_path: Path) -> None:
     study = search(tmp_path / "s", config, Workers())
     for trial, told in zip(read_trials(tmp_path / "s"), record(study).values(), strict=True):
         assert [row["epoch"] for row in rows_of(trial)] == [1, 2, 3, 4]
-        assert trial.value == told["value"] == rows_of(trial)[-1]["val_accuracy"]
+        assert [trial.value] == told["objectives"] == [rows_of(trial)[-1]["val_accuracy"]]
         candidate = candidate_of(trial.user_attrs)
         assert candidate.arch == as_arch(trial.user_attrs["arch"])
         assert candidate.lr == trial.params["lr"]

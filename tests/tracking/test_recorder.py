@@ -16,7 +16,7 @@ from vgg_search.data.bundled import SOURCE
 from vgg_search.data.splits import Splits
 from vgg_search.models.files import servable
 from vgg_search.records import EPOCH_METRICS
-from vgg_search.storage.folder import read_card
+from vgg_search.storage.folder import champion_folder, read_cards
 from vgg_search.storage.mirror import Checkpoints
 from vgg_search.study.segment import Event
 from vgg_search.study.study import Study
@@ -372,7 +372,9 @@ def test_the_champions_run(session: Open) -> None:
         assert run.data.tags["mlflow.parentRunId"] == runs[PARENT].info.run_id
 
 
-def crowned(opened: Session, number: int, val_accuracy: float, epochs: int = 2) -> None:
+def crowned(
+    opened: Session, number: int, val_accuracy: float, epochs: int = 2, place: int = 1
+) -> None:
     """Trial `number`'s champion as `crown` leaves it, told or not."""
     from vgg_search.models.files import save_model
     from vgg_search.training.model import build
@@ -381,7 +383,8 @@ def crowned(opened: Session, number: int, val_accuracy: float, epochs: int = 2) 
     metrics = dict.fromkeys(("val_accuracy", "test_accuracy", "test_loss"), val_accuracy)
     metrics |= dict.fromkeys(("test_accuracy_mean", "test_accuracy_std"))
     card = {"trial": number, "epochs": epochs, "dataset": "sample", "metrics": metrics}
-    save_model(opened.study.folder / "champion", network, SOURCE.info, card)
+    card |= {"place": place} if place > 1 else {}
+    save_model(champion_folder(opened.study.folder, place), network, SOURCE.info, card)
 
 
 def begun(opened: Session, number: int, epochs: int = 2, rows: int = 2) -> None:
@@ -392,9 +395,8 @@ def begun(opened: Session, number: int, epochs: int = 2, rows: int = 2) -> None:
 
 
 def told(opened: Session) -> None:
-    card = read_card(opened.study.folder)
-    assert card
-    opened.recorder.champion_ended(card, opened.study.folder / "champion")
+    for card in read_cards(opened.study.folder):
+        opened.recorder.champion_ended(card)
 
 
 def searched(opened: Session, champion: int, val_accuracy: float) -> None:
@@ -421,6 +423,28 @@ def test_a_better_trial_of_a_resumed_study_has_a_champion_of_its_own(session: Op
         assert answers[1]["run_id"] == second.info.run_id
         assert int(answers[1]["version"]) == int(answers[0]["version"]) + 1
         assert answers[1]["alias_moved"]
+
+
+def test_the_front_is_marked_and_of_several_champions_the_first_has_the_alias(
+    session: Open,
+) -> None:
+    enqueued = [{"arch": ((1, n),), "lr": lr} for n, lr in ((8, 0.5), (16, 0.9), (32, 0.4))]
+    given = {"scheduler": "none", "enqueue": enqueued, "champions": 2}
+    with session(num_trials=3, objectives=("val_accuracy", "num_params"), **given) as opened:
+        Workers().run(opened.study)
+        assert opened.study.crowned() == [1, 0]
+        for place, number in enumerate((0, 1), 1):  # the first is the less accurate one
+            begun(opened, number)
+            crowned(opened, number, 0.5 + number / 10, place=place)
+        told(opened)
+        opened.recorder.finish("completed")
+        runs = opened.send()
+        marks = {n: runs[run_key(n)].data.tags["on_front"] for n in range(3)}
+        assert marks == {0: "True", 1: "True", 2: "False"}
+        first, second = (opened.tracker.results(champion_key(n, 2)) for n in (0, 1))
+        assert "champion 2" not in first["alias_text"]
+        assert not second["alias_moved"]
+        assert "it is champion 2 of its study" in second["alias_text"]
 
 
 def test_a_champion_of_a_killed_driver_is_told_if_whole_else_closed(session: Open) -> None:
@@ -483,12 +507,11 @@ def test_the_champions_scores_are_all_in_mlflow(session: Open) -> None:
         Workers().run(opened.study)
         begun(opened, 0)
         crowned(opened, 0, 0.5)
-        card = read_card(opened.study.folder)
-        assert card
+        [card] = read_cards(opened.study.folder)
         scores = {"val_accuracy": 0.5, "test_accuracy": 0.625, "test_loss": 1.25}
         scores |= {"test_accuracy_mean": 0.75, "test_accuracy_std": 0.125}
         card = card | {"metrics": scores}
-        opened.recorder.champion_ended(card, opened.study.folder / "champion")
+        opened.recorder.champion_ended(card)
         run = opened.send()[champion_key(0, 2)]
         own = {name: run.data.metrics[name] for name in scores}
         assert own == scores

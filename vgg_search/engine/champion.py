@@ -25,9 +25,9 @@ from vgg_search.models.evaluation import evaluate
 from vgg_search.models.files import Classifier, save_model
 from vgg_search.models.images import contact_sheet
 from vgg_search.records import METRIC
-from vgg_search.storage.folder import CHAMPION, TRIALS, WORST_IMAGES
+from vgg_search.storage.folder import TRIALS, WORST_IMAGES, champion_folder
 from vgg_search.storage.place import StorageError
-from vgg_search.study.record import candidate_of, rows_of
+from vgg_search.study.record import candidate_of, rows_of, value_of
 from vgg_search.study.sampling import trial_seed
 from vgg_search.study.study import Study
 from vgg_search.training.device import out_of_memory, pick_device, prepare_process
@@ -49,17 +49,17 @@ def train_champion(
     cluster: Cluster,
     facts: dict[str, Any],
     listen: Listener,
+    place: int = 1,
 ) -> dict[str, Any] | None:
     """Train `best`'s network on train + validation with `champion_seeds` fresh seeds, test it, and
-    save the first seed's in the study's `champion` folder.
+    save the first seed's in the study's folder of the champion in that place.
 
     Returns its card, as in model.json, or None if the study was told to stop. `listen(index of the
     seed, epochs, row)` hears of each epoch. Raises RayError if a seed's training fails, NodeError
     where no node is there to train on, DataError if the test split cannot be read.
     """
-    config = study.config
-    epochs = planned_epochs(best, config, splits)
-    tasks = _tasks(best, config, cluster, epochs)
+    epochs = planned_epochs(best, study.config, splits)
+    tasks = _tasks(best, study.config, cluster, epochs)
     networks = _trained(study, tasks, splits, cluster, listen)
     if networks is None:
         return None
@@ -74,8 +74,9 @@ def train_champion(
         "params": candidate_of(best.user_attrs).to_dict(),
         "recipe": {name: getattr(tasks[0].recipe, name) for name in RECIPE_FIELDS},
     }
-    card["metrics"] = _scores(networks, study, splits, cluster) | {METRIC: best.value}
-    save_model(study.folder / CHAMPION, networks[0], splits.info, card)
+    card |= {"place": place} if place > 1 else {}
+    card["metrics"] = _scores(networks, study, splits, cluster, place) | {METRIC: value_of(best)}
+    save_model(champion_folder(study.folder, place), networks[0], splits.info, card)
     with suppress(StorageError):  # what is left there costs room and nothing else
         for task in tasks:
             cluster.place.remove(task.checkpoints.folder)
@@ -176,9 +177,12 @@ def _network(task: TrainingTask, weights: dict[str, np.ndarray]) -> VGG:
     return network
 
 
-def _scores(networks: list[VGG], study: Study, splits: Splits, cluster: Cluster) -> dict[str, Any]:
-    """Test scores of the first network, and the accuracies of all; its worst images are drawn to
-    the study's folder. Raises DataError if the test split cannot be read."""
+def _scores(
+    networks: list[VGG], study: Study, splits: Splits, cluster: Cluster, place: int
+) -> dict[str, Any]:
+    """Test scores of the first network, and the accuracies of all; the worst images of the first
+    champion's are drawn to the study's folder. Raises DataError if the test split cannot be
+    read."""
     images, labels = load_test(splits.name, study.config.data_dir, splits.info.reading)
     resources, test = cluster.resources, (splits.info, images, labels)
     if resources["gpu"]:  # where they were trained: at 224 px a CPU takes minutes
@@ -187,8 +191,9 @@ def _scores(networks: list[VGG], study: Study, splits: Splits, cluster: Cluster)
         scores = ray.get(task.remote(networks, *test, True))
     else:
         scores = _test(networks, *test, False)
-    worst = contact_sheet(images[[row["image"] for row in scores[0]["worst"]]])
-    worst.save(study.folder / WORST_IMAGES)
+    if place == 1:
+        worst = contact_sheet(images[[row["image"] for row in scores[0]["worst"]]])
+        worst.save(study.folder / WORST_IMAGES)
     accuracies = [score["test_accuracy"] for score in scores]
     spread = float(np.std(accuracies, ddof=1)) if len(scores) > 1 else None  # of a sample
     return scores[0] | {
@@ -206,13 +211,14 @@ def _test(
 
 
 def planned_epochs(best: FrozenTrial, config: Config, splits: Splits) -> int:
-    """Epochs of the champion: what is asked for, or what its share of the time budget has room
-    for, judged by what the trial's epochs took."""
+    """Epochs of a champion: what is asked for, or what its share of the time budget has room
+    for, judged by what the trial's epochs took; of several, each has an equal share."""
     if config.time_budget is None:
         return config.champion_epochs
     more = 1 + len(splits.val_images) / len(splits.train_images)
     seconds = more * float(np.mean([row["epoch_seconds"] for row in rows_of(best)]))
-    return max(1, min(config.champion_epochs, int(TIME_SHARE * config.time_budget / seconds)))
+    share = TIME_SHARE * config.time_budget / config.champions
+    return max(1, min(config.champion_epochs, int(share / seconds)))
 
 
 def _train(

@@ -16,9 +16,10 @@ from plotly.offline import get_plotlyjs
 from vgg_search.records import METRIC
 from vgg_search.report import champion_figures, look, search_figures, space_figures
 from vgg_search.report.run import Run, load
-from vgg_search.report.warnings import standard_error, warnings
+from vgg_search.report.warnings import warnings
 from vgg_search.storage.addresses import masked, resume_command
 from vgg_search.storage.folder import PLOTS, REPORT, RUNS, replacing
+from vgg_search.study.convergence import standard_error
 
 PAGES = {  # in plots/
     "search": ("How the search went", search_figures.FIGURES),
@@ -110,6 +111,7 @@ def make_report(folder: Path, pages: bool = False, hurry: bool = False) -> Path:
         best_error=best and standard_error(best, run.val_images),
         warnings=warnings(run),
         reasons={name: why for name, why in drawn.items() if isinstance(why, str)},
+        crown=resume_command(name, run.config.get("storage_path", RUNS)) + " --pick RULE",
         resume=resume_command(name, run.config.get("storage_path", RUNS)),
         config=masked(config),  # the file is passed on
     )

@@ -85,6 +85,21 @@ class Run:
         return sorted(row["time"] for rows in self.curves.values() for row in rows)
 
     @property
+    def crowned(self) -> dict[int, Row]:
+        """Champions in the summary by the number of their trial, the first first."""
+        first, more = self.summary["champion"], self.summary.get("more_champions", [])
+        champions = [first, *more] if first else []
+        trials = [c.get("trial", self.summary["best_trial"]) for c in champions]  # older: the best
+        return dict(zip(trials, champions, strict=True))
+
+    @property
+    def champion_score(self) -> float | None:
+        """The search's score of the champion's trial."""
+        champion, best = self.summary["champion"], self.summary[f"best_{METRIC}"]
+        score: float | None = champion.get(METRIC, best) if champion else None
+        return score
+
+    @property
     def baseline(self) -> float | None:
         """The baseline's score."""
         score: float | None = self.summary[f"baseline_{METRIC}"]

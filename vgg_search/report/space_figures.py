@@ -25,7 +25,19 @@ def _cost(run: Run, column: str, title: str) -> go.Figure:
             front.append(row)
     line = {"color": look.ORANGE, "width": 2.5, "shape": "hv"}
     marker = {"symbol": "diamond-open", "size": 12}
-    if front:
+    own = run.summary.get("front", []) if column in run.config.get("objectives", ()) else []
+    if own:  # with a further objective it is no line
+        front = sorted((run.proposals[row["number"]] for row in own), key=cost)
+        several = len(run.config["objectives"]) > 2
+        names = [f"{row['number']}: {row['arch']}" for row in front]
+        marker |= {"color": look.ORANGE}
+        named = {"text": names, "textposition": "bottom right", "textfont": {"size": 11}}
+        named |= {"mode": "markers+text" if several else "lines+markers+text"}
+        look.add_trials(figure, front, cost, name="front", line=line, marker=marker, **named)
+        knee = [run.proposals[row["number"]] for row in own if row["knee"]]
+        star = {"symbol": "star", "size": 16, "color": look.RED}
+        look.add_trials(figure, knee, cost, mode="markers", name="knee", marker=star)
+    elif front:
         look.add_trials(figure, front, cost, name="Pareto front", line=line, marker=marker)
     return look.stretch_accuracy(look.log_x(figure).update_xaxes(title=title), run)
 

@@ -8,6 +8,7 @@ from vgg_search.records import METRIC
 from vgg_search.report.run import TOP_LEAST, Row, Run
 from vgg_search.space.dimension import Dim
 from vgg_search.space.search_space import dimension_of
+from vgg_search.study.convergence import standard_error
 from vgg_search.study.sampling import random_candidates
 
 RANDOM_TRIALS = 10  # that Optuna's TPE, GP and CMA-ES begin with or learn little from
@@ -33,11 +34,6 @@ class Edge(NamedTuple):
     chance: float
     """That of as many random networks of the space as many lie at this end: its limits leave more
     of them at one end."""
-
-
-def standard_error(accuracy: float, images: int) -> float:
-    """Of an accuracy measured on so many images (binomial)."""
-    return math.sqrt(max(accuracy * (1 - accuracy), 0) / images)
 
 
 def _position(dim: Dim, value: Any) -> float | None:
@@ -142,17 +138,18 @@ def _of_the_scores(run: Run) -> list[str]:
         )
     if len(run.completed) >= 2:
         texts += _of_the_lead(run, *run.completed[:2])
-    if run.card and best is not None:
+    score = run.champion_score
+    if run.card and score is not None:
         test = run.summary["champion"]["test_accuracy"]
         test_images = sum(map(sum, run.card["metrics"]["confusion"]))
-        noise = math.hypot(standard_error(best, run.val_images), standard_error(test, test_images))
-        if best - test > max(TEST_GAP, 2 * noise):
+        noise = math.hypot(standard_error(score, run.val_images), standard_error(test, test_images))
+        if score - test > max(TEST_GAP, 2 * noise):
             epochs, asked = run.card["epochs"], run.config["max_epochs"]
             why = "the search has fitted the validation images. Trust the test score."
             if epochs < asked:
                 why = f"the champion had fewer epochs ({epochs}) than its trial ({asked})."
             texts.append(
-                f"The search score {best:.4f} is {best - test:.4f} above the test score "
+                f"The search score {score:.4f} is {score - test:.4f} above the test score "
                 f"{test:.4f}: {why}"
             )
     return texts

@@ -77,11 +77,17 @@ def trial_folder(number: int | str) -> str:
     return f"{TRIALS}/{number}"
 
 
-def read_card(folder: Path) -> dict[str, Any] | None:
-    """The card of the champion that a run folder holds; None if it has none."""
-    file = folder / CHAMPION / CARD
-    card: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
-    return card
+def champion_folder(folder: Path, place: int = 1) -> Path:
+    """Where a run folder has its champion, or the second, third... of several."""
+    return folder / (CHAMPION if place == 1 else f"{CHAMPION}-{place}")
+
+
+def read_cards(folder: Path) -> list[dict[str, Any]]:
+    """The cards of the champions that a run folder holds, by place."""
+    cards: list[dict[str, Any]] = []
+    while (file := champion_folder(folder, len(cards) + 1) / CARD).exists():
+        cards.append(json.loads(file.read_text()))
+    return cards
 
 
 @contextmanager

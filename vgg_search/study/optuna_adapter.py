@@ -2,17 +2,18 @@
 
 - A trial found RUNNING in a journal is taken up again: `optuna.Trial(study, id)`, and its private
   copy of the record where its proposal has to be drawn anew.
+- A value at an epoch can be recorded with several objectives too.
 - A sampler sees the study otherwise than the record has it: it asks the storage for all trials, so
   the storage answers with a view. Constraints are kept in system attributes.
 """
 
 import copy
+import math
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
 
 
@@ -23,15 +24,13 @@ class Journal(JournalStorage):
     sampler takes RUNNING for "bad so far" and not for an observation. It is shown a trial pruned at
     its rung, which is what this one will be if it is never promoted. The trials `warm_start` of
     another study come before this study's own, and to a sampler that learns from `values_only` each
-    pruned trial is a complete one.
+    pruned trial is a complete one. With several objectives (`costs` besides val_accuracy) to each.
     """
 
     warm_start: Sequence[FrozenTrial] = ()
+    costs: Sequence[str] = ()
     _view: tuple[Container[int], bool] | None = None
-
-    def __init__(self, backend: BaseJournalBackend) -> None:
-        super().__init__(backend)
-        self._pruned: dict[tuple[int, int | None], FrozenTrial] = {}  # by number and last epoch
+    _shown: list[FrozenTrial] | None = None
 
     @contextmanager
     def sampling(self, waiting: Container[int], values_only: bool) -> Iterator[None]:
@@ -40,52 +39,59 @@ class Journal(JournalStorage):
         try:
             yield
         finally:
-            self._view = None
+            self._view = self._shown = None
 
     def get_all_trials(self, study_id, deepcopy=True, states=None):  # type: ignore[no-untyped-def]
         if self._view is None:
             return super().get_all_trials(study_id, deepcopy, states)
-        waiting, values_only = self._view
-        trials = [*self.warm_start]
-        for trial in super().get_all_trials(study_id, deepcopy):
-            trials.append(self._as_pruned(trial) if trial.number in waiting else trial)
-        trials = _as_complete(trials) if values_only else trials
-        return [trial for trial in trials if states is None or trial.state in states]
-
-    def _as_pruned(self, trial: FrozenTrial) -> FrozenTrial:
-        key = trial.number, trial.last_step
-        if key not in self._pruned:  # hundreds may wait, and are asked for once a dimension
-            self._pruned[key] = _copy(trial, TrialState.PRUNED)
-        return self._pruned[key]
+        if self._shown is None:  # hundreds are asked for once a dimension
+            waiting, values_only = self._view
+            trials = [*self.warm_start]
+            for trial in super().get_all_trials(study_id, deepcopy):
+                waits = trial.number in waiting
+                trials.append(_copy(trial, TrialState.PRUNED) if waits else trial)
+            view = _as_complete(trials, self.costs) if values_only or self.costs else trials
+            self._shown = view
+        return [trial for trial in self._shown if states is None or trial.state in states]
 
 
-def _copy(trial: FrozenTrial, state: TrialState, value: float | None = None) -> FrozenTrial:
+def _copy(trial: FrozenTrial, state: TrialState, values: list[float] | None = None) -> FrozenTrial:
     """The trial in another state, without constraints: a complete one of ours has none."""
     attrs = {k: v for k, v in trial.system_attrs.items() if not k.startswith("constraints")}
     other = copy.copy(trial)
-    other.state, other.value, other.system_attrs = state, value, attrs
+    other.state, other.values, other.system_attrs = state, values, attrs
     return other
 
 
-def _as_complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+def _as_complete(trials: Sequence[FrozenTrial], costs: Sequence[str]) -> list[FrozenTrial]:
     """Pruned trials with their last value, or the worst that anybody has where they are infeasible.
 
-    Optuna's GP and CMA-ES learn from complete trials only. Under a scheduler these are so few that
-    GP's first ten random proposals were thirty (seen: random search to the digit).
+    Optuna's GP and CMA-ES learn from complete trials only, and with several objectives so does
+    TPE. Under a scheduler these are so few that GP's first ten random proposals were thirty (seen:
+    random search to the digit). Costs are shown as logarithms: networks differ by factors.
     """
-    last_values = [
-        trial.intermediate_values[trial.last_step]
-        if trial.last_step is not None and all(v <= 0 for v in trial.constraints.values())
-        else None
-        for trial in trials
-    ]
-    worst = min((value for value in last_values if value is not None), default=0.0)
+    scores = [_last_scores(trial, costs) for trial in trials]
+    columns = list(zip(*filter(None, scores), strict=True)) or [(0.0,)] * (1 + len(costs))
+    worst = [min(columns[0]), *map(max, columns[1:])]
+    shown = (TrialState.PRUNED, TrialState.COMPLETE) if costs else (TrialState.PRUNED,)
     return [
-        _copy(trial, TrialState.COMPLETE, worst if value is None else value)
-        if trial.state is TrialState.PRUNED
-        else trial
-        for trial, value in zip(trials, last_values, strict=True)
+        _copy(trial, TrialState.COMPLETE, own or worst) if trial.state in shown else trial
+        for trial, own in zip(trials, scores, strict=True)
     ]
+
+
+def _last_scores(trial: FrozenTrial, costs: Sequence[str]) -> list[float] | None:
+    """The last value and the costs of a trial; None of one without, or that is infeasible."""
+    if trial.last_step is None or any(value > 0 for value in trial.constraints.values()):
+        return None
+    value = trial.intermediate_values[trial.last_step]
+    return [value, *(math.log(trial.user_attrs[name]) for name in costs)]
+
+
+def report(trial: optuna.Trial, value: float, epoch: int) -> None:
+    """What `Trial.report` does, which refuses with several objectives."""
+    trial.storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
+    trial._cached_frozen_trial.intermediate_values[epoch] = value
 
 
 def reattach(study: optuna.Study, record: FrozenTrial) -> optuna.Trial:

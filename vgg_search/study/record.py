@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,8 @@ from vgg_search.records import METRIC, EpochRow
 from vgg_search.space.candidate import Candidate
 from vgg_search.storage.folder import JOURNAL
 from vgg_search.study.journal_file import JournalFile
-from vgg_search.study.optuna_adapter import Journal, journal_trial
+from vgg_search.study.optuna_adapter import Journal, journal_trial, report
+from vgg_search.study.pareto import Vector
 
 EPOCH_KEY = "epoch_"  # user attribute of one epoch's row: epoch_1, epoch_2, ...
 
@@ -23,7 +25,9 @@ class StudyError(InputError):
     """A study that cannot be opened: one line."""
 
 
-def open_journal(folder: Path) -> tuple[optuna.Study, Journal]:
+def open_journal(
+    folder: Path, objectives: Sequence[str] = (METRIC,)
+) -> tuple[optuna.Study, Journal]:
     """The study in `folder` for its driver, who holds its lock; a new one if there is none.
 
     A line torn by a crash is cut off first: the next write would make the file unreadable. So is
@@ -36,12 +40,20 @@ def open_journal(folder: Path) -> tuple[optuna.Study, Journal]:
             file.truncate(content.rfind(b"\n") + 1)
     Path(f"{path}.lock").unlink(missing_ok=True)
     storage = Journal(JournalFile(path))
+    storage.costs = objectives[1:]
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     # A run folder that was renamed holds the study under its first name
     name = next(iter(optuna.get_all_study_names(storage)), folder.name)
-    return optuna.create_study(
-        storage=storage, study_name=name, direction="maximize", load_if_exists=True
-    ), storage
+    best = optuna.study.StudyDirection
+    directions = [best.MAXIMIZE] + [best.MINIMIZE] * len(storage.costs)
+    study = optuna.create_study(
+        storage=storage, study_name=name, directions=directions, load_if_exists=True
+    )
+    if storage.costs and not study.metric_names:  # for Optuna's dashboard
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names([*objectives])
+    return study, storage
 
 
 def read_study(folder: Path) -> optuna.Study | None:
@@ -80,6 +92,16 @@ def rows_by_epoch(trial: FrozenTrial) -> dict[int, EpochRow]:
     }
 
 
+def value_of(trial: FrozenTrial) -> float | None:
+    """val_accuracy of a completed trial at its last epoch; None of another."""
+    return trial.values[0] if trial.state is TrialState.COMPLETE else None
+
+
+def costs_of(attrs: dict[str, Any], objectives: Sequence[str]) -> Vector:
+    """What a trial is ranked by besides val_accuracy."""
+    return tuple(float(attrs[name]) for name in objectives[1:])
+
+
 def candidate_of(attrs: dict[str, Any]) -> Candidate:
     """The resolved proposal in a trial's user attributes."""
     return Candidate.from_dict(attrs["candidate"])
@@ -95,7 +117,7 @@ def write_row(trial: optuna.Trial, row: EpochRow) -> None:
     """Add an epoch's row to a trial's record, and its value where it is finite."""
     epoch, value = row["epoch"], row[METRIC]
     if math.isfinite(value) and epoch not in journal_trial(trial).intermediate_values:
-        trial.report(value, epoch)
+        report(trial, value, epoch)
     # JSON readers other than Python's know no NaN
     plain = {k: None if v != v or v in (math.inf, -math.inf) else v for k, v in row.items()}
     trial.set_user_attr(f"{EPOCH_KEY}{epoch}", plain)
@@ -107,15 +129,15 @@ def constrain(trial: optuna.Trial, constraints: dict[str, float]) -> None:
         trial.set_constraint(name, constraints[name])
 
 
-def tell(study: optuna.Study, trial: optuna.Trial, value: float | None) -> None:
-    """End a trial: complete with that value, else pruned."""
+def tell(study: optuna.Study, trial: optuna.Trial, values: Vector | None) -> None:
+    """End a trial: complete with a value for each objective, else pruned."""
     with warnings.catch_warnings():  # CMA-ES does without constraints, and says so each time
         warnings.simplefilter("ignore", UserWarning)
-        study.tell(trial, value, TrialState.PRUNED if value is None else None)
+        study.tell(trial, values, TrialState.PRUNED if values is None else None)
 
 
 def copy_values(trial: optuna.Trial, twin: FrozenTrial) -> None:
     """Give a trial the values and constraints of its finished twin."""
     for epoch in sorted(twin.intermediate_values.keys() - journal_trial(trial).intermediate_values):
-        trial.report(twin.intermediate_values[epoch], epoch)
+        report(trial, twin.intermediate_values[epoch], epoch)
     constrain(trial, twin.constraints)

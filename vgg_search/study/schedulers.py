@@ -7,12 +7,13 @@ simulation and a real run decide alike.
 """
 
 from abc import ABC, abstractmethod
-from bisect import bisect_left, insort
+from bisect import insort
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
 from vgg_search.config import Config
+from vgg_search.study.pareto import Vector, best_first, dominators
 
 WAIT = "wait"
 STOP = "stop"
@@ -31,8 +32,9 @@ class Scheduler(ABC):
     """Decides how far each trial trains. To add one: a subclass here, its name in `make_scheduler`
     and in `Config.scheduler`.
 
-    A value is a val_accuracy. Every decision has to follow from the values alone, in the order in
-    which they came: a resumed study derives it again.
+    A value is a val_accuracy. With several objectives a trial has `costs` too, the same at each
+    epoch. Every decision has to follow from values and costs alone, in the order in which they
+    came: a resumed study derives it again.
     """
 
     epochs: tuple[int, ...]  # the rungs, ascending; the last is max_epochs
@@ -44,7 +46,7 @@ class Scheduler(ABC):
         """Mean epochs of a trial, for a forecast of time."""
 
     @abstractmethod
-    def restore(self, number: int, values: Iterable[tuple[int, float]]) -> None:
+    def restore(self, number: int, values: Iterable[tuple[int, float]], costs: Vector = ()) -> None:
         """Take over a trial's (epoch, value) pairs from the record, without deciding anything."""
 
     @abstractmethod
@@ -52,7 +54,7 @@ class Scheduler(ABC):
         """A trial failed: it takes nobody's place at any rung from now on."""
 
     @abstractmethod
-    def arrived(self, number: int, epoch: int, value: float) -> int | str:
+    def arrived(self, number: int, epoch: int, value: float, costs: Vector = ()) -> int | str:
         """A trial reached its rung: the epoch it may train to, or WAIT, or STOP (last rung too)."""
 
     def first(self, number: int) -> int:
@@ -87,6 +89,8 @@ class Asha(Scheduler):
     free: Algorithm 2 of the paper. Without, it is decided on arrival and for good: a trial goes on
     if it is among the best 1/eta of those that have reached the rung so far (the stopping variant
     of Tune and Syne Tune; early arrivals are judged against few).
+
+    With several objectives a rung is in the order of `pareto.best_first`: MOASHA.
     """
 
     epochs: tuple[int, ...]
@@ -95,9 +99,9 @@ class Asha(Scheduler):
 
     def __post_init__(self) -> None:
         self.waiting = {}
-        self.values: dict[int, dict[int, float]] = {epoch: {} for epoch in self.epochs}
-        # The same best first, as (-value, number): a rung may hold thousands. Ties: first by number
-        self._order: dict[int, list[tuple[float, int]]] = {epoch: [] for epoch in self.epochs}
+        self.values: dict[int, dict[int, Vector]] = {epoch: {} for epoch in self.epochs}
+        # Their numbers, best first: a rung may hold thousands. Ties: first by number
+        self._order: dict[int, list[int]] = {epoch: [] for epoch in self.epochs}
 
     @property
     def expected_epochs(self) -> float:
@@ -106,35 +110,40 @@ class Asha(Scheduler):
             for i, (before, rung) in enumerate(pairwise((0, *self.epochs)))
         )
 
-    def restore(self, number: int, values: Iterable[tuple[int, float]]) -> None:
+    def restore(self, number: int, values: Iterable[tuple[int, float]], costs: Vector = ()) -> None:
         for epoch, value in values:
             if epoch in self.values:
-                self._put(number, epoch, value)
+                self._put(number, epoch, (value, *costs))
 
-    def _put(self, number: int, epoch: int, value: float) -> None:
+    def _put(self, number: int, epoch: int, vector: Vector) -> None:
         self._drop(number, epoch)
-        self.values[epoch][number] = value
-        insort(self._order[epoch], (-value, number))
+        here = self.values[epoch]
+        here[number] = vector
+        if len(vector) > 1:
+            self._order[epoch] = best_first(here)
+        else:
+            insort(self._order[epoch], number, key=lambda n: (-here[n][0], n))
 
     def _drop(self, number: int, epoch: int) -> None:
-        value, order = self.values[epoch].pop(number, None), self._order[epoch]
-        if value is not None:
-            del order[bisect_left(order, (-value, number))]
+        vector = self.values[epoch].pop(number, ())
+        if vector:
+            self._order[epoch].remove(number)
+        if len(vector) > 1:
+            self._order[epoch] = best_first(self.values[epoch])
 
     def forget(self, number: int) -> None:
         for epoch in self.epochs:
             self._drop(number, epoch)
 
-    def arrived(self, number: int, epoch: int, value: float) -> int | str:
-        self._put(number, epoch, value)
+    def arrived(self, number: int, epoch: int, value: float, costs: Vector = ()) -> int | str:
+        self._put(number, epoch, (value, *costs))
         if epoch == self.epochs[-1]:
             return STOP
         if self.promote:
             self.waiting[number] = epoch
             return WAIT
         order = self._order[epoch]
-        rank = bisect_left(order, (-value, number))
-        goes_on = rank < max(1, len(order) // self.reduction_factor)
+        goes_on = order.index(number) < max(1, len(order) // self.reduction_factor)
         return self.next_rung(epoch) if goes_on else STOP
 
     def promotable(self, closing: bool = False) -> tuple[int, int] | None:
@@ -147,8 +156,8 @@ class Asha(Scheduler):
             order, beyond = self._order[epoch], self.values[self.next_rung(epoch)]
             places = len(order) // self.reduction_factor
             if closing and not places and not beyond:
-                places = int(all(number in self.waiting for _, number in order))
-            for _, number in order[:places]:
+                places = int(all(number in self.waiting for number in order))
+            for number in order[:places]:
                 if self.waiting.get(number) == epoch:
                     del self.waiting[number]
                     return number, self.next_rung(epoch)
@@ -160,7 +169,8 @@ class Asha(Scheduler):
 
         n arrivals have floor(n / eta) places; n can grow by the `live` trials that are not at the
         rung yet and by those `to_come`. None before a trial has reached R: until then `closing`
-        may promote.
+        may promote. With several objectives an arrival may change the order before it, but never
+        takes a trial past those that dominate it.
         """
         ended: list[int] = []
         for epoch in self.epochs[:-1] if self.values[self.epochs[-1]] and self.waiting else ():
@@ -168,8 +178,12 @@ class Asha(Scheduler):
             most = len(order) + to_come
             if most // self.reduction_factor < len(order):  # else all have a place
                 most += sum(number not in here for number in {*live}.difference(ended))
-                beyond = order[most // self.reduction_factor :]
-                ended += [n for _, n in beyond if self.waiting.get(n) == epoch]
+                places = most // self.reduction_factor
+                beyond = [n for n in order[places:] if self.waiting.get(n) == epoch]
+                if beyond and len(here[beyond[0]]) > 1:
+                    above = dominators(here)
+                    beyond = [n for n in beyond if above[n] >= places]
+                ended += beyond
         return ended
 
 

@@ -16,12 +16,14 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from vgg_search.config import Config
+from vgg_search.objectives import within
 from vgg_search.records import METRIC, UNTRAINED, UNUSABLE, EpochRow, diverged
 from vgg_search.space.arch import as_arch
 from vgg_search.space.dimension import AnySpace
 from vgg_search.storage.folder import FolderLock
 from vgg_search.study import record
 from vgg_search.study.budget import Budget
+from vgg_search.study.convergence import Outlook, outlook
 from vgg_search.study.optuna_adapter import draw_again, reattach
 from vgg_search.study.ranking import Ranking
 from vgg_search.study.sampling import PROPOSING, VALUES_ONLY, make_sampler, trial_seed
@@ -30,7 +32,8 @@ from vgg_search.study.segment import Event, EventKind, Listener, Segment
 from vgg_search.study.warm_start import KNOWN, as_trials
 
 FINISHED: Literal["finished"] = "finished"
-NUM_TRIALS = "num_trials"  # study attribute: the budget, which a resume may have changed
+# Study attributes: what a resume may have changed and decides how far the search goes
+NUM_TRIALS, CONVERGES = "num_trials", "stop_when_converged"
 RETRIES = 2  # of a segment whose worker died
 UNTRAINED_IN_A_ROW = 200  # proposals that need no training, before the space counts as exhausted
 
@@ -54,11 +57,14 @@ class Study:
         self.folder, self.config, self.listeners = folder, config, list(listeners)
         self.space = space or config.search_space
         self._lock = FolderLock(folder)
-        self.optuna, self._storage = record.open_journal(folder)
+        self.optuna, self._storage = record.open_journal(folder, config.objectives)
         self._facts = {**(facts or {}), NUM_TRIALS: config.num_trials}
+        if config.stop_when_converged or CONVERGES in self.optuna.user_attrs:
+            self._facts[CONVERGES] = config.stop_when_converged
         self.scheduler = make_scheduler(config)
         self.running: dict[int, Segment] = {}
-        self.budget, self.ranking = Budget(config), Ranking(config.top_k)
+        self.budget = Budget(config)
+        self.ranking = Ranking(config.top_k, several=len(config.objectives) > 1)
         self.trained = 0  # trials that count against num_trials, live ones too
         self.stopping = False  # set from outside: propose nothing more
         self.finished = False  # nothing is left to propose
@@ -102,10 +108,11 @@ class Study:
         if "until" in trial.user_attrs:
             self._untrained_in_a_row = 0
         self.trained += 1
-        if state not in UNUSABLE:
-            self.scheduler.restore(number, trial.intermediate_values.items())
+        if state not in UNUSABLE and rows:
+            costs = record.costs_of(trial.user_attrs, self.config.objectives)
+            self.scheduler.restore(number, trial.intermediate_values.items(), costs)
         if trial.state is not TrialState.RUNNING:
-            self._finished(number, trial.user_attrs, trial.value)
+            self._finished(number, trial.user_attrs, record.value_of(trial))
 
     def _reattach(self, recorded: FrozenTrial) -> None:
         number, attrs = recorded.number, recorded.user_attrs
@@ -148,6 +155,15 @@ class Study:
         self._lock.release()
 
     @property
+    def converged(self) -> Outlook | None:
+        """Why more trials would not pay, where the search is to stop then."""
+        if not self.config.stop_when_converged:
+            return None
+        images = self.config.val_images or self.config.data.val_images
+        ahead = outlook((vector[0] for vector in self.ranking.completed.values()), images)
+        return ahead if ahead and ahead.gain <= ahead.noise else None
+
+    @property
     def unfinished(self) -> list[int]:
         """Trials that `--resume` goes on with."""
         return sorted(self._live)
@@ -164,6 +180,8 @@ class Study:
     def _next(self) -> Segment | None:
         if self._queue:
             return None if self._queue[0].alone and self.running else self._queue.popleft()
+        if self.converged:
+            return None
         promoted = self.scheduler.promotable()
         while (
             promoted is None
@@ -257,8 +275,10 @@ class Study:
         self.prune_unpromotable()
 
     def _arrived(self, number: int, epoch: int) -> None:
-        verdict = self.scheduler.arrived(number, epoch, self._rows[number][epoch][METRIC])
-        if "baseline" in self._live[number].user_attrs and epoch < self.config.max_epochs:
+        attrs, value = self._live[number].user_attrs, self._rows[number][epoch][METRIC]
+        costs = record.costs_of(attrs, self.config.objectives)
+        verdict = self.scheduler.arrived(number, epoch, value, costs)
+        if "baseline" in attrs and epoch < self.config.max_epochs:
             verdict = self.scheduler.exempt(number, epoch)  # or nothing compares with it
         if verdict == WAIT:
             self._announce("waiting", number)
@@ -269,10 +289,11 @@ class Study:
 
     def _tell(self, number: int, state: str, error: str | None = None) -> None:
         trial, value = self._live[number], None
+        costs = record.costs_of(trial.user_attrs, self.config.objectives)
         if state == "duplicate":
             twin = self.optuna.get_trials(deepcopy=False)[trial.user_attrs["duplicate_of"]]
             record.copy_values(trial, twin)
-            value = twin.value if twin.state is TrialState.COMPLETE else None
+            value = record.value_of(twin)
         if error:
             trial.set_user_attr("error", error)
         trial.set_user_attr("state", state)
@@ -281,7 +302,7 @@ class Study:
             self.scheduler.forget(number)
         if state == "completed":
             value = self._rows[number][self.config.max_epochs][METRIC]
-        record.tell(self.optuna, trial, value)
+        record.tell(self.optuna, trial, None if value is None else (value, *costs))
         if state not in UNTRAINED:
             self._finished(number, trial.user_attrs, value)
         self._announce("skipped" if state in UNTRAINED else "ended", number)
@@ -290,7 +311,15 @@ class Study:
     def _finished(self, number: int, attrs: dict[str, Any], value: float | None) -> None:
         candidate = self.space.kind.from_dict(attrs["candidate"])
         self._done[candidate] = min(number, self._done.get(candidate, number))
-        self.ranking.add(number, attrs["state"], self.rows(number), value)
+        costs = record.costs_of(attrs, self.config.objectives)
+        self.ranking.add(number, attrs["state"], self.rows(number), value, costs)
+
+    def crowned(self) -> list[int]:
+        """The trials that are to become champions, by place; fewer than asked for where few were
+        completed, or `pick` lets few."""
+        trials, pick = self.optuna.get_trials(deepcopy=False), self.config.pick
+        able = [n for n in self.ranking.completed if within(pick, trials[n].user_attrs)]
+        return self.ranking.best_of(able, pick)[: self.config.champions]
 
     def rows(self, number: int) -> list[EpochRow]:
         """A trial's rows so far, in order."""

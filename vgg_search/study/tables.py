@@ -11,9 +11,11 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from vgg_search.objectives import COSTS
 from vgg_search.records import BEST_METRIC, COUNTED, EPOCH_COLUMNS, METRIC, UNTRAINED
 from vgg_search.space.arch import as_arch
 from vgg_search.storage.folder import EPOCHS_TABLE, SUMMARY, TRIALS_TABLE, replacing
+from vgg_search.study.ranking import Ranking
 from vgg_search.study.record import candidate_of, rows_of
 
 # What is written of a proposal last: `status` may read a record that is being written.
@@ -114,7 +116,7 @@ def summarise(trials: list[FrozenTrial], slots: int, search_seconds: float) -> d
     states = Counter(row["state"] for row in table)
     rows = [row for trial in ours for row in rows_of(trial)]
     completed = [trial for trial in ours if trial.state is TrialState.COMPLETE]
-    best = max(completed, key=lambda trial: trial.value or 0.0, default=None)
+    best = max(completed, key=lambda trial: trial.values[0], default=None)
     baseline = next((trial for trial in ours if trial.user_attrs.get("baseline")), None)
     baseline_row = next((r for r in table if baseline and r["number"] == baseline.number), None)
     busy = sum(row["epoch_seconds"] for row in rows)
@@ -124,7 +126,7 @@ def summarise(trials: list[FrozenTrial], slots: int, search_seconds: float) -> d
         "trials": {state: states.get(state, 0) for state in COUNTED},
         "duplicates": states.get("duplicate", 0),
         "epochs_trained": len(rows),
-        "best_val_accuracy": best.value if best else None,
+        "best_val_accuracy": best.values[0] if best else None,
         "best_trial": best.number if best else None,
         "best_arch": [list(block) for block in as_arch(best.user_attrs["arch"])] if best else None,
         "best_lr": best.user_attrs["candidate"]["lr"] if best else None,
@@ -137,6 +139,16 @@ def summarise(trials: list[FrozenTrial], slots: int, search_seconds: float) -> d
         if rows
         else None,
     }
+
+
+def front_rows(trials: list[FrozenTrial], ranking: Ranking) -> list[dict[str, Any]]:
+    """The front of several objectives, the most accurate network first, and which is the knee."""
+    columns = ("number", "arch", "lr", METRIC, *COSTS)
+    table = {row["number"]: row for row in trial_rows(trials[n] for n in ranking.front)}
+    return [
+        {name: table[n][name] for name in columns} | {"knee": n == ranking.knee}
+        for n in ranking.front
+    ]
 
 
 def none_completed(trials: Iterable[FrozenTrial]) -> str | None:

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from vgg_search.config import Config, ConfigError
 from vgg_search.space.search_space import Space
 from vgg_search.storage.folder import JOURNAL, local_folder
-from vgg_search.study.record import candidate_of, read_study
+from vgg_search.study.record import candidate_of, read_study, value_of
 
 DIGEST, KNOWN = "digest", "known_trials"  # attributes of a study in its journal
 # What a machine could not do, or a limit forbade, may be possible here.
@@ -85,7 +85,7 @@ def _matching_rows(
         rows.append(
             {
                 "params": {name: matches[name] for name in sampled},
-                "value": trial.value if complete else None,
+                "value": value_of(trial) if complete else None,
                 "values": [[e, v] for e, v in sorted(trial.intermediate_values.items())],
                 "infeasible": infeasible,
             }

@@ -128,6 +128,8 @@ class Progress:
         if study.ranking.incumbent:
             value, number = study.ranking.incumbent
             course.insert(0, f"best {METRIC} {accuracy(value)} (trial {number})")
+        if study.converged:
+            course = [course[0], f"converged: {study.converged}"]
         lines = (f"{study.folder.name}: " + " · ".join(counts), " · ".join(filter(None, course)))
         return [Text(line, "bold", no_wrap=True, overflow="ellipsis") for line in lines]
 
@@ -192,8 +194,12 @@ def closing(summary: dict[str, Any], folder: Path, uri: str, storage_path: str =
             f"{METRIC} {accuracy(summary['best_val_accuracy'])} "
             f"(baseline {accuracy(base)}{after})"
         )
-    if summary["champion"]:
-        lines += _champion_lines(summary["champion"])
+    if summary.get("converged"):
+        lines.append(f"converged more trials do not pay: {summary['converged']}")
+    if front := summary.get("front"):
+        lines.append(_front_line(front))
+    for champion in (summary["champion"], *summary.get("more_champions", ())):
+        lines += _champion_lines(champion) if champion else []
     lines += [f"warning   {text}" for text in summary["warnings"]]
     sync = command(f"vgg-search sync {summary['study']}", storage_path)
     if summary["refused"]:
@@ -212,6 +218,15 @@ def closing(summary: dict[str, Any], folder: Path, uri: str, storage_path: str =
     if summary["champion"]:
         lines.append(f"use       {command('python -m vgg_search predict IMAGE.png', storage_path)}")
     return "\n".join(lines)
+
+
+def _front_line(front: list[dict[str, Any]]) -> str:
+    sizes, knee = [row["num_params"] for row in front], next(row for row in front if row["knee"])
+    return (
+        f"front     {len(front)} trials, {min(sizes):,} to {max(sizes):,} parameters; its knee is "
+        f"trial {knee['number']}, {knee['arch']}: {METRIC} {accuracy(knee[METRIC])}, "
+        f"{knee['num_params']:,} parameters"
+    )
 
 
 def _champion_lines(champion: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from vgg_search.records import BEST_METRIC, METRIC, UNTRAINED, EpochRow, metrics
 from vgg_search.space.arch import describe
 from vgg_search.space.candidate import Candidate
 from vgg_search.storage.addresses import masked
-from vgg_search.storage.folder import CHAMPION, CONFIG, RESULTS, read_card
+from vgg_search.storage.folder import CONFIG, RESULTS, champion_folder, read_cards
 from vgg_search.study.record import candidate_of
 from vgg_search.study.segment import Event
 from vgg_search.study.study import Study
@@ -114,8 +114,9 @@ class Recorder:
         trained = [t for t in begun if t.user_attrs.get("state") not in UNTRAINED]
         for trial in trained:
             self._start(trial.number, trial.user_attrs)
-        if (card := read_card(self.study.folder)) and card["trial"] < len(trials):
-            self.champion_started(trials[card["trial"]], card["epochs"])
+        for card in read_cards(self.study.folder):
+            if card["trial"] < len(trials):
+                self.champion_started(trials[card["trial"]], card["epochs"])
         if trained:
             text = "tracker: there was no outbox; %d trials of the record are put anew, as new runs"
             log.warning(text, len(trained))
@@ -168,7 +169,8 @@ class Recorder:
         the outbox has and the record lacks stay open until these are proposed again."""
         live, trials = self.study.unfinished, self.study.optuna.get_trials(deepcopy=False)
         begun = {trial.number: trial for trial in trials if trial.state is not TrialState.WAITING}
-        card = read_card(self.study.folder)
+        cards = read_cards(self.study.folder)
+        champions = {champion_key(card["trial"], card["epochs"]): card for card in cards}
         for key in self.tracker.open_runs:
             kind, _, number = key.partition("/")
             if kind == "trial" and (trial := begun.get(int(number))):
@@ -176,8 +178,8 @@ class Recorder:
                     log_row(self.tracker, key, row)
                 if trial.number not in live:
                     self._end(trial.number, trial.user_attrs)
-            elif card and key == champion_key(card["trial"], card["epochs"]):
-                self.champion_ended(card, self.study.folder / CHAMPION)
+            elif key in champions:
+                self.champion_ended(champions[key])
             elif kind == "champion":
                 end_run(self.tracker, key, "interrupted")
 
@@ -204,14 +206,20 @@ class Recorder:
         """The champion's run ends without one."""
         end_run(self.tracker, self.champion, state)
 
-    def champion_ended(self, card: dict[str, Any], folder: Path) -> None:
-        """The champion, whose card this is, lies in `folder`."""
+    def champion_ended(self, card: dict[str, Any]) -> None:
+        """The champion whose card this is lies in its folder."""
+        folder = champion_folder(self.study.folder, card.get("place", 1))
         scores = {name: card["metrics"][name] for name in CHAMPION_METRICS}
         key = champion_key(card["trial"], card["epochs"])
         register_champion(self.tracker, key, scores, card["epochs"], folder)
 
     def finish(self, state: str) -> None:
-        """Send the run folder's files and close the parent."""
+        """Say who is on the front of several objectives, send the run folder's files and close the
+        parent."""
+        ranking = self.study.ranking
+        front = {*ranking.front} if ranking.several else set()
+        for number in ranking.completed if front else ():
+            self.tracker.tag(run_key(number), on_front=number in front)
         for name in RESULTS:
             path = self.study.folder / name
             if path.exists():

@@ -1,7 +1,8 @@
 """A champion as a version of a registered model, in a format that is safe to load.
 
 The alias names the best: it moves only to a model with a higher validation accuracy under the
-same data set and resolution, for accuracies under different ones cannot be ranked.
+same data set and resolution, for accuracies under different ones cannot be ranked; and of several
+champions of a study only to the first.
 """
 
 import json
@@ -29,7 +30,7 @@ COMPARED = ("dataset", "resolution")
 # Of a version. A refined one has no val_accuracy, and names the model that it goes on from.
 TAGS = (
     *("study", *COMPARED, "val_accuracy", "test_accuracy", "test_accuracy_mean"),
-    *("test_accuracy_std", "commit", "parent_model"),
+    *("test_accuracy_std", "commit", "parent_model", "place"),
 )
 
 
@@ -112,6 +113,8 @@ def _move_alias(
 
 def _better(new: Mapping[str, str], old: Mapping[str, str] | None) -> tuple[bool, str]:
     """Whether the alias moves from the version tagged `old` to the one tagged `new`, and why."""
+    if "place" in new:
+        return False, f"it is champion {new['place']} of its study, and the first may have it"
     if old is None:
         return True, "no other model had the alias"
     for tag in COMPARED:

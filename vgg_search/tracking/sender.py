@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from vgg_search.storage.folder import OUTBOX_LOCK, SUMMARY, read_card
+from vgg_search.storage.folder import OUTBOX_LOCK, SUMMARY, read_cards
 from vgg_search.study.tables import write_summary
 from vgg_search.tracking import mlflow_adapter
 from vgg_search.tracking.check import Check, check_artifacts
@@ -341,13 +341,15 @@ def sync(folder: Path, servable: Servable, timeout: float) -> dict[str, Any]:
     tracker = connect(folder, **stored, servable=servable)
     tracker.start()
     unsent = tracker.close(timeout)
-    file, card = folder / SUMMARY, read_card(folder)
+    file, cards = folder / SUMMARY, read_cards(folder)
     summary = json.loads(file.read_text()) if file.is_file() else {}
-    if card and summary.get("champion"):
-        refined = "parent_model" in card
-        key = REFINEMENT if refined else champion_key(card["trial"], card["epochs"])
-        answers = tracker.results(key)
-        summary["champion"] |= {name: answers[name] for name in ANSWERS if name in answers}
+    if cards and summary.get("champion"):
+        champions = [summary["champion"], *summary.get("more_champions", [])]
+        for card, told in zip(cards, champions, strict=False):  # an older session had more
+            refined = "parent_model" in card
+            key = REFINEMENT if refined else champion_key(card["trial"], card["epochs"])
+            answers = tracker.results(key)
+            told |= {name: answers[name] for name in ANSWERS if name in answers}
         write_summary(folder, summary)
     result = {"unsent": unsent, "refused": tracker.refused, "error": tracker.error}
     return result | {"refusals": tracker.refusals}
