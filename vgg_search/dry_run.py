@@ -13,7 +13,7 @@ from vgg_search.machine import cores
 from vgg_search.space.arch import depth, describe
 from vgg_search.space.candidate import Candidate
 from vgg_search.study.budget import Budget
-from vgg_search.study.sampling import random_candidates
+from vgg_search.study.sampling import DRAWS, random_candidates
 from vgg_search.study.schedulers import make_scheduler
 from vgg_search.terminal.progress import duration
 from vgg_search.training.device import cuda_trouble, free_memory, pick_device, prepare_process
@@ -34,7 +34,12 @@ def forecast(config: Config) -> dict[str, Any]:
     print(config.dump())
     candidates = random_candidates(config.search_space, config.seed, SAMPLES)
     if not candidates:
-        raise ConfigError("space must have networks within max_params and max_flops, found none")
+        space, data = config.search_space, config.data
+        limits = " and ".join(f"{name} {limit:,}" for name, limit in space.limits.items())
+        raise ConfigError(
+            f"space must have networks within its limits, got {limits} for {data.classes:,} "
+            f"classes at {space.resolution} px and none in {DRAWS * SAMPLES:,} draws"
+        )
     networks: list[dict[str, Any]] = []
     for candidate in candidates:
         params, flops = config.search_space.costs(candidate)
