@@ -73,7 +73,7 @@ def test_samples_are_feasible_and_the_same_each_time() -> None:
 def test_a_space_without_a_feasible_network_is_an_error() -> None:
     config = experiment(space=SPACE | {"max_params": 10})
     with pytest.raises(
-        ValueError, match=r"^space must have networks within its limits, got max_params "
+        ValueError, match=r"^space must have networks within its limits, got max_params 10"
     ):
         forecast(config)
 
