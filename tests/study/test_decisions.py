@@ -101,14 +101,16 @@ COURSES = st.builds(
     ),
     kills=st.dictionaries(st.integers(0, 40), st.sampled_from([BEFORE, BETWEEN]), min_size=1),
 )
+ONE, TWO = ("val_accuracy",), ("val_accuracy", "num_params")
+PROPOSALS = st.sampled_from(
+    [("random", ONE), ("tpe", ONE), ("curves", ONE), ("random", TWO), ("tpe", TWO)]
+)
 SEARCHES = st.fixed_dictionaries(
     {
         "num_trials": st.integers(1, 14),
         "reduction_factor": st.sampled_from([2, 3]),
         "max_epochs": st.sampled_from([4, 3]),
-        "sampler": st.sampled_from(["random", "tpe", "curves"]),
         "seed": st.integers(0, 3),
-        "objectives": st.sampled_from([("val_accuracy",), ("val_accuracy", "num_params")]),
         "space": st.sampled_from(
             [SPACE, SPACE | {"max_params": 60_000}, SPACE | {"lr": [0.1, 0.9]}]
         ),
@@ -118,9 +120,12 @@ SEARCHES = st.fixed_dictionaries(
 
 @pytest.mark.parametrize("scheduler", ["asha", "asha-promote"])
 @settings(deadline=None, max_examples=CASES, suppress_health_check=[HealthCheck.too_slow])
-@given(SEARCHES, COURSES)
-def test_kills_change_no_decision(scheduler: str, fields: dict[str, Any], course: Course) -> None:
-    config = experiment(scheduler=scheduler, **fields)
+@given(PROPOSALS, SEARCHES, COURSES)
+def test_kills_change_no_decision(
+    scheduler: str, proposals: tuple[str, Any], fields: dict[str, Any], course: Course
+) -> None:
+    sampler, objectives = proposals
+    config = experiment(scheduler=scheduler, sampler=sampler, objectives=objectives, **fields)
     with tempfile.TemporaryDirectory(dir=MEMORY) as place:
         whole = drive(Path(place, "study"), config, replace(course, kills={}))
         Path(place, "study").rename(Path(place, "whole"))
