@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fake_workers import SPACE, experiment
 from nodes import cluster_of
 from optuna.trial import FrozenTrial
@@ -113,7 +114,8 @@ def asha(
     config = tiny(num_trials=8, enqueue=enqueue, space=space, seed=1)
     with driver(folder, config, splits) as made:
         (folder / "trials" / str(ERROR)).mkdir(parents=True)
-        (folder / "trials" / str(ERROR) / "last.pt").write_text("no checkpoint")
+        # One that names code, which is not run
+        torch.save({"of": os.getcwd}, folder / "trials" / str(ERROR) / "last.pt")
 
         def watch(event: Event) -> None:
             number, row = event.number, event.row
