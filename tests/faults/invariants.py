@@ -67,7 +67,7 @@ def orphaned_segments() -> set[str]:
     mapped = ""
     for maps in Path("/proc").glob("[0-9]*/maps"):
         try:
-            mapped += "".join(line for line in maps.open() if "/dev/shm/" in line)
+            mapped += maps.read_text()
         except OSError:
             continue
     return {path.name for path in Path("/dev/shm").iterdir() if str(path) not in mapped}

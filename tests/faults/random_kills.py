@@ -10,7 +10,7 @@ left to end by itself. Counted are, by `invariants`:
 
 lost        epochs and trials' ends that were in the record before a kill and are not after it
 broken      what does not hold of an ended study: see `invariants.violations`
-left        processes still there 30 s after a kill or an end, and new segments in /dev/shm that
+left        processes still there two minutes after a kill or an end, and new segments in /dev/shm that
             no process has mapped at the end
 
 Exits with 1 if there is any, if a study cannot be resumed to its end, or if fewer than half of the
@@ -52,7 +52,9 @@ FLAGS = ["--dataset", "sample", "--val-images", "500", "--train-images", "1500",
 FLAGS += ["--max-epochs", "9", "--time-budget", "null", "--baseline", "null", "--name", "kills"]
 FLAGS += ["--num-trials", str(NUM_TRIALS), "--champion-epochs", "2", "--space", json.dumps(SPACE)]
 KILLS_A_STUDY = 8  # at most; a session may end before its kill
-DRAINED_SECONDS = 30.0  # until all processes of a dead driver are gone
+DRAINED_SECONDS = (
+    120.0  # until all processes of a dead driver are gone: Ray's look for their parent
+)
 SESSION_SECONDS = 600.0  # a session that takes longer hangs
 
 
