@@ -10,8 +10,8 @@ left to end by itself. Counted are, by `invariants`:
 
 lost        epochs and trials' ends that were in the record before a kill and are not after it
 broken      what does not hold of an ended study: see `invariants.violations`
-left        processes still there two minutes after a kill or an end, and new segments in /dev/shm that
-            no process has mapped at the end
+left        processes still there two minutes after a kill or an end, and new segments in /dev/shm
+            that no process has mapped at the end
 
 Exits with 1 if there is any, if a study cannot be resumed to its end, or if fewer than half of the
 kills met a record with an epoch in it.
