@@ -179,6 +179,6 @@ def draw(folder: Path, world: Any, names: Iterable[str]) -> None:
         axis.grid(alpha=0.3, which="both")
     axes[0][0].set_ylabel("median regret of the incumbent, points")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=6, frameon=False)
-    figure.tight_layout(rect=(0, 0.12, 1, 1))
+    figure.legend(handles, labels, loc="lower center", ncols=2 * len(axes[0]), frameon=False)
+    figure.tight_layout(rect=(0, 0.18, 1, 1))
     figure.savefig(folder / "search_peers.png", dpi=110)
