@@ -251,6 +251,16 @@ def test_of_a_champion_a_checkpoint_without_room_is_an_error(make: Make, tmp_pat
         kept.save(told["rows"][0], worker.training)
 
 
+def test_rows_from_a_champions_checkpoint_can_be_sent_for(make: Make) -> None:
+    """As Ray asks a process that yields them: after a kill between the last epoch and the test."""
+    worker = make(segment(2))
+    results(worker)
+    assert worker.training
+    rows = TrainingCheckpoints(worker.place, "trials/7", 2).train(worker.training)
+    assert next(rows)["epoch"] == 1
+    assert rows.send("more")["epoch"] == 2
+
+
 def test_a_trial_that_diverges_says_so_whoever_asks(make: Make) -> None:
     wild = replace(CANDIDATE, lr=1e6, batch_norm=False)
     for _ in range(2):  # trained, then told from the checkpoint

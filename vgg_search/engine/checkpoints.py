@@ -73,7 +73,8 @@ class TrainingCheckpoints:
 
     def train(self, training: Training) -> Iterator[Row]:
         """Train until `until`: a row an epoch, after those that were not reported."""
-        yield from self.unreported_rows(training)
+        for row in self.unreported_rows(training):  # `yield from` a list could not be sent anything
+            yield row
         for row in training.run(self.until):
             self.save(row, training)
             yield row
