@@ -99,7 +99,7 @@ def test_a_stopped_worker_is_replaced(
     tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGSTOP: the process is there, and Ray takes it for alive."""
-    monkeypatch.setattr(silence, "LEAST_SECONDS", 3.0)
+    monkeypatch.setattr(silence, "LEAST_SECONDS", 20.0)  # more than a worker takes to start
     config = tiny(num_trials=2, scheduler="none", max_epochs=6, max_concurrent=1)
     stopped: list[str] = []
     events: list[Event] = []
