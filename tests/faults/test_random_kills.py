@@ -1,6 +1,5 @@
 """The campaign of random kills: what fails it, and a small one."""
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,7 @@ def test_a_campaign_fails_for_each_fault(changes: dict[str, Any], problem: str) 
 
 
 @pytest.mark.slow
-def test_five_random_kills_lose_nothing(tmp_path: Path) -> None:
-    seed = random.SystemRandom().randrange(10**6)
-    print(f"random_kills.py --kills 5 --seed {seed}")  # shown where it fails
-    campaign = run_campaign(tmp_path, 5, seed)
-    print(campaign.summary())
-    assert campaign.kills == 5
+def test_two_kills_lose_nothing(tmp_path: Path) -> None:
+    campaign = run_campaign(tmp_path, 2, seed=77)  # after a trial's end, and at the report
+    assert campaign.kills == 2
     assert campaign.problems() == []
