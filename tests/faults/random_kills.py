@@ -47,7 +47,7 @@ from vgg_search.provenance import provenance
 
 SPACE = {"num_blocks": [1, 2], "num_convs": [1, 2], "out_channels": [8, 16], "lr": [0.02, 0.4]}
 SPACE |= {"hidden_features": 64, "num_hidden": 1, "dropout": 0.0}
-NUM_TRIALS = 8
+NUM_TRIALS, STUDY = 8, Path("runs", "kills")
 FLAGS = ["--dataset", "sample", "--val-images", "500", "--train-images", "1500", "--quiet"]
 FLAGS += ["--max-epochs", "9", "--time-budget", "null", "--baseline", "null", "--name", "kills"]
 FLAGS += ["--num-trials", str(NUM_TRIALS), "--champion-epochs", "2", "--space", json.dumps(SPACE)]
@@ -72,7 +72,7 @@ class Session:
 
     @property
     def study(self) -> Path:
-        return self.folder / "runs" / "kills"
+        return self.folder / STUDY
 
     def log(self) -> str:
         path = self.study / "log.txt"
@@ -147,7 +147,7 @@ class Killer:
             name = rng.choice(list(MOMENTS))
             moment, longest = MOMENTS[name]
             code = self.session(session, moment, rng.uniform(0, longest))
-            after = record(session.study)
+            after = record(folder / STUDY)
             campaign.lost += changed(before, after)
             if code != -signal.SIGKILL:
                 break
@@ -163,12 +163,12 @@ class Killer:
             before = after
         if code == -signal.SIGKILL:
             code = self.session(Session(folder, before), None, 0.0)
-            campaign.lost += changed(before, record(Session(folder, before).study))
+            campaign.lost += changed(before, record(folder / STUDY))
         if code:
             log = (folder / "log").read_text()[-2000:]
             campaign.broken.append(f"study {campaign.studies} ended with {code}: {log}")
         else:
-            lines = violations(folder, Session(folder, before).study, NUM_TRIALS)
+            lines = violations(folder, folder / STUDY, NUM_TRIALS)
             campaign.broken += [f"study {campaign.studies}: {line}" for line in lines]
             print(f"study {campaign.studies} ended: {lines or 'all holds'}", flush=True)
 

@@ -18,6 +18,7 @@ from vgg_search.errors import InputError
 from vgg_search.space.arch import as_arch
 from vgg_search.storage.folder import FolderInUseError, FolderLock
 from vgg_search.study.curves import CurveSampler
+from vgg_search.study.journal_file import JournalFile
 from vgg_search.study.record import (
     StudyError,
     candidate_of,
@@ -302,6 +303,15 @@ def test_a_damaged_journal_is_named_with_its_line(tmp_path: Path, damage: str) -
         read_trials(tmp_path)
     journal.write_text("".join(lines[:number]))  # as the message says
     assert len(read_trials(tmp_path)) == 1
+
+
+def test_a_journal_is_read_from_any_line_and_again(folder: Path) -> None:
+    journal = JournalFile(folder / "study.journal")
+    logs = list(journal.read_logs(0))
+    assert list(journal.read_logs(0)) == logs
+    assert list(journal.read_logs(3)) == logs[3:]
+    assert list(journal.read_logs(len(logs))) == []
+    assert all("checksum" not in line for line in logs)
 
 
 def test_lines_of_others_are_taken(folder: Path) -> None:

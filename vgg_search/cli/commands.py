@@ -28,7 +28,7 @@ from vgg_search.storage.folder import JOURNAL, OUTBOX, local_folder, new_name
 if TYPE_CHECKING:
     from vgg_search.data.source import DatasetInfo
 
-MOST_COLUMNS = 20  # of a confusion matrix in text
+MOST_COLUMNS = 20  # of a confusion matrix in text, else so many pairs
 VERIFIED_IMAGES = 1000  # on which an exported file has to agree
 MODEL_HELP = "a run or champion folder, or models:/NAME@ALIAS; without it, the latest champion"
 MODEL = flag("--model", help=MODEL_HELP)
@@ -107,7 +107,10 @@ def _scores_text(scores: dict[str, Any]) -> str:
             for j, n in enumerate(row)
             if i != j and n
         ]
-        lines += [f"  {n:>5} {true} as {other}" for n, true, other in sorted(pairs)[:-21:-1]]
+        lines += [
+            f"  {n:>5} {true} as {other}"
+            for n, true, other in sorted(pairs, reverse=True)[:MOST_COLUMNS]
+        ]
         return "\n".join(lines)
     lines.append("confusion (rows: true class, columns: predicted)")
     for name, counts in zip(names, confusion, strict=True):

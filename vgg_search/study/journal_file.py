@@ -33,31 +33,33 @@ class JournalFile(JournalFileBackend):
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
         self._path = path
-        self._checksums = {0: 0}  # of all up to a line, by its number from 1 on
+        self._line, self._checksum = 0, 0  # the last that was read, and of all up to it
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        checksum = self._checksums[max(self._checksums)]
-        checked = []
+        """Optuna reads what it has appended before it appends more."""
+        checksum, checked = self._checksum, []
         for log in logs:
             checksum = _checksum(log, checksum)
             checked.append(log | {CHECKSUM: checksum})
         super().append_logs(checked)
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        line = log_number_from
+        if log_number_from != self._line:  # only where it stopped are the sums known
+            self._line = self._checksum = 0
         try:
-            for log in super().read_logs(log_number_from):
-                line += 1
-                before = self._checksums[line - 1]
-                told = log.pop(CHECKSUM, None)
+            for log in super().read_logs(self._line):
+                told, before = log.pop(CHECKSUM, None), self._checksum
                 if told is not None and told != (before := _checksum(log, before)):
-                    raise JournalDamagedError(self._path, line, "is not as it was written")
-                self._checksums[line] = before
-                yield log
+                    raise JournalDamagedError(
+                        self._path, self._line + 1, "is not as it was written"
+                    )
+                self._line, self._checksum = self._line + 1, before
+                if self._line > log_number_from:
+                    yield log
         except ValueError as error:
             if isinstance(error, InputError):
                 raise
-            raise JournalDamagedError(self._path, line + 1, "is no JSON") from error
+            raise JournalDamagedError(self._path, self._line + 1, "is no JSON") from error
 
 
 def _checksum(log: dict[str, Any], before: int) -> int:
