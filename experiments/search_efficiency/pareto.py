@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from converged import BUDGET, Completed
-from peers import CHANCE, ETA, Peer, Proposal, SyneTune
+from peers import CHANCE, ETA, Optuna, Peer, Proposal, SyneTune
 from simulate import Ours, opened, simulate
 
 from vgg_search.objectives import COSTS
@@ -35,26 +35,18 @@ COLUMNS = ("contender", "seed", "epochs", "observed", "true", "num_params", "arc
 SHARES = (0.25, 0.5, 1.0)
 
 
-class OptunaFront(Peer):
+class OptunaFront(Optuna):
     """Without pruning, which Optuna has for one objective only."""
 
     def __init__(self, world: Any, seed: int, sampler: str) -> None:
-        import optuna
-
-        super().__init__(world, seed)
-        chosen = getattr(optuna.samplers, sampler)(seed=seed)
-        self.study = optuna.create_study(directions=["maximize", "minimize"], sampler=chosen)
-        self.fail, self.trials = optuna.trial.TrialState.FAIL, dict[int, Any]()
-
-    def ask(self) -> Segment:
-        trial = self.study.ask()
-        self.trials[trial.number] = trial
-        return self.segment(trial.number, self.space.sample(trial))
+        super().__init__(world, seed, sampler)
+        directions, chosen = ["maximize", "minimize"], self.study.sampler
+        self.study = self.optuna.create_study(directions=directions, sampler=chosen)
 
     def tell(self, segment: Segment, epoch: int, value: float) -> bool:
         trial, lost = self.trials[segment.number], not math.isfinite(value)
         if lost:
-            self.study.tell(trial, state=self.fail)
+            self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
         elif epoch == self.epochs:
             self.study.tell(trial, [value, math.log(self.space.costs(segment.candidate)[0])])
         return not lost and epoch < self.epochs
@@ -103,9 +95,9 @@ OURS = {
 }
 PEERS: dict[str, Callable[[Any, int], Any]] = {
     "Syne Tune MOASHA": Moasha,
-    "Optuna TPE": lambda world, seed: OptunaFront(world, seed, "TPESampler"),
-    "Optuna NSGA-II": lambda world, seed: OptunaFront(world, seed, "NSGAIISampler"),
-    "Optuna random": lambda world, seed: OptunaFront(world, seed, "RandomSampler"),
+    "Optuna TPE": lambda world, seed: OptunaFront(world, seed, "TPE"),
+    "Optuna NSGA-II": lambda world, seed: OptunaFront(world, seed, "NSGAII"),
+    "Optuna random": lambda world, seed: OptunaFront(world, seed, "Random"),
 }
 
 
