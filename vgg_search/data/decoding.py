@@ -55,12 +55,14 @@ def square(image: Image.Image, side: int, channels: int) -> Array:
     Upright as its EXIF data says; transparent parts are white. Raises ImageError.
     """
     image.draft(None, (side, side))  # a JPEG is decoded no larger than it is used
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+    image.load()  # a PNG's EXIF data may stand behind its pixels
+    may_be_turned = image.info or image.format == "TIFF"  # whose metadata are tags, not info
+    if may_be_turned and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         ImageOps.exif_transpose(image, in_place=True)
     image = flattened(image, "L" if channels == 1 else "RGB")
     if image.size != (side, side):
         image = ImageOps.fit(image, (side, side))
-    return as_planes(np.asarray(image))
+    return as_planes(image)
 
 
 def flattened(image: Image.Image, mode: str) -> Image.Image:
@@ -84,9 +86,11 @@ def in_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
 
 
-def as_planes(pixels: Array) -> Array:
-    """(H, W) or (H, W, C) -> (C, H, W)."""
-    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
+def as_planes(image: Image.Image) -> Array:
+    """The pixels of an image in mode L or RGB: uint8 (C, H, W)."""
+    # Not by asarray, which asks Pillow for more than the bytes
+    pixels = np.frombuffer(image.tobytes(), np.uint8)
+    return pixels.reshape(image.height, image.width, -1).transpose(2, 0, 1)
 
 
 def size_and_channels(image: Image.Image) -> tuple[int, int]:

@@ -139,5 +139,5 @@ def squares(images: Array, resolution: int | None) -> Array:
     for image, target in zip(images, made, strict=True):
         pixels = image[0] if len(image) == 1 else np.moveaxis(image, 0, 2)
         picture = Image.fromarray(np.ascontiguousarray(pixels))
-        target[:] = as_planes(np.asarray(ImageOps.fit(picture, (side, side))))
+        target[:] = as_planes(ImageOps.fit(picture, (side, side)))
     return made
