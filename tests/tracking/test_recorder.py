@@ -16,7 +16,8 @@ from vgg_search.data.bundled import SOURCE
 from vgg_search.data.splits import Splits
 from vgg_search.models.files import servable
 from vgg_search.records import EPOCH_METRICS
-from vgg_search.storage.folder import champion_folder, read_cards
+from vgg_search.storage.checksums import read_cards
+from vgg_search.storage.folder import champion_folder
 from vgg_search.storage.mirror import Checkpoints
 from vgg_search.study.segment import Event
 from vgg_search.study.study import Study

@@ -13,7 +13,8 @@ from vgg_search.records import BEST_METRIC, METRIC, UNTRAINED, EpochRow, metrics
 from vgg_search.space.arch import describe
 from vgg_search.space.candidate import Candidate
 from vgg_search.storage.addresses import masked
-from vgg_search.storage.folder import CONFIG, RESULTS, champion_folder, read_cards
+from vgg_search.storage.checksums import read_cards
+from vgg_search.storage.folder import CONFIG, RESULTS, champion_folder
 from vgg_search.study.record import candidate_of
 from vgg_search.study.segment import Event
 from vgg_search.study.study import Study
