@@ -37,7 +37,7 @@ from unittest.mock import patch
 from uuid import uuid4
 
 from corruption_commands import OWN, last_json, load, readdress, tracker_of
-from invariants import ended_trials, processes, record
+from invariants import Facts, ended_trials, epochs, processes, record
 from mlflow import MlflowClient
 from PIL import Image
 from random_kills import SPACE
@@ -269,32 +269,34 @@ class Damager:
         path = self.place / file
         is_same = path.is_file() and path.read_bytes() == content
         said = [line for line in answer.lines if line not in truth.lines]
-        outcome = _outcome(answer, truth, said, file, kind, is_same)
+        is_earlier = (
+            (kind, command, file.name) == ("cut", "status", "study.journal")
+            and answer.code == 0
+            and _is_earlier(answer.values, record(self.place / STUDY), record(state / STUDY))
+        )
+        outcome = _outcome(answer, truth, said, file, is_same, is_earlier)
         what = f"{target.name} ({file.name}) {kind}, {command} ({target.state})"
         return outcome, f"{what}: {outcome}, exit {answer.code} {' | '.join(said)[:500]}"
 
 
 def _outcome(
-    answer: Answer, truth: Answer, said: list[str], file: Path, kind: str, is_same: bool
+    answer: Answer, truth: Answer, said: list[str], file: Path, is_same: bool, is_earlier: bool
 ) -> str:
     if answer.code in (1, 2):
         line = said[-1] if len(said) == 1 else ""
         place, cure = file.name.removesuffix("-wal"), any(word in line for word in CURES)
         is_plain = line.startswith("vgg-search: ") and "(--debug" not in line
         return "detected" if is_plain and place in line and cure else "wrong"
-    if file.name == "study.journal" and kind == "cut" and _is_earlier(answer, truth):
-        return "recovered"
-    if answer.code or answer.values != truth.values:
+    if answer.code or (answer.values != truth.values and not is_earlier):
         return "wrong"
-    return "harmless" if is_same and not said else "recovered"
+    return "harmless" if is_same and not said and not is_earlier else "recovered"
 
 
-def _is_earlier(answer: Answer, truth: Answer) -> bool:
-    """Whether `status` tells an earlier state of the study: a record has no end of its own."""
-    if answer.code or not isinstance(answer.values, dict) or "epochs_trained" not in answer.values:
-        return False
-    names = ("num_trials", "epochs_trained")
-    return all(answer.values[name] <= truth.values[name] for name in names)
+def _is_earlier(values: Any, here: Facts, whole: Facts) -> bool:
+    """Whether `status` tells of a record all of which is in the whole one: that has no end of its
+    own, so that it can have been cut between two lines."""
+    kept = {key: value for key, value in here.items() if whole.get(key) == value}
+    return kept == here and values["epochs_trained"] == epochs(here)
 
 
 def run_campaign(folder: Path, cases: int, seed: int) -> Campaign:

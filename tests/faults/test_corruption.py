@@ -34,7 +34,7 @@ def test_a_damage_changes_the_content(kind: str) -> None:
     ],
 )
 def test_what_is_an_outcome(answer: Answer, outcome: str) -> None:
-    assert _outcome(answer, TRUTH, [*answer.lines], FILE, "flipped", is_same=True) == outcome
+    assert _outcome(answer, TRUTH, [*answer.lines], FILE, True, False) == outcome
 
 
 @pytest.mark.slow
