@@ -29,6 +29,7 @@ from vgg_search.tracking.outbox import Outbox
 # What no two trainings, or no two places share
 OTHERS = ("epoch_seconds", "images_per_second", "peak_memory_mib", "tracking_uri")
 OTHERS += ("now.tracking_uri",)  # where a log is lost that had another tracker
+FACTS = provenance()  # once: the commit of a working tree changes as it is edited
 MEASURED = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr")
 
 
@@ -42,7 +43,7 @@ def resume(argv: Sequence[str]) -> Result:
     study = Study(folder, config, facts=session.study_facts(config, splits, folder))
     try:
         tracker = Outbox(folder, str(config.tracking_uri), config.experiment, folder.name)
-        ours = session.Session(study, splits, tracker, provenance())
+        ours = session.Session(study, splits, tracker, FACTS)
         ours.open()
         for segment in iter(study.propose, "finished"):
             assert isinstance(segment, Segment)

@@ -29,6 +29,7 @@ from PIL import Image
 
 from vgg_search.cli import commands
 from vgg_search.config import Config
+from vgg_search.data.decoding import ImageError, read_square
 from vgg_search.data.source import DatasetInfo
 from vgg_search.models.files import save_model
 from vgg_search.training.model import VGG
@@ -323,3 +324,20 @@ def test_no_image_file_does(
         codes["images refused"] += len(lines)
         seconds = round(time.monotonic() - began, 1)
         codes["slowest images, s"] = max(codes["slowest images, s"], seconds)
+
+
+def test_a_damaged_tiff_is_one_line(
+    folder: Path,
+    models: list[str],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(folder)
+    content = bytearray(encoded("TIFF", "L", compression="tiff_lzw"))
+    content[20:60] = bytes(40)  # of its strip
+    Path("0.image").write_bytes(content)
+    with pytest.raises(ImageError):
+        read_square("0.image", 28, 1)
+    assert capfd.readouterr().err, "libtiff's own words"
+    code, err = answer(["predict", "0.image", "--model", models[0]], {}, capfd)
+    assert (code, err) == (1, "vgg-search: 0.image cannot be read: decoder error -2\n")
