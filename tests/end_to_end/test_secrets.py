@@ -2,6 +2,7 @@
 listened to: a search with champion, then the other commands, on a real server."""
 
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import MlflowServer
+from conftest import STUDY_UMASK, MlflowServer
 
 PASSWORD, KEY, TOKEN = "hush-a1b2c3", "hush-d4e5f6", "hush-" + 32 * "7"
 LOOPBACK = {  # as /proc/net has 127.0.0.1, the same in IPv6, and ::1
@@ -113,3 +114,12 @@ def test_no_secret_is_shown_or_kept(tmp_path: Path, mlflow_server: MlflowServer)
     assert any(b"vgg_search" in line for line in seen)
     assert ours, "Ray's"
     assert ours <= LOOPBACK
+
+
+@pytest.mark.slow
+def test_files_have_what_the_users_umask_leaves(study: Path) -> None:
+    """Run folder, database and artifacts: no wider, and a group that is let in can read them."""
+    modes = {str(path.relative_to(study)): path.stat().st_mode for path in study.rglob("*")}
+    usual = {stat.S_IFREG | 0o666 & ~STUDY_UMASK, stat.S_IFDIR | 0o777 & ~STUDY_UMASK}
+    assert {path: oct(mode) for path, mode in modes.items() if mode not in usual} == {}
+    assert {"mlflow.db", "mlruns", "runs"} <= modes.keys()

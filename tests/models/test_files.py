@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,17 @@ def test_what_is_saved_is_loaded(champion: Path) -> None:
 def test_channels_last_weights_are_saved(tmp_path: Path) -> None:
     save_model(tmp_path, network().to(memory_format=torch.channels_last), INFO, {})
     torch.testing.assert_close(load_folder(tmp_path)[0].state_dict(), network().state_dict())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_have_what_the_users_umask_leaves(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        save_model(tmp_path, network(), INFO, {})
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("model.json", "model.safetensors"), 0o666 & ~umask)
 
 
 def test_a_save_that_fails_leaves_the_old_files(saved: Path) -> None:
