@@ -180,6 +180,8 @@ def export(argv: Sequence[str]) -> Result:
     result = exporting.export(folder, options.format, options.out, images)
     difference = f"largest difference in a probability {result['max_difference']:.1e}"
     text = f"{options.out}: {result['bytes']:,} bytes, {difference} on {result['images']} images"
+    if options.format == "pt2":
+        text += "\na pt2 file is a program: load only what you would run (safetensors holds data)"
     return Result(result, text)
 
 
