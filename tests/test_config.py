@@ -204,7 +204,7 @@ def test_a_damaged_stored_experiment_is_refused(stored: Config) -> None:
 OTHER = {
     "seed": (1, "0"), "dataset": ("sample", "'auto'"), "resolution": (32, "None"),
     "max_epochs": (7, "4"), "grace_epochs": (2, "1"), "reduction_factor": (4, "3"),
-    "scheduler": ("none", "'asha-promote'"), "sampler": ("random", "'tpe'"),
+    "scheduler": ("none", "'asha-promote'"), "sampler": ("random", "'curves'"),
     "val_images": (1, "None"),
     "batch_size": (64, "128"), "champion_epochs": (1, "12"), "ema": ("false", "True"),
     "precision": ("fp32", "'auto'"), "train_images": (9, "None"),

@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from vgg_search.errors import InputError, did_you_mean
-from vgg_search.objectives import ACCURACY, Objectives, Pick, check_together
+from vgg_search.objectives import ACCURACY, Objectives, Pick, Sampler, check_together, sampler_for
 from vgg_search.records import AUTO, DATASETS, METRIC, OWN_FILE
 from vgg_search.space.arch import Arch, check_arch
 from vgg_search.space.data_shape import ASSUMED, MOST_SIDE, DataShape
@@ -48,7 +48,7 @@ DEFAULT_SPACE: dict[str, Any] = {
     "hidden_features": {"choices": [64, 128, 256]},
     "num_hidden": 1,
     "batch_norm": [True, False],
-    "dropout": [0.0, 0.3],
+    "dropout": [0.0, 0.5],
     "lr": [0.02, 0.4],
     "weight_decay": [1e-5, 2e-3],
     "max_flops": 20_000_000,
@@ -193,9 +193,9 @@ class Config(Fields):
     """One in so many trials goes on from a rung to the next."""
     scheduler: Literal["asha", "asha-promote", "none"] = "asha-promote"
     """At a rung a trial goes on or ends (asha), or waits to be promoted (asha-promote)."""
-    sampler: Literal["curves", "tpe", "tpe-joint", "random", "gp", "cmaes"] = "tpe"
+    sampler: Sampler = Field(default_factory=sampler_for)
     """Who proposes: curves (a Gaussian process of the learning curves), random, or Optuna's TPE
-    (one dimension at a time, or jointly), GP or CMA-ES."""
+    (one dimension at a time, or jointly), GP or CMA-ES; without it curves, or tpe for a front."""
     baseline: Annotated[FromJson[Arch | None], Field(examples=["[[1,16],[1,32]]"])] = BASELINE
     """Trial 0, trained to the end to compare with: [num_convs, out_channels] a block; or null."""
     enqueue: Annotated[
