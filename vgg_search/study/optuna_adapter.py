@@ -33,7 +33,7 @@ class Journal(JournalStorage):
     costs: Sequence[str] = ()
     _view: tuple[Container[int], bool] | None = None
     _shown: list[FrozenTrial] | None = None
-    _enqueued: Sequence[FrozenTrial] = [...]
+    _enqueued: list[FrozenTrial] | None = None  # not yet taken
 
     @contextmanager
     def sampling(self, waiting: Container[int], values_only: bool) -> Iterator[None]:
@@ -45,11 +45,12 @@ class Journal(JournalStorage):
             self._view = self._shown = None
 
     def get_all_trials(self, study_id, deepcopy=True, states=None):  # type: ignore[no-untyped-def]
-        if states == (TrialState.WAITING,):  # asked for each proposal; all come before the first
-            self._enqueued = self._enqueued and super().get_all_trials(study_id, False, states)
-            return self._enqueued
         if self._view is None:
             return super().get_all_trials(study_id, deepcopy, states)
+        if states == (TrialState.WAITING,):  # asked for at each proposal: what is enqueued
+            if self._enqueued != []:  # all of it comes before the first proposal
+                self._enqueued = super().get_all_trials(study_id, deepcopy, states)
+            return self._enqueued
         if self._shown is None:  # hundreds are asked for once a dimension
             waiting, values_only = self._view
             trials = [*self.warm_start]

@@ -72,7 +72,7 @@ class Study:
         self._live: dict[int, optuna.Trial] = {}  # queued, running or waiting
         self._queue: deque[Segment] = deque()
         self._deaths: Counter[int] = Counter()
-        self._rows: dict[int, dict[int, EpochRow]] = {}
+        self._rows: dict[int, dict[int, EpochRow]] = {}  # none of what has ended: the record has it
         self._done: dict[Any, int] = {}  # by candidate
 
     def open(self) -> None:
@@ -314,7 +314,8 @@ class Study:
         candidate = self.space.kind.from_dict(attrs["candidate"])
         self._done[candidate] = min(number, self._done.get(candidate, number))
         costs = record.costs_of(attrs, self.config.objectives)
-        self.ranking.add(number, attrs["state"], self.rows(number), value, costs)
+        self.ranking.add(number, attrs["state"], self._rows[number].values(), value, costs)
+        self._rows[number] = {}
 
     def crowned(self) -> list[int]:
         """The trials that are to become champions, by place; fewer than asked for where few were
@@ -325,7 +326,10 @@ class Study:
 
     def rows(self, number: int) -> list[EpochRow]:
         """A trial's rows so far, in order."""
-        return [row for _, row in sorted(self._rows[number].items())]
+        rows = self._rows[number]
+        if not rows:
+            rows = record.rows_by_epoch(self.optuna.get_trials(deepcopy=False)[number])
+        return [row for _, row in sorted(rows.items())]
 
     def _announce(self, kind: EventKind, number: int, row: EpochRow | None = None) -> None:
         event = Event(kind, number, {**attributes(self._live[number])}, row)
