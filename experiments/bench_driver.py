@@ -1,27 +1,25 @@
 """How wide is the driver? The real one, with workers that answer as workers do and train nothing.
 
-    python experiments/bench_driver.py on_ray --trials 10000 --workers 32     # on Ray, beside an empty Tune run
-    ... record --trials 10000 --folder F   # without Ray: rows/s with MLflow on SQLite; leaves its files in F
-    ... resume --folder F                  # what a driver does before it goes on with that study
-    ... pages --folder F                   # its report and MLflow's table of runs in headless chromium
-    ... waits --workers 1000 --ray-ms 5 20 # share of worker time that waits for the driver
-    ... proposals --trials 10000           # time of a proposal as the study grows, by sampler
-    ... memory --trials 10000              # growth a trial, beside a plain Optuna study
+    python experiments/bench_driver.py record --trials 10000 --workers 1000 --folder F
+    ... commands --folder F       # report and status of that study, from process start to end
+    ... resume --folder F         # what a driver does with it before it asks for a segment
+    ... pages --folder F          # its report and MLflow's table of runs in headless chromium
+    ... on_ray --trials 10000 --workers 32 [--mlflow]     # on Ray, beside an empty Tune run
+    ... waits --workers 1000 --ray-ms 4 4.7     # share of worker time that waits for the driver
+    ... proposals --trials 10000  # time of a proposal as the study grows, by sampler
+    ... memory --trials 10000     # growth a trial, beside a plain Optuna study
 
-Each prints one line of JSON. Cost on two cores: 5 to 10 minutes a mode with 10,000 trials, two with 1,000.
+Each prints a line of JSON. Cost on two cores with 10,000 trials: `record` and `on_ray` a quarter of
+an hour, `proposals` and `memory` five minutes, the others two at most.
 
-Without Ray the calls come in the order in which Tune makes them, on a virtual clock that takes what
-they need: `VirtualSearch`. Of each figure there is the CPU time beside the clock's: the machine may
-have other work.
+Without Ray the calls come in the order in which Tune makes them (`virtual_search.py`). Of each
+figure there is the CPU time beside the clock's: the machine may have other work.
 """
 
 import argparse
 import gc
-import heapq
 import json
-import math
 import os
-import random
 import resource
 import shutil
 import statistics
@@ -31,193 +29,34 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-from environment import environment
-
-from vgg_search.config import Config
 from vgg_search.engine.environment import RAY_ENVIRONMENT
 
-os.environ.update(RAY_ENVIRONMENT)
+os.environ.update(RAY_ENVIRONMENT)  # before Ray is imported
 
-import optuna  # noqa: E402
-import ray  # noqa: E402
-from optuna.storages import JournalStorage  # noqa: E402
-from optuna.storages.journal import JournalFileBackend  # noqa: E402
-from ray import tune  # noqa: E402
-from ray.tune.search import Searcher  # noqa: E402
+import optuna
+from answering import AnsweringWorker
+from bench_driver_pages import pages
+from environment import environment
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from ray import tune
+from ray.tune.search import Searcher
+from virtual_search import NAME, VirtualSearch, experiment, opened
 
-from vgg_search import session as sessions  # noqa: E402
-from vgg_search.engine import search  # noqa: E402
-from vgg_search.engine.connection import ray_cluster  # noqa: E402
-from vgg_search.engine.nodes import Cluster  # noqa: E402
-from vgg_search.machine import cores  # noqa: E402
-from vgg_search.provenance import provenance  # noqa: E402
-from vgg_search.records import METRIC  # noqa: E402
-from vgg_search.stop import StopSignals  # noqa: E402
-from vgg_search.storage.folder import JOURNAL, trial_folder  # noqa: E402
-from vgg_search.storage.place import Place  # noqa: E402
-from vgg_search.study.segment import Segment  # noqa: E402
-from vgg_search.study.study import Study  # noqa: E402
-from vgg_search.tracking.sender import connect  # noqa: E402
-from vgg_search.tracking.tracker import Tracker  # noqa: E402
+from vgg_search import session as sessions
+from vgg_search.engine import search
+from vgg_search.engine.connection import ray_cluster
+from vgg_search.engine.nodes import Cluster
+from vgg_search.machine import cores
+from vgg_search.stop import StopSignals
+from vgg_search.storage.folder import JOURNAL
+from vgg_search.storage.place import Place
 
-NAME = "scale"
 SAMPLERS = ("random", "tpe", "curves")
 PROPOSALS = 10  # timed, of each size and sampler
-END_SECONDS = 0.05  # as a worker's, until it says again that its segment has ended
-
-
-def experiment(folder: Path, trials: int, **fields: Any) -> Config:
-    """The default space and scheduler, no budget of time and no champion."""
-    given: dict[str, Any] = {"name": NAME, "storage_path": str(folder), "num_trials": trials}
-    given |= {"dataset": "sample", "time_budget": None, "champion_epochs": 0, "max_epochs": 9}
-    return Config(**given | {"tracking_uri": f"sqlite:///{folder}/mlflow.db"} | fields)
-
-
-def answer(segment: Segment, epoch: int, worker: str, seconds: float = 0.01) -> dict[str, Any]:
-    """The row that a worker would report."""
-    luck = random.Random(segment.seed * 1000 + epoch).gauss(0, 0.005)
-    best = 0.92 - 0.05 * abs(math.log10(segment.candidate.lr) + 1)
-    value = min(1.0, max(0.0, best - 0.1 / epoch + luck))
-    return {
-        "epoch": epoch,
-        "train_loss": 1 / epoch,
-        "train_accuracy": value,
-        "val_loss": 1 / epoch,
-        METRIC: value,
-        "lr": segment.candidate.lr,
-        "epoch_seconds": seconds,
-        "images_per_second": 10_000.0,
-        "peak_memory_mib": 400.0,
-        "worker": worker,
-        "ended": time.time(),
-    }
-
-
-@contextmanager
-def opened(config: Config, tracked: bool, sending: bool = True) -> Iterator[sessions.Session]:
-    """A session as a search has it, new or resumed; with an outbox, which is sent or only kept."""
-    folder = Path(config.storage_path) / NAME
-    folder.mkdir(parents=True, exist_ok=True)
-    config, splits = sessions.load_data(config)
-    sessions.write_config(folder, config)
-    study = Study(folder, config)
-    from vgg_search.models.files import servable
-
-    tracker = Tracker()
-    if tracked:
-        tracker = connect(folder, config.tracking_uri, config.experiment, NAME, servable)
-        if not sending:
-            tracker.start = lambda after=0.0: None  # type: ignore[method-assign]
-    session = sessions.Session(study, splits, tracker, provenance())
-    try:
-        session.open()
-        study.budget.start()
-        yield session
-    finally:
-        tracker.close(0.0)
-        study.release()
-
-
-class VirtualSearch:
-    """The driver's calls as Tune makes them, one result a turn of its loop, without Ray.
-
-    `now` is when the driver is free: each call moves it on by the CPU time of this thread (or by
-    another `clock`), and each result and each segment by what Ray needs for it. Workers need no CPU here: an epoch takes
-    `epoch_seconds`, half as much to half as much again by network, and the next begins when the
-    driver has heard of the last.
-    """
-
-    def __init__(
-        self,
-        session: sessions.Session,
-        workers: int,
-        epoch_seconds: float,
-        ray_seconds: tuple[float, float] = (0.0, 0.0),
-        clock: Callable[[], float] = time.thread_time,
-    ) -> None:
-        self.study, self.folder = session.study, session.study.folder
-        self.searcher = search.StudySearcher(self.study, lambda: workers)
-        self.stopper = search.StudyStopper(self.searcher)
-        self.draw, self.clock = session.progress.draw, clock
-        self.epoch_seconds, self.ray_seconds = epoch_seconds, ray_seconds
-        self.idle = [(0.0, number) for number in range(workers)]  # since when, who
-        self.events: list[tuple[float, int, int, str, Segment, int]] = []
-        self.now = self.waited = self.trained = self.proposing = self.busy = 0.0
-        self.rows = self.segments = 0
-        self.begun: set[int] = set()  # workers whose first epoch is over: start-up is not counted
-        self.order = count()
-
-    def charged(self, call: Callable[..., Any], *args: Any) -> Any:
-        began = self.clock()
-        result = call(*args)
-        seconds = self.clock() - began
-        self.busy += seconds
-        self.now += seconds
-        return result
-
-    def run(self, done: Callable[[], bool] = lambda: False) -> None:
-        """Until then, or until the study has finished."""
-        while not done():
-            while self.idle and self._start(*self.idle[-1]):
-                self.idle.pop()
-            if not self.events:
-                return
-            ready, _, worker, trial_id, segment, epoch = heapq.heappop(self.events)
-            self.now = max(self.now, ready) + self.ray_seconds[0]
-            self._hear(ready, worker, trial_id, segment, epoch)
-            self.charged(self.stopper.stop_all)
-            self.charged(self.draw)
-
-    def _start(self, since: float, worker: int) -> bool:
-        trial_id, before = f"{next(self.order):x}", self.now
-        self.now = max(self.now, since)
-        config = self.charged(self.searcher.suggest, trial_id)
-        self.proposing += self.now - before
-        if self.searcher.fault:
-            raise self.searcher.fault
-        if not isinstance(config, dict):
-            return False
-        self.now += self.ray_seconds[1]
-        self.segments += 1
-        name, segment = f"node:{worker}", config["segment"]
-        if name not in self.searcher.workers:
-            self.charged(
-                self.searcher.on_trial_result, trial_id, {"worker": name, "actor": object()}
-            )
-        self._train(since, worker, trial_id, segment, segment.known + 1)
-        return True
-
-    def _train(self, since: float, worker: int, trial_id: str, segment: Segment, epoch: int) -> None:
-        seconds = self.epoch_seconds * (0.5 + segment.seed % 1000 / 1000)
-        if worker in self.begun:
-            self.waited += self.now - since
-            self.trained += seconds
-        event = (self.now + seconds, next(self.order), worker, trial_id, segment, epoch)
-        heapq.heappush(self.events, event)
-
-    def _hear(self, ready: float, worker: int, trial_id: str, segment: Segment, epoch: int) -> None:
-        row = answer(segment, epoch, f"node:{worker}", self.epoch_seconds)
-        if row[METRIC] >= segment.keep_above:
-            (self.folder / trial_folder(segment.number) / "best").mkdir(parents=True, exist_ok=True)
-        self.rows += 1
-        self.begun.add(worker)
-        result = {"worker": row["worker"], "rows": [row], "plan": "nothing"}
-        if epoch < segment.until:
-            self.charged(self.searcher.on_trial_result, trial_id, result)
-            self._train(ready, worker, trial_id, segment, epoch + 1)
-            return
-        result["end"] = "reached"
-        self.charged(self.stopper, trial_id, result)
-        self.charged(self.searcher.on_trial_complete, trial_id, result)
-        self.idle.append((ready, worker))
-
-
-# ---- the modes ---------------------------------------------------------------------------------
 
 
 def timed(call: Callable[[], Any]) -> dict[str, float]:
@@ -225,6 +64,10 @@ def timed(call: Callable[[], Any]) -> dict[str, float]:
     call()
     seconds = time.perf_counter() - wall
     return {"seconds": round(seconds, 2), "cpu_seconds": round(time.process_time() - cpu, 2)}
+
+
+def mib(file: Path) -> float:
+    return round(file.stat().st_size / 2**20, 1)
 
 
 def command(*argv: str) -> dict[str, Any]:
@@ -262,8 +105,8 @@ def record(options: argparse.Namespace) -> dict[str, Any]:
         "rows_per_second_all_sent": round(driver.rows / (wall + sent["seconds"]), 1),
         "refused": refused,
         "conclude": concluded,
-        "journal_mib": round((options.folder / NAME / "study.journal").stat().st_size / 2**20, 1),
-        "mlflow_mib": round((options.folder / "mlflow.db").stat().st_size / 2**20, 1),
+        "journal_mib": mib(options.folder / NAME / JOURNAL),
+        "mlflow_mib": mib(options.folder / "mlflow.db"),
     }
 
 
@@ -282,7 +125,9 @@ def commands(options: argparse.Namespace) -> dict[str, Any]:
     where = ["--storage-path", str(options.folder)]
     told = {name: command("-m", "vgg_search", name, NAME, *where) for name in ("status", "report")}
     print(told["status"].pop("said"), told["report"].pop("said"), file=sys.stderr)
-    return told | {"report_mib": round((options.folder / NAME / "report.html").stat().st_size / 2**20, 1)}
+    return told | {
+        "report_mib": round((options.folder / NAME / "report.html").stat().st_size / 2**20, 1)
+    }
 
 
 def waits(options: argparse.Namespace) -> dict[str, Any]:
@@ -403,32 +248,6 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
 # ---- on Ray ------------------------------------------------------------------------------------
 
 
-class AnsweringWorker(tune.Trainable):
-    """Says what a worker says, without torch: a process that starts in a second."""
-
-    def setup(self, config: dict[str, Any], **unused: Any) -> None:
-        self.worker, self.introduced = f"node:{os.getpid()}", False
-        self.reset_config(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.segment = new_config.get("segment")  # none in an empty run
-        self.epoch, self.end = self.segment.known if self.segment else 0, {}
-        return True
-
-    def step(self) -> dict[str, Any]:
-        result: dict[str, Any] = {"worker": self.worker}
-        if not self.introduced:
-            self.introduced = True
-            return result | {"actor": ray.get_runtime_context().current_actor}
-        if self.end or self.segment is None:
-            time.sleep(END_SECONDS if self.end else 0)
-            return result | self.end
-        self.epoch += 1
-        if self.epoch >= self.segment.until:
-            self.end = {"end": "reached"}
-        return result | {"rows": [answer(self.segment, self.epoch, self.worker)]} | self.end
-
-
 class EmptySearcher(Searcher):
     """Proposes nothing so many times: what is left is Ray's own."""
 
@@ -514,11 +333,12 @@ def on_ray(options: argparse.Namespace) -> dict[str, Any]:
             session.search(cluster)
             cpu = time.process_time() - cpu
     growth = (resident_kib() - resident) / options.trials
-    return {"empty_tune": empty, "ours": pace(ends, cpu), "with_mlflow": options.mlflow,
-            "rss_kib_a_trial": round(growth, 1)}
-
-
-# ---- in a browser ------------------------------------------------------------------------------
+    return {
+        "empty_tune": empty,
+        "ours": pace(ends, cpu),
+        "with_mlflow": options.mlflow,
+        "rss_kib_a_trial": round(growth, 1),
+    }
 
 
 def main() -> None:
@@ -530,8 +350,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="to keep what is made (a temporary one)")
     parser.add_argument("--epochs", type=float, nargs="*", default=[1.0, 10.0, 60.0], metavar="S")
     parser.add_argument("--rows", type=int, default=10, help="epochs a worker (10)")
-    parser.add_argument("--ray-ms", type=float, nargs=2, default=[0.0, 0.0], metavar="MS",
-                        help="what Ray needs for a result, and for a segment")
+    parser.add_argument(
+        "--ray-ms",
+        type=float,
+        nargs=2,
+        default=[0.0, 0.0],
+        metavar="MS",
+        help="what Ray needs for a result, and for a segment",
+    )
     parser.add_argument("--traced", action="store_true", help="count Python's memory too: slow")
     parser.add_argument("--mlflow", action="store_true", help="on Ray with MLflow on")
     parser.add_argument("--wall", action="store_true", help="charge wall time: with the disk's")
@@ -539,10 +365,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         options.folder = (options.folder or Path(temporary)).resolve()
         told = MODES[options.mode](options)
-    print(json.dumps({"mode": options.mode, "trials": options.trials, "workers": options.workers, "sampler": options.sampler} | told | environment() | {"load": os.getloadavg()}))
+    print(
+        json.dumps(
+            {
+                "mode": options.mode,
+                "trials": options.trials,
+                "workers": options.workers,
+                "sampler": options.sampler,
+            }
+            | told
+            | environment()
+            | {"load": os.getloadavg()}
+        )
+    )
 
 
-MODES = {f.__name__: f for f in (on_ray, record, resume, commands, waits, proposals, memory)}
+MODES = {f.__name__: f for f in (on_ray, record, resume, commands, waits, proposals, memory, pages)}
 
 if __name__ == "__main__":
     main()
