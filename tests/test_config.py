@@ -177,7 +177,7 @@ def test_a_resumed_study_may_have_other_budgets_cluster_and_tracking(stored: Con
     given = {
         "num_trials": "50", "time_budget": "2h", "gpu_hours": "3", "address": "auto",
         "cpus_per_trial": "2", "gpus_per_trial": "0.5", "max_concurrent": "3",
-        "workers_per_trial": "2", "skip_bad_nodes": "true",
+        "workers_per_trial": "2", "skip_bad_nodes": "true", "insecure_cluster": "true",
         "tracking_uri": "sqlite:///other.db", "experiment": "other",
         "data_dir": "elsewhere", "stop_when_converged": "true", "champions": "3",
         "pick": "num_params<=50000",
@@ -223,7 +223,7 @@ def test_a_stored_experiment_whose_checksum_comes_last_is_read(stored: Config) -
 OTHER = {
     "seed": (1, "0"), "dataset": ("sample", "'auto'"), "resolution": (32, "None"),
     "max_epochs": (7, "4"), "grace_epochs": (2, "1"), "reduction_factor": (4, "3"),
-    "scheduler": ("none", "'asha-promote'"), "sampler": ("random", "'tpe'"),
+    "scheduler": ("none", "'asha-promote'"), "sampler": ("random", "'curves'"),
     "val_images": (1, "None"),
     "batch_size": (64, "128"), "champion_epochs": (1, "12"), "ema": ("false", "True"),
     "precision": ("fp32", "'auto'"), "train_images": (9, "None"),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from vgg_search.champions import Champions, champion_summary
 from vgg_search.config import Config, ConfigError
-from vgg_search.engine.environment import RAY_ENVIRONMENT, environment
+from vgg_search.engine.environment import environment, ray_environment
 from vgg_search.machine import user_environment
 from vgg_search.provenance import provenance
 from vgg_search.stop import StopSignals
@@ -74,7 +74,7 @@ def run(
     `in_python` nothing is left behind in the process, which goes on. Raises InputError before
     anything is written.
     """
-    variables = RAY_ENVIRONMENT | MLFLOW_ENVIRONMENT | user_environment()
+    variables = ray_environment(config, in_python) | MLFLOW_ENVIRONMENT | user_environment()
     with environment(variables), StopSignals(in_python) as stop:
         summary = _run(config, resume, quiet, stop)
         return exit_code(summary, stop.received), summary

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import Field
 
 from vgg_search.cli.arguments import flag, load_config, parse_options, path, resumed_config
-from vgg_search.config import ConfigError, Dataset, Positive
+from vgg_search.config import Config, ConfigError, Dataset, Positive, validated
 from vgg_search.errors import InputError, SearchError, did_you_mean
 from vgg_search.machine import lasting_output, silent_libraries, user_environment
 from vgg_search.storage.addresses import command
@@ -181,6 +181,8 @@ def export(argv: Sequence[str]) -> Result:
     result = exporting.export(folder, options.format, options.out, images)
     difference = f"largest difference in a probability {result['max_difference']:.1e}"
     text = f"{options.out}: {result['bytes']:,} bytes, {difference} on {result['images']} images"
+    if options.format == "pt2":
+        text += "\na pt2 file is a program: load only what you would run (safetensors holds data)"
     return Result(result, text)
 
 
@@ -235,6 +237,7 @@ def _study_folder(options: Namespace, file: str) -> Path:
     ConfigError."""
     runs = local_folder(options.storage_path, "")
     if options.name:
+        validated(Config, {"name": options.name})  # a path would be another folder's
         folder = runs / options.name
         if not (folder / file).is_file():
             raise ConfigError(f"no study named {options.name} in {runs}")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from vgg_search.data.source import DatasetInfo
@@ -75,8 +75,9 @@ def save_model(folder: PathLike, network: VGG, info: DatasetInfo, card: dict[str
 
 
 def save_weights(path: Path, weights: Weights, metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file. Channels-last weights are not contiguous, which it refuses."""
-    save_file({name: t.cpu().contiguous() for name, t in weights.items()}, path, metadata)
+    """A safetensors file. Channels-last weights are not contiguous, which it refuses. Its own
+    `save_file` makes a file that no group can read, whatever the umask."""
+    path.write_bytes(save({name: t.cpu().contiguous() for name, t in weights.items()}, metadata))
 
 
 def load_folder(folder: PathLike) -> tuple[VGG, dict[str, Any]]:
