@@ -27,6 +27,7 @@ for name, value in RAY_ENVIRONMENT.items():  # before any test imports Ray
 
 
 STUDY = "seen"
+STUDY_UMASK = 0o027  # between the usual ones: a group may read, others may not
 STUDY_FLAGS = {
     "num-trials": 5,
     "max-epochs": 3,
@@ -45,7 +46,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     flags = [text for name, value in STUDY_FLAGS.items() for text in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "vgg_search", "run", "--name", STUDY, *flags]
-    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    ran = subprocess.run(
+        command, cwd=folder, umask=STUDY_UMASK, capture_output=True, text=True, timeout=600
+    )
     assert ran.returncode == 0, ran.stderr
     return folder
 

@@ -177,7 +177,7 @@ def test_a_resumed_study_may_have_other_budgets_cluster_and_tracking(stored: Con
     given = {
         "num_trials": "50", "time_budget": "2h", "gpu_hours": "3", "address": "auto",
         "cpus_per_trial": "2", "gpus_per_trial": "0.5", "max_concurrent": "3",
-        "workers_per_trial": "2", "skip_bad_nodes": "true",
+        "workers_per_trial": "2", "skip_bad_nodes": "true", "insecure_cluster": "true",
         "tracking_uri": "sqlite:///other.db", "experiment": "other",
         "data_dir": "elsewhere", "stop_when_converged": "true", "champions": "3",
         "pick": "num_params<=50000",
@@ -197,14 +197,33 @@ def test_a_damaged_stored_experiment_is_refused(stored: Config) -> None:
     path.write_text(changed)
     with pytest.raises(InputError, match=r"config\.yaml is not as it was written: restore it"):
         load("--resume", "old")
-    path.write_text(changed.rpartition("# checksum")[0])  # as the message says
+    path.write_text(changed.partition("\n")[2])  # as the message says
     assert load("--resume", "old").num_trials == 7
+
+
+@pytest.mark.parametrize("size", [0, 9, 70, 100, 500])
+def test_a_stored_experiment_that_was_cut_is_refused(stored: Config, size: int) -> None:
+    """What is left of it could be an experiment: fields that lack would have their defaults."""
+    path = Path("runs/old/config.yaml")
+    path.write_text(with_checksum(stored.dump())[:size])
+    with pytest.raises(InputError, match=r"config\.yaml is not as it was written: restore it"):
+        load("--resume", "old")
+
+
+def test_a_stored_experiment_whose_checksum_comes_last_is_read(stored: Config) -> None:
+    path = Path("runs/old/config.yaml")
+    checksum, _, text = with_checksum(stored.dump()).partition("\n")
+    path.write_text(f"{text}{checksum}\n")
+    assert load("--resume", "old") == stored
+    path.write_text(f"{text}top_k: 3\n{checksum}\n")
+    with pytest.raises(InputError, match=r"config\.yaml is not as it was written"):
+        load("--resume", "old")
 
 
 OTHER = {
     "seed": (1, "0"), "dataset": ("sample", "'auto'"), "resolution": (32, "None"),
     "max_epochs": (7, "4"), "grace_epochs": (2, "1"), "reduction_factor": (4, "3"),
-    "scheduler": ("none", "'asha-promote'"), "sampler": ("random", "'tpe'"),
+    "scheduler": ("none", "'asha-promote'"), "sampler": ("random", "'curves'"),
     "val_images": (1, "None"),
     "batch_size": (64, "128"), "champion_epochs": (1, "12"), "ema": ("false", "True"),
     "precision": ("fp32", "'auto'"), "train_images": (9, "None"),

@@ -5,7 +5,9 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -105,6 +107,25 @@ def test_a_folder_is_claimed_by_one_search(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^name must be a new study's, got 'mine': .* exists"):
         claim(tmp_path / "mine", experiment(name="mine", seed=1), resume=False)
     assert (tmp_path / "mine" / "config.yaml").read_text() == before
+
+
+def test_of_searches_that_claim_a_name_at_once_one_has_it(tmp_path: Path) -> None:
+    together = Barrier(4)
+
+    def claims(place: Path, seed: int) -> bool:
+        together.wait()
+        try:
+            claim(place, experiment(name="mine", seed=seed, storage_path=str(tmp_path)), False)
+        except ConfigError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(20):
+            place = tmp_path / str(number) / "mine"
+            won = list(pool.map(claims, [place] * 4, range(4)))
+            assert sum(won) == 1
+            assert f"seed: {won.index(True)}\n" in (place / "config.yaml").read_text()
 
 
 def test_a_password_is_not_kept(tmp_path: Path) -> None:

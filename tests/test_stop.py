@@ -29,6 +29,18 @@ def test_the_first_signal_stops_the_study(tmp_path: Path, number: signal.Signals
         assert {s: signal.getsignal(s) for s in before} == before
 
 
+def test_what_ray_makes_of_sigterm_while_it_starts_has_our_code() -> None:
+    """`ray.init` sets this handler first, and takes seconds; ours is there again after it."""
+
+    def starting() -> None:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended, StopSignals():
+        starting()
+    assert ended.value.code == 143
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_without_a_study_it_ends_the_process_with_its_code(number: signal.Signals) -> None:
     with StopSignals() as signals:

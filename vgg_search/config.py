@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from vgg_search.errors import InputError, did_you_mean
-from vgg_search.objectives import ACCURACY, Objectives, Pick, check_together
+from vgg_search.objectives import ACCURACY, Objectives, Pick, Sampler, check_together, sampler_for
 from vgg_search.records import AUTO, DATASETS, METRIC, OWN_FILE
 from vgg_search.space.arch import Arch, check_arch
 from vgg_search.space.data_shape import ASSUMED, MOST_SIDE, DataShape
@@ -48,11 +48,12 @@ DEFAULT_SPACE: dict[str, Any] = {
     "hidden_features": {"choices": [64, 128, 256]},
     "num_hidden": 1,
     "batch_norm": [True, False],
-    "dropout": [0.0, 0.3],
+    "dropout": [0.0, 0.5],
     "lr": [0.02, 0.4],
     "weight_decay": [1e-5, 2e-3],
     "max_flops": 20_000_000,
 }
+BASELINE: Arch = ((1, 16), (1, 32), (2, 64))
 
 
 class ConfigError(InputError):
@@ -192,14 +193,10 @@ class Config(Fields):
     """One in so many trials goes on from a rung to the next."""
     scheduler: Literal["asha", "asha-promote", "none"] = "asha-promote"
     """At a rung a trial goes on or ends (asha), or waits to be promoted (asha-promote)."""
-    sampler: Literal["curves", "tpe", "tpe-joint", "random", "gp", "cmaes"] = "tpe"
+    sampler: Sampler = Field(default_factory=sampler_for)
     """Who proposes: curves (a Gaussian process of the learning curves), random, or Optuna's TPE
-    (one dimension at a time, or jointly), GP or CMA-ES."""
-    baseline: Annotated[FromJson[Arch | None], Field(examples=["[[1,16],[1,32],[2,64]]"])] = (
-        (1, 16),
-        (1, 32),
-        (2, 64),
-    )
+    (one dimension at a time, or jointly), GP or CMA-ES; without it curves, or tpe for a front."""
+    baseline: Annotated[FromJson[Arch | None], Field(examples=["[[1,16],[1,32]]"])] = BASELINE
     """Trial 0, trained to the end to compare with: [num_convs, out_channels] a block; or null."""
     enqueue: Annotated[
         FromJson[list[QueuedTrial]], Field(examples=['[{"arch": [[2,32],[2,64]], "lr": 0.1}]'])
@@ -245,6 +242,8 @@ class Config(Fields):
     """Trials at a time; without it, as many as the cluster has room for, as it changes."""
     workers_per_trial: Positive = resumable(1)
     """Processes that train one network together (DDP), each with a trial's CPUs and GPUs."""
+    insecure_cluster: bool = resumable(False)
+    """Join a Ray cluster that asks for no token, though other machines can reach it."""
     skip_bad_nodes: bool = resumable(False)
     """Start without the nodes whose versions or storage are not the driver's."""
 
@@ -295,10 +294,10 @@ class Config(Fields):
     def _fitted(self, resolution: int) -> dict[str, Any]:
         """The default space and baseline at another resolution than the one they were made for: no
         deeper than it allows, and with as many FLOPs a pixel."""
-        most, fields = resolution.bit_length() - 1, type(self).model_fields
+        most = resolution.bit_length() - 1
         fitted: dict[str, Any] = {}
-        if self.baseline and self.baseline == fields["baseline"].default:
-            fitted["baseline"] = self.baseline[:most]
+        if self.baseline == BASELINE:
+            fitted["baseline"] = BASELINE[:most]
         if self.space == DEFAULT_SPACE:
             low, high = DEFAULT_SPACE["num_blocks"]
             max_flops = round(DEFAULT_SPACE["max_flops"] * (resolution / ASSUMED.resolution) ** 2)

@@ -56,9 +56,10 @@ def forecast(config: Config) -> dict[str, Any]:
     expected_trials, seconds = budget.outlook(epochs, epoch_seconds / slots, device_seconds)
     trials = max(1, round(expected_trials))
     device = "GPUs" if on_gpu(config) else "CPU cores"
+    then = "; then the champion" if config.champion_epochs else ""
     print(
         f"about {trials} trials in {duration(round(seconds))} on {slots} workers of this machine "
-        f"({device}), {epochs:.1f} epochs a trial; then the champion"
+        f"({device}), {epochs:.1f} epochs a trial{then}"
     )
     return {"networks": networks, "trials": trials, "search_seconds": round(seconds, 1)}
 

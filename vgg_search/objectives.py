@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_settings import NoDecode
@@ -47,6 +47,12 @@ Objectives = Annotated[
     tuple[str, ...], "NAME,NAME", NoDecode, BeforeValidator(_split), AfterValidator(_known)
 ]
 Pick = Annotated[str, "RULE", AfterValidator(_a_rule)]
+Sampler = Literal["curves", "tpe", "tpe-joint", "random", "gp", "cmaes"]
+
+
+def sampler_for(fields: Mapping[str, Any]) -> Sampler:
+    """Who proposes unless somebody is named, by a `Config`'s fields: `curves` knows no fronts."""
+    return "tpe" if len(fields["objectives"]) > 1 else "curves"
 
 
 def check_together(config: Any) -> None:

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from vgg_search.champions import Champions, champion_summary
 from vgg_search.config import Config, ConfigError
-from vgg_search.engine.environment import RAY_ENVIRONMENT, environment
+from vgg_search.engine.environment import environment, ray_environment
 from vgg_search.machine import user_environment
 from vgg_search.provenance import provenance
 from vgg_search.stop import StopSignals
 from vgg_search.storage.addresses import command, resume_command
-from vgg_search.storage.checksums import with_checksum
+from vgg_search.storage.checksums import read_cards, with_checksum
 from vgg_search.storage.disk import disk_fault, disk_watched
 from vgg_search.storage.folder import (
     CONFIG,
@@ -74,7 +74,7 @@ def run(
     `in_python` nothing is left behind in the process, which goes on. Raises InputError before
     anything is written.
     """
-    variables = RAY_ENVIRONMENT | MLFLOW_ENVIRONMENT | user_environment()
+    variables = ray_environment(config, in_python) | MLFLOW_ENVIRONMENT | user_environment()
     with environment(variables), StopSignals(in_python) as stop:
         summary = _run(config, resume, quiet, stop)
         return exit_code(summary, stop.received), summary
@@ -149,6 +149,7 @@ def run_folder(config: Config, resume: bool) -> Path:
         raise ConfigError(
             f"storage_path must be a folder that can be written to, got {folder.parent}"
         )
+    read_cards(folder)  # of a resumed study; a damaged one is named
     if in_use(folder):  # before anything is started; opening the study makes sure of it
         raise FolderInUseError(folder)
     return folder
@@ -223,8 +224,9 @@ class Session:
     @property
     def seconds_before(self) -> float:
         """What earlier sessions took; of one that was killed it is known how long it searched."""
-        file = self.study.folder / SUMMARY
-        wall_seconds = json.loads(file.read_text()).get("wall_seconds") if file.exists() else 0.0
+        wall_seconds = None
+        with suppress(FileNotFoundError, ValueError):  # there is none yet, or it is damaged
+            wall_seconds = json.loads((self.study.folder / SUMMARY).read_text()).get("wall_seconds")
         return max(wall_seconds or 0.0, self.study.budget.clock)
 
     def open(self) -> None:

@@ -42,6 +42,9 @@ class StopSignals:
         if self and self.study is None and isinstance(error, Exception):
             # What `_handle` raised, in the middle of a library that made an error of its own of it
             raise self._ending(self.received[0]) from error
+        by_ray = isinstance(error, SystemExit) and error.code == signal.SIGTERM
+        if by_ray and not self.in_python:  # its handler, in `ray.init`, makes that the exit code
+            raise self._ending(signal.SIGTERM) from error
 
     def __bool__(self) -> bool:
         return bool(self.received)

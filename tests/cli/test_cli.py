@@ -133,6 +133,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("--resume ../up", "name must be letters"),
     ("--name taken --storage-path elsewhere", "name must be a new study's, got 'taken': "),
 ]
+OUTSIDE = ["..", "../up", "a/../../up", "/tmp", "~/x", "a\0b", "a\n", "-a", "a" * 101]
 DATA_MISTAKES = [
     ("--dataset fashion-mnist --data-dir nowhere", "nowhere"),
     ("--data-dir corrupt", "corrupt"),
@@ -176,6 +177,21 @@ def refused(argv: list[str], text: str, capfd: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(("line", "text"), MISTAKES, ids=[line for line, _ in MISTAKES])
 def test_a_mistake_is_one_line(line: str, text: str, capfd: pytest.CaptureFixture[str]) -> None:
     refused(["run", *line.split()], text, capfd)
+
+
+@pytest.mark.parametrize("command", ["run --name", "run --resume", "status", "report", "sync"])
+def test_a_study_s_name_cannot_lead_out_of_the_run_folders(
+    command: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("up").mkdir()
+    for file in ("study.journal", "outbox.db", "config.yaml"):
+        Path("up", file).touch()
+    for name in OUTSIDE:
+        *words, flag = command.split()
+        argv = [*words, f"{flag}={name}"] if words else [flag, name]
+        if name.startswith("-") and not words:
+            continue  # a flag, and none that there is
+        refused(argv, "name must be letters, digits", capfd)
 
 
 @pytest.mark.parametrize(("line", "text"), DATA_MISTAKES, ids=[line for line, _ in DATA_MISTAKES])

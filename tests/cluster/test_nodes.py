@@ -156,6 +156,32 @@ def test_an_unsound_node_is_named_and_left_out_if_asked(nodes: Any, tmp_path: Pa
         nodes.end(bad)
 
 
+def test_a_cluster_that_asks_for_no_token_is_joined_only_if_asked(tmp_path: Path) -> None:
+    disabled = {"RAY_AUTH_MODE": "disabled"}
+    with LocalNodes(tmp_path) as on:
+        ip = on.start(num_cpus=1, **disabled)
+        code, said = finish(start(tmp_path, on, *flags(name="e"), **disabled), tmp_path)
+        line = f"got {on.address}: whoever reaches {ip} can run programs there; start it with "
+        assert code == 2
+        assert said.startswith("vgg-search: address must be a Ray cluster that asks for a token, ")
+        assert line in said
+        assert len(said.splitlines()) == 1
+        assert not (tmp_path / "runs").exists()
+        joining = flags(name="e", insecure_cluster="true", num_trials=1, champion_epochs=0)
+        assert finish(start(tmp_path, on, *joining, **disabled), tmp_path) == (0, "")
+
+
+def test_a_driver_without_the_token_is_told_how_to_name_it(nodes: Any, tmp_path: Path) -> None:
+    none = {"RAY_AUTH_TOKEN_PATH": "", "HOME": str(tmp_path)}
+    code, said = finish(start(tmp_path, nodes, *flags(name="f"), **none), tmp_path)
+    assert code == 2
+    assert said == (
+        f"vgg-search: address must be a Ray cluster that answers, got {nodes.address}: Token "
+        "authentication is enabled but no authentication token was found; of one that asks for "
+        "a token RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE tell it"
+    )
+
+
 # ---- what comes and goes while a search runs ---------------------------------------------------
 
 

@@ -72,6 +72,28 @@ def svhn(root: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(kind, "split_list", lists)
 
 
+class Payload:
+    """What a malicious file carries: unpickling it writes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_a_pickle_is_read_only_if_it_is_the_published_one(name: str, tmp_path: Path) -> None:
+    """CIFAR's files are pickles, whose digests torchvision has."""
+    kind, trace = getattr(torchvision.datasets, SOURCES[name].kind), tmp_path / "trace"
+    (tmp_path / kind.base_folder).mkdir()
+    for file, *_ in (*kind.train_list, *kind.test_list, (kind.meta["filename"],)):
+        (tmp_path / kind.base_folder / file).write_bytes(pickle.dumps(Payload(trace)))
+    with pytest.raises(DataError, match="must hold cifar"):
+        SOURCES[name].locate(tmp_path, "train")
+    assert not trace.exists()
+
+
 LAYOUTS: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], None], int, int, bool]] = {
     # Name -> (writes the files, channels, classes, whether mirror images are the same)
     "mnist": (lambda p, _: mnist_like(p, "MNIST/raw", "", 0, 10), 1, 10, False),

@@ -222,7 +222,8 @@ This process on Ray Client was started with:
         ),
         (
             "Ray is already\ninitialised",
-            "address must be a Ray cluster that answers, got head:1: Ray is already",
+            "address must be a Ray cluster that answers, got head:1: Ray is already; of one that "
+            "asks for a token RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE tell it",
         ),
     ],
 )

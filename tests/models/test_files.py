@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,17 @@ def test_channels_last_weights_are_saved(tmp_path: Path) -> None:
     torch.testing.assert_close(load_folder(tmp_path)[0].state_dict(), network().state_dict())
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_have_what_the_users_umask_leaves(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        save_model(tmp_path, network(), INFO, {})
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("model.json", "model.safetensors"), 0o666 & ~umask)
+
+
 def test_a_save_that_fails_leaves_the_old_files(saved: Path) -> None:
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     with pytest.raises(ValueError, match="Out of range float values"):
@@ -86,6 +98,7 @@ def cut(folder: Path) -> None:
 def other_weights(folder: Path) -> None:
     save_model(folder.parent / "other", VGG(((1, 4),), hidden_features=16, num_hidden=1), INFO, {})
     (folder.parent / "other" / "model.safetensors").replace(folder / "model.safetensors")
+    edit(folder)
 
 
 def write(name: str, content: bytes) -> Callable[[Path], object]:
@@ -167,7 +180,9 @@ def test_a_pickle_posing_as_checkpoint_is_refused_and_not_run(tmp_path: Path) ->
 
 # Reads files with pickle, whatever the arguments.
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "joblib", "shelve", "marshal"}
-UNSAFE_NAMES = {"read_pickle", "unsafe_load", "full_load", "eval", "exec"}
+UNSAFE_MODULES |= {"cloudpickle"}
+UNSAFE_NAMES = {"read_pickle", "unsafe_load", "full_load", "eval", "exec", "load_model"}
+UNSAFE_NAMES |= {"PackageImporter"}
 
 
 def unsafe_loads(source: str) -> list[str]:
@@ -175,14 +190,16 @@ def unsafe_loads(source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found += [a.name for a in node.names if a.name.split(".")[0] in UNSAFE_MODULES]
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in UNSAFE_MODULES:
-            found.append(str(node.module))
+        if isinstance(node, ast.ImportFrom):
+            names = {(node.module or "").split(".")[0], *(a.name for a in node.names)}
+            found += sorted(names & UNSAFE_MODULES)
         if not isinstance(node, ast.Call):
             continue
         name, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
         wrong = (
-            (name == "torch.load" and given.get("weights_only") != "True")
-            or (name in ("np.load", "numpy.load") and given.get("allow_pickle", "False") != "False")
+            name == "torch.jit.load"
+            or (name == "torch.load" and given.get("weights_only") != "True")
+            or given.get("allow_pickle", "False") != "False"
             or (name in ("yaml.load", "yaml.load_all") and "SafeLoader" not in ast.unparse(node))
             or (isinstance(node.func, ast.Name) and name in UNSAFE_NAMES)
             or name.split(".")[-1] in UNSAFE_NAMES - {"eval", "exec"}
@@ -199,6 +216,10 @@ def unsafe_loads(source: str) -> list[str]:
         ("torch.load(f, weights_only=True)", 0),
         ("np.load(f, allow_pickle=True)", 1),
         ("np.load(f)", 0),
+        ("np.lib.format.read_array(f, allow_pickle=True)", 1),
+        ("torch.jit.load(f)", 1),
+        ("mlflow.pyfunc.load_model(uri)", 1),
+        ("from ray import cloudpickle", 1),
         ("import pickle", 1),
         ("from joblib import load", 1),
         ("pd.read_pickle(f)", 1),

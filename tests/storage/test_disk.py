@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -150,6 +151,32 @@ def test_a_search_ends_at_its_first_error_and_goes_on_when_there_is_room(disk: D
     assert study.propose()
     study.release()
     assert (folder / JOURNAL).read_bytes().endswith(b"\n")
+
+
+@pytest.mark.parametrize("removed", ["study", "runs"])
+def test_a_run_folder_that_is_removed_ends_the_search_in_a_line(
+    tmp_path: Path, removed: str
+) -> None:
+    folder = tmp_path / "runs" / "study"
+    config = experiment(num_trials=50, name="study", storage_path=str(folder.parent))
+    claim(folder, config, resume=False)
+    study = Study(folder, config)
+    study.open()
+    searcher, asked = StudySearcher(study, lambda: 1), 0
+    while isinstance(given := searcher.suggest(str(asked)), dict):
+        if asked == 3:
+            shutil.rmtree(folder if removed == "study" else folder.parent)
+        row = row_at(given["segment"].candidate, given["segment"].until)
+        result = {"worker": "w", "rows": [row], "end": "reached"}
+        searcher.on_trial_complete(str(asked), result)
+        asked += 1
+    study.release()
+    assert asked == 4
+    assert study.stopping
+    line = f"^{folder} was removed while it was worked in$"
+    with pytest.raises(SearchError, match=line), disk_watched(folder, str(folder.parent)):
+        raise searcher.fault or AssertionError
+    assert not folder.exists()
 
 
 def test_a_study_on_a_read_only_disk_can_be_looked_at(disk: Disk) -> None:

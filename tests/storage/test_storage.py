@@ -135,6 +135,18 @@ def test_a_study_goes_on_from_its_copy(bucket: str, tmp_path: Path) -> None:
     assert (there / "study.journal").stat().st_size == longer
 
 
+def test_keys_of_a_bucket_cannot_lead_out_of_the_run_folder(bucket: str, tmp_path: Path) -> None:
+    import boto3
+
+    keys = ["study.journal", "a/b", "../../up", "trials/../../../out", f"/{tmp_path}/abs", "a/./c"]
+    for key in keys:
+        boto3.client("s3").put_object(Bucket="bucket", Key=f"deep/s/{key}", Body=b"x")
+    folder = tmp_path / "x" / "runs" / "s"
+    bring(Place.of(f"{bucket}/deep", "s"), folder)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(files) == [folder / "a" / "b", folder / "study.journal"]
+
+
 def test_what_a_killed_driver_left_of_its_outbox_gives_way(bucket: str, tmp_path: Path) -> None:
     killed, there, here = (tmp_path / name / "s" for name in ("killed", "there", "here"))
     for folder in (killed, there, here):

@@ -7,6 +7,7 @@ from textwrap import wrap
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from vgg_search.config import GROUPS, MOST_USED, Fields
 
@@ -67,7 +68,7 @@ def _flag_entry(name: str, settings: dict[str, Any]) -> Entry:
 
 def _field_entry(name: str, field: FieldInfo) -> Entry:
     text = str(field.description)
-    if field.default is not None and not field.examples:
+    if field.default not in (None, PydanticUndefined) and not field.examples:
         default = str(field.default).lower() if isinstance(field.default, bool) else field.default
         text += f" ({default})"
     word = next((m for m in field.metadata if isinstance(m, str)), None)

@@ -1,7 +1,8 @@
 """Published data sets that torchvision reads, each a row of SOURCES.
 
 MNIST: LeCun et al. 1998; KMNIST: Clanuwat et al., arXiv:1812.01718; EMNIST: Cohen et al.,
-arXiv:1702.05373; CIFAR: Krizhevsky 2009; SVHN: Netzer et al. 2011.
+arXiv:1702.05373; CIFAR: Krizhevsky 2009; SVHN: Netzer et al. 2011. CIFAR's files are pickles, which
+torchvision reads only where their digests are those of the published ones.
 """
 
 import os

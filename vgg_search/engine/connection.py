@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 import vgg_search
 from vgg_search.config import Config, ConfigError
+from vgg_search.engine.environment import LOCAL, address_of
 from vgg_search.machine import cores
 
 # Of the environment of Tune's workers: where the whole job has it, Ray gives them processes that
@@ -22,14 +24,8 @@ from vgg_search.machine import cores
 WORKER_ENVIRONMENT = {"PL_DISABLE_FORK": "1"}
 PACKAGE = Path(vgg_search.__file__).parent
 CONNECT_SECONDS = 10.0
-LOCAL = "local"  # a Ray of our own
 # Of a local Ray under its temporary folder, the longest: time and process have their full width
 RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-
-
-def address_of(config: Config) -> str:
-    """Where the cluster is."""
-    return config.address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 def _check_address(address: str) -> None:
@@ -74,8 +70,24 @@ def refusal(address: str, text: str) -> str:
             f"the cluster at {address} runs Ray {ray} on Python {python}, "
             f"this driver has Ray {own_ray} on Python {own_python}: they must be the same"
         )
-    first = text.strip().splitlines()[0]
-    return f"address must be a Ray cluster that answers, got {address}: {first}"
+    first = text.strip().splitlines()[0].partition(". ")[0].rstrip(".")
+    hint = "of one that asks for a token RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE tell it"
+    return f"address must be a Ray cluster that answers, got {address}: {first}; {hint}"
+
+
+def _check_token(address: str) -> None:
+    """Raises ConfigError where the cluster asks nobody for a token, though others reach it. Ray
+    does not let a driver without one into a cluster that does."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+        return
+    # On any other address, 127.0.0.2 too, Ray listens at all addresses of the machine
+    nodes = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if others := sorted(nodes - {"127.0.0.1", "::1"}):
+        raise ConfigError(
+            f"address must be a Ray cluster that asks for a token, got {address}: whoever reaches "
+            f"{others[0]} can run programs there; start it with RAY_AUTH_MODE=token, or join it "
+            "all the same with --insecure-cluster true"
+        )
 
 
 def runtime_env(address: str) -> dict[str, Any]:
@@ -92,7 +104,8 @@ def ray_cluster(config: Config) -> Iterator[None]:
     """A connection to the cluster of `config.address` or RAY_ADDRESS, else a Ray of our own.
 
     A cluster's workers get this package from here; they need its dependencies installed only.
-    Raises ConfigError where there is no cluster, or one of another Ray or Python.
+    Raises ConfigError where there is no cluster, or one of another Ray or Python, or one that is
+    open to others.
     """
     address = address_of(config)
     _check_address(address)
@@ -112,9 +125,11 @@ def ray_cluster(config: Config) -> Iterator[None]:
             logging_level=logging.CRITICAL,
             runtime_env=runtime_env(address),
         )
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
         raise ConfigError(refusal(address, str(error))) from error
     try:
+        if address != LOCAL and not config.insecure_cluster:
+            _check_token(address)
         yield
     finally:
         _shut_down()

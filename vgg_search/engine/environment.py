@@ -1,8 +1,13 @@
-"""The environment in which Ray and torch are to be imported. Nothing is imported here."""
+"""The environment in which Ray and torch are to be imported. Nothing heavy is imported here."""
 
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
+from vgg_search.config import Config
+
+LOCAL = "local"  # a Ray of our own
 
 # Set before Ray is imported. The record, the terminal and the signals are ours, so Ray keeps its
 # own out of the way; and under `uv run` it is not to build an environment for each worker.
@@ -23,8 +28,27 @@ RAY_ENVIRONMENT = {
 }
 
 
+def address_of(config: Config) -> str:
+    """Where the cluster is."""
+    return config.address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+def ray_environment(config: Config, in_python: bool = False) -> dict[str, str]:
+    """What Ray is to be imported with, for this experiment.
+
+    A Ray of our own runs whatever it is sent: it listens on loopback alone, as it does by itself on
+    macOS, and asks other users of the machine for a token, which no file holds. A process that is
+    not ours (`in_python`) has Ray's own token: of the first one that Ray reads it never lets go.
+    """
+    if address_of(config) != LOCAL:
+        return RAY_ENVIRONMENT
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    return RAY_ENVIRONMENT | loopback | ({} if in_python else token)
+
+
 @contextmanager
-def environment(variables: Mapping[str, str] = RAY_ENVIRONMENT) -> Iterator[None]:
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
     """The variables where they are not set; afterwards without any that came meanwhile, for Ray and
     torch set some of their own."""
     before = set(os.environ)

@@ -21,7 +21,8 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vgg_search.config import Config
-from vgg_search.engine.connection import LOCAL, PACKAGE, address_of
+from vgg_search.engine.connection import PACKAGE
+from vgg_search.engine.environment import LOCAL, address_of
 from vgg_search.errors import DeviceError, InputError, last_line
 from vgg_search.storage.place import Place, StorageError
 

@@ -11,7 +11,7 @@ from vgg_search.space.search_space import dimension_of
 from vgg_search.study.convergence import standard_error
 from vgg_search.study.sampling import random_candidates
 
-RANDOM_TRIALS = 10  # that Optuna's TPE, GP and CMA-ES begin with or learn little from
+RANDOM_TRIALS = 10  # that Optuna's samplers begin with or learn little from, and `curves` nearly so
 DIVERGED_SHARE, TEST_GAP = 0.2, 0.01
 EDGE_SHARE, EDGE_MARGIN = 0.6, 0.05
 DRAWN, BY_CHANCE = 300, 0.01  # random networks of a space; what is rarer among them is no chance

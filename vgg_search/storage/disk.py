@@ -58,6 +58,9 @@ def disk_watched(folder: Path, storage_path: str | None = None) -> Iterator[None
     try:
         yield
     except Exception as error:
+        missing = [str(c.filename) for c in causes(error) if isinstance(c, FileNotFoundError)]
+        if not (folder / CONFIG).exists() and any(n.startswith(f"{folder}/") for n in missing):
+            raise SearchError(f"{folder} was removed while it was worked in") from error
         if (fault := disk_fault(error, folder)) is None:
             raise
         if storage_path is None:

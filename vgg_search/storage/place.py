@@ -126,7 +126,8 @@ class Place:
         return file
 
     def files(self, name: str = "") -> "dict[str, FileInfo]":
-        """The files under folder `name`, by name relative to the root."""
+        """The files under folder `name`, by name relative to the root. Keys of a bucket may be any
+        text: such as lead out of a folder (../x, /x) are nobody's."""
         from pyarrow.fs import FileSelector, FileType
 
         with self._reached():
@@ -134,7 +135,8 @@ class Place:
             where = f"{path}/{name}".rstrip("/")
             selector = FileSelector(where, allow_not_found=True, recursive=True)
             infos = file_system.get_file_info(selector)
-        return {f.path.removeprefix(f"{path}/"): f for f in infos if f.type == FileType.File}
+        files = {f.path.removeprefix(f"{path}/"): f for f in infos if f.type == FileType.File}
+        return {n: f for n, f in files.items() if not {"", ".", ".."} & set(n.split("/"))}
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder and what is in it; it need not be there."""

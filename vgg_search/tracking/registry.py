@@ -1,4 +1,4 @@
-"""A champion as a version of a registered model, in a format that is safe to load.
+"""A champion as a version of a registered model: a pt2 program, and weights that are safe to load.
 
 The alias names the best: it moves only to a model with a higher validation accuracy under the
 same data set and resolution, for accuracies under different ones cannot be ranked; and of several
@@ -72,8 +72,8 @@ def register(
 def _log_pt2(
     client: "MlflowClient", run_id: str, network: "torch.nn.Module", example: "np.ndarray"
 ) -> str:
-    """Logs the network among the artifacts of the run, without pickle; returns its address. What a
-    killed sender has left there is written again.
+    """Logs the network among the artifacts of the run, as a pt2 program, which runs what it holds
+    where it is loaded; returns its address. What a killed sender has left there is written again.
 
     `mlflow.pytorch.log_model` needs the process-wide tracking address and active run, which are the
     user's, and so does the address runs:/ID/model.

@@ -1,0 +1,79 @@
+"""What does the default experiment gain, over the baseline and over random search?
+
+    python experiments/default_gain.py FOLDER [SEEDS]
+
+For each of SEEDS (5) study seeds, three studies in FOLDER: the default experiment; the same with
+`sampler: random`; its baseline alone, whose champion is that network. All three champions train as
+many epochs on all training images, and the test split is read once by each. Without time budget,
+so that a busy machine trains as many epochs as a free one. Studies that have ended are not
+repeated. Cost: an hour and a quarter of two cores. `VGG_SEARCH_DATA_DIR` names the data.
+
+Prints a table of test accuracies and differences, paired by seed, with the 95 % interval of their
+mean (Student's t), and what the search itself warned of.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FLAGS: dict[str, list[str]] = {
+    "search": [],
+    "random": ["--sampler", "random"],
+    "baseline": ["--num-trials", "1", "--max-epochs", "1"],
+}
+COLUMNS = ["seed", *FLAGS, "search - baseline", "search - random", "epochs", "minutes"]
+
+
+def study(folder: Path, kind: str, seed: int) -> dict[str, Any]:
+    """The summary of that study, which is run unless it has ended."""
+    name = f"{kind}-{seed}"
+    summary = folder / "runs" / name / "summary.json"
+    if not summary.exists() or "champion" not in json.loads(summary.read_text()):
+        command = [sys.executable, "-m", "vgg_search.run", "--dataset", "fashion-mnist", "--quiet"]
+        command += ["--seed", str(seed), "--time-budget", "null", *FLAGS[kind]]
+        command += ["--resume", name] if summary.parent.exists() else ["--name", name]
+        with (folder / f"{name}.log").open("a") as log:
+            subprocess.run(command, cwd=folder, stdout=log, stderr=log, check=True)
+    found: dict[str, Any] = json.loads(summary.read_text())
+    return found
+
+
+def interval(values: np.ndarray) -> str:
+    """Mean and the 95 % interval of the mean."""
+    from scipy.stats import t
+
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return f"{values.mean():+.2f} ({values.mean() - half:+.2f} to {values.mean() + half:+.2f})"
+
+
+def main() -> None:
+    folder, seeds = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    print("| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|", flush=True)
+    for seed in range(seeds):
+        found = {kind: study(folder, kind, seed) for kind in FLAGS}
+        row = [100 * found[kind]["champion"]["test_accuracy"] for kind in FLAGS]
+        row += [row[0] - row[2], row[0] - row[1]]
+        rows.append(row)
+        cells = [f"{value:.2f}" for value in row[:3]] + [f"{value:+.2f}" for value in row[3:]]
+        cells += [str(found["search"]["epochs_trained"])]
+        cells += [f"{found['search']['wall_seconds'] / 60:.1f}"]
+        print(f"| {seed} | " + " | ".join(cells) + " |", flush=True)
+    if len(rows) > 1:
+        means = np.array(rows)
+        cells = [f"{value:.2f}" for value in means[:, :3].mean(0)]
+        cells += [interval(means[:, column]) for column in (3, 4)]
+        print("| mean | " + " | ".join(cells) + " | | |")
+    for seed in range(seeds):
+        for line in (folder / f"search-{seed}.log").read_text().splitlines():
+            if line.startswith("warning"):
+                print(f"seed {seed}: {line}")
+
+
+if __name__ == "__main__":
+    main()
