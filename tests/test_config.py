@@ -197,8 +197,27 @@ def test_a_damaged_stored_experiment_is_refused(stored: Config) -> None:
     path.write_text(changed)
     with pytest.raises(InputError, match=r"config\.yaml is not as it was written: restore it"):
         load("--resume", "old")
-    path.write_text(changed.rpartition("# checksum")[0])  # as the message says
+    path.write_text(changed.partition("\n")[2])  # as the message says
     assert load("--resume", "old").num_trials == 7
+
+
+@pytest.mark.parametrize("size", [0, 9, 70, 100, 500])
+def test_a_stored_experiment_that_was_cut_is_refused(stored: Config, size: int) -> None:
+    """What is left of it could be an experiment: fields that lack would have their defaults."""
+    path = Path("runs/old/config.yaml")
+    path.write_text(with_checksum(stored.dump())[:size])
+    with pytest.raises(InputError, match=r"config\.yaml is not as it was written: restore it"):
+        load("--resume", "old")
+
+
+def test_a_stored_experiment_whose_checksum_comes_last_is_read(stored: Config) -> None:
+    path = Path("runs/old/config.yaml")
+    checksum, _, text = with_checksum(stored.dump()).partition("\n")
+    path.write_text(f"{text}{checksum}\n")
+    assert load("--resume", "old") == stored
+    path.write_text(f"{text}top_k: 3\n{checksum}\n")
+    with pytest.raises(InputError, match=r"config\.yaml is not as it was written"):
+        load("--resume", "old")
 
 
 OTHER = {

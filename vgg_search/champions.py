@@ -7,8 +7,8 @@ from optuna.trial import FrozenTrial
 
 from vgg_search.errors import last_line
 from vgg_search.records import EpochRow
+from vgg_search.storage.checksums import read_cards
 from vgg_search.storage.disk import disk_fault
-from vgg_search.storage.folder import read_cards
 from vgg_search.study.study import Study
 from vgg_search.terminal.progress import Progress
 from vgg_search.tracking.recorder import Recorder, champion_key

@@ -136,6 +136,21 @@ def _lasting(stream: Any) -> Any:
 
 
 @contextmanager
+def silent_libraries() -> Iterator[None]:
+    """In the block nothing reaches stderr: libtiff writes there of each damaged file, beside what
+    we say of it."""
+    sys.stderr.flush()
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
+@contextmanager
 def lasting_output() -> Iterator[None]:
     """In the block, stdout and stderr take whatever is written, though nobody may read it."""
     if None in (sys.stdin, sys.stdout, sys.stderr):  # or the next file to be opened is taken for it

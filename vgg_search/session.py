@@ -24,7 +24,7 @@ from vgg_search.machine import user_environment
 from vgg_search.provenance import provenance
 from vgg_search.stop import StopSignals
 from vgg_search.storage.addresses import command, resume_command
-from vgg_search.storage.checksums import with_checksum
+from vgg_search.storage.checksums import read_cards, with_checksum
 from vgg_search.storage.disk import disk_fault, disk_watched
 from vgg_search.storage.folder import (
     CONFIG,
@@ -149,6 +149,7 @@ def run_folder(config: Config, resume: bool) -> Path:
         raise ConfigError(
             f"storage_path must be a folder that can be written to, got {folder.parent}"
         )
+    read_cards(folder)  # of a resumed study; a damaged one is named
     if in_use(folder):  # before anything is started; opening the study makes sure of it
         raise FolderInUseError(folder)
     return folder
@@ -223,8 +224,9 @@ class Session:
     @property
     def seconds_before(self) -> float:
         """What earlier sessions took; of one that was killed it is known how long it searched."""
-        file = self.study.folder / SUMMARY
-        wall_seconds = json.loads(file.read_text()).get("wall_seconds") if file.exists() else 0.0
+        wall_seconds = None
+        with suppress(FileNotFoundError, ValueError):  # there is none yet, or it is damaged
+            wall_seconds = json.loads((self.study.folder / SUMMARY).read_text()).get("wall_seconds")
         return max(wall_seconds or 0.0, self.study.budget.clock)
 
     def open(self) -> None:

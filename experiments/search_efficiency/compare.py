@@ -3,7 +3,6 @@
     python experiments/search_efficiency/compare.py --results FOLDER --first 2000 --seeds 60
     ... --results /tmp/try --seeds 2 --workers 8 --only tpe+promote syne-ASHA      # a try
     ... --results FOLDER --tables-only      # tables and figure of what is there
-    ... --driver      # trials a second, memory over 10,000 trials: a minute
 
 Every search trains 540 epochs on the virtual clock of `simulate.py`, with curves of
 `curve_model.py`. Finished searches are kept in FOLDER and not repeated: runs.csv has one row each,
@@ -35,7 +34,7 @@ from measures import (
     read_rows,
     write_tables,
 )
-from simulate import Ours, Trace, measure_driver, opened, simulate
+from simulate import Ours, Trace, opened, simulate
 
 WORKERS = (2, 8, 64, 1)
 FEW = 20  # seeds of what takes more than 5 seconds of CPU time a search
@@ -132,11 +131,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--results", type=Path, metavar="FOLDER")
     parser.add_argument("--tables-only", action="store_true")
-    parser.add_argument("--driver", action="store_true", help="measure the driver's speed instead")
     options = parser.parse_args()
-    if options.driver:
-        measure_driver()
-        return
     if options.results is None:
         parser.error("--results FOLDER is missing")
     options.results.mkdir(parents=True, exist_ok=True)

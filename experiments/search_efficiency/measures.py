@@ -13,6 +13,7 @@ import gzip
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -166,20 +167,22 @@ def draw(folder: Path, world: Any, names: Iterable[str]) -> None:
     figure, axes = pyplot.subplots(
         1, len(numbers), figsize=(4.2 * len(numbers), 4.6), sharey=True, squeeze=False
     )
-    colours = pyplot.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    colours = pyplot.get_cmap("tab10").colors  # type: ignore[attr-defined]
+    shown: dict[str, Any] = {}  # lines of the legend, each once
     for axis, workers in zip(axes[0], numbers, strict=True):
-        for name, colour in zip(names, colours, strict=False):
+        for name, colour in zip(names, cycle(colours)):
             searches = traces.get((name, workers), {}).values()
             if searches:
                 values = [[value_at(c, share * BUDGET) for share in grid] for c in searches]
                 regret = 100 * (best - np.median(values, axis=0))
                 style = "-" if "-" not in name else "--"
-                axis.plot(100 * grid, regret, style, color=colour, lw=1.8, label=name)
+                (shown[name],) = axis.plot(100 * grid, regret, style, color=colour, lw=1.8)
         axis.set(title=f"{workers} worker{'s' * (workers > 1)}", xlabel="share of the budget, %")
-        axis.set(yscale="log", ylim=(0.3, 30))
+        axis.set(yscale="log", ylim=(0.6, 8), yticks=(1, 2, 4, 8), yticklabels=(1, 2, 4, 8))
+        axis.minorticks_off()
         axis.grid(alpha=0.3, which="both")
     axes[0][0].set_ylabel("median regret of the incumbent, points")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=2 * len(axes[0]), frameon=False)
-    figure.tight_layout(rect=(0, 0.18, 1, 1))
+    rows = {"loc": "lower center", "ncols": 2 * len(axes[0]), "frameon": False}
+    figure.legend(shown.values(), shown.keys(), **rows)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
     figure.savefig(folder / "search_peers.png", dpi=110)

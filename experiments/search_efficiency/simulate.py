@@ -8,7 +8,6 @@ that never waits for all of its workers is given what that is worth.
 
 import heapq
 import math
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from record_curves import experiment
 
 from vgg_search.records import METRIC, diverged
@@ -130,20 +128,3 @@ def simulate(searcher: Searcher, world: World, workers: int, budget: int) -> Tra
         else:
             just_ended = segment.number
     return trace
-
-
-def measure_driver(trials: int = 10_000) -> None:
-    """Trials a second of CPU time by random search, with rows that cost nothing; memory."""
-    began, step, rng = time.process_time(), trials // 10, np.random.default_rng(0)
-    with opened(0, sampler="random", scheduler="asha") as study:
-        while study.trained < trials:
-            segment: Any = study.propose()
-            for epoch in range(segment.known + 1, segment.until + 1):
-                values = {"train_loss": 1.0, "val_loss": 1.0, METRIC: float(rng.random())}
-                study.report(segment.number, {"epoch": epoch, "epoch_seconds": 1.0, **values})
-            study.segment_ended(segment.number)
-            if study.trained % step == 0 and segment.known == 0:
-                speed = step / (time.process_time() - began)
-                memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-                print(f"{study.trained} trials: {speed:.0f} trials/s of CPU time, {memory:.0f} MiB")
-                began = time.process_time()

@@ -137,6 +137,19 @@ def test_a_damaged_entry_is_made_anew(tmp_path: Path, own_cache: Path) -> None:
     assert load(root).digest == first.digest
 
 
+@pytest.mark.parametrize("damage", ["mean", "[]", "5", ""])
+def test_a_card_that_is_damaged_is_made_anew(damage: str, tmp_path: Path, own_cache: Path) -> None:
+    """It says how images are scaled, and where the test split begins."""
+    root = photos(tmp_path / "photos")
+    before = load(root)
+    (card,) = own_cache.rglob(cache.CARD)
+    text = card.read_text()
+    card.write_text(text.replace('"mean": [0.', '"mean": [1.') if damage == "mean" else damage)
+    assert card.read_text() != text
+    assert load(root).info == before.info
+    assert card.read_text() == text
+
+
 def test_the_cache_is_bounded(
     tmp_path: Path,
     own_cache: Path,

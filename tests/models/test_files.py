@@ -98,6 +98,7 @@ def cut(folder: Path) -> None:
 def other_weights(folder: Path) -> None:
     save_model(folder.parent / "other", VGG(((1, 4),), hidden_features=16, num_hidden=1), INFO, {})
     (folder.parent / "other" / "model.safetensors").replace(folder / "model.safetensors")
+    edit(folder)
 
 
 def write(name: str, content: bytes) -> Callable[[Path], object]:

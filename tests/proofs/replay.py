@@ -190,7 +190,7 @@ def replay(folder: Path) -> Counter[str]:
             facts = line["user_attr"] | facts
     budget = {NUM_TRIALS: facts.pop(NUM_TRIALS, config.num_trials), CONVERGES: False}
     facts.pop(CONVERGES, None)
-    memory = Path("/dev/shm")  # where there is one: an fsync a line is for studies that matter
+    memory = Path("/dev/shm")  # where there is one: no disk is to be waited for
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
         study = Study(Path(scratch), config.model_copy(update=budget), facts=facts)
         try:

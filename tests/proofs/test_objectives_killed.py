@@ -7,7 +7,7 @@ import pytest
 from drivers import FLAGS, live, search, trial_runs, wait_for
 from replay import replay
 
-from vgg_search.storage.folder import read_cards
+from vgg_search.storage.checksums import read_cards
 from vgg_search.study.record import read_study, rows_of
 
 START = " ".join(FLAGS).replace("champion-epochs 0", "champion-epochs 1").split()

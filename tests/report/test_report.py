@@ -25,6 +25,7 @@ from vgg_search.report.page import PAGES, make_report, plots, warnings_of
 from vgg_search.report.run import ReportError, load
 from vgg_search.report.space_figures import importance
 from vgg_search.report.warnings import RANDOM_TRIALS
+from vgg_search.storage.checksums import with_checksum, with_checksums
 from vgg_search.study.tables import summarise, write_summary
 
 NAMES = [figure.__name__ for _, figures in PAGES.values() for figure in figures]
@@ -329,6 +330,36 @@ def test_a_broken_file(study: Path, file: str, text: str, match: str) -> None:
     with pytest.raises(InputError, match=match) as error:
         make_report(study)
     assert "\n" not in str(error.value)
+
+
+def test_a_record_that_was_cut_is_named(study: Path) -> None:
+    """Between two lines, so that what is left is a record."""
+    journal = study / "study.journal"
+    whole = make_report(study).read_text()
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[:-1]))  # how the last trial ended
+    make_report(study)
+    journal.write_text("".join(lines[: len(lines) // 2]))
+    with pytest.raises(
+        ReportError, match=r"study\.journal in .* has \d+ epochs, summary\.json \d+; r"
+    ):
+        make_report(study)
+    journal.write_text("".join(lines))
+    assert make_report(study).read_text() == whole
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "champion/model.json"])
+def test_a_flipped_bit_is_named(study: Path, file: str) -> None:
+    config, card = study / "config.yaml", study / "champion" / "model.json"
+    config.write_text(with_checksum(config.read_text()))
+    (card.parent / "model.safetensors").write_bytes(b"weights")
+    card.write_text(json.dumps(with_checksums(json.loads(card.read_text()), card.parent)))
+    make_report(study)
+    content = bytearray((study / file).read_bytes())
+    content[content.index(b"1")] ^= 2
+    (study / file).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{file} is not as it was written: restore it"):
+        make_report(study)
 
 
 def test_a_missing_record(study: Path) -> None:

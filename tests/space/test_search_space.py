@@ -110,6 +110,8 @@ def test_a_block_may_have_dimensions_of_its_own() -> None:
         ({"batch_norm": "yes"}, "space.batch_norm must be true or false, got 'yes'"),
         ({"batch_norm": [0, 1]}, "space.batch_norm must be true or false, got 0"),
         ({"hidden_features": 0}, "space.hidden_features must be an integer >= 1, got 0"),
+        ({"kernel_size": 4}, "space.kernel_size must be an integer odd and >= 1, got 4"),
+        ({"kernel_size": [3, 7]}, "space.kernel_size must be odd and >= 1, got 4 in a range"),
         ({"num_hidden": -1}, "space.num_hidden must be an integer >= 0, got -1"),
         ({"weight_decay": -1e-3}, "space.weight_decay must be >= 0, got -0.001"),
         (
@@ -237,7 +239,7 @@ def test_whatever_is_sampled_can_be_built(dims: dict[str, Any], seed: int) -> No
 def test_costs_are_those_of_the_network(batch_norm: bool, num_hidden: int) -> None:
     made = space(
         num_blocks=[1, 3], num_convs=[1, 2], out_channels=[4, 8, 16], hidden_features=32,
-        batch_norm=batch_norm, num_hidden=num_hidden,
+        batch_norm=batch_norm, num_hidden=num_hidden, kernel_size=[1, 3, 5],
     )  # fmt: skip
     for trial in trials(4):
         candidate = made.sample(trial)

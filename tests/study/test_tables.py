@@ -14,9 +14,9 @@ from vgg_search.study.segment import Segment
 from vgg_search.study.tables import epoch_rows, startup_seconds, summarise, trial_rows, write_tables
 
 COLUMNS = (
-    "number,state,arch,depth,width,num_blocks,hidden_features,num_hidden,batch_norm,dropout,lr,"
-    "weight_decay,batch_size,num_params,flops_per_image,epochs,val_accuracy,best_val_accuracy,"
-    "best_epoch,seconds,started,ended,worker,error"
+    "number,state,arch,depth,width,num_blocks,hidden_features,num_hidden,batch_norm,"
+    "kernel_size,dropout,lr,weight_decay,batch_size,num_params,flops_per_image,epochs,"
+    "val_accuracy,best_val_accuracy,best_epoch,seconds,started,ended,worker,error"
 )
 
 
@@ -47,6 +47,7 @@ def test_a_row_a_trial(trials: list[Any]) -> None:
     expected = {
         "number": 1, "state": "completed", "arch": "1x8", "depth": 1, "width": 8, "num_blocks": 1,
         "lr": 0.9, "weight_decay": 0.0, "dropout": 0.0, "hidden_features": 32, "batch_norm": False,
+        "kernel_size": 3,
         "batch_size": 128, "num_params": params, "flops_per_image": flops, "epochs": 4,
         "val_accuracy": value_at(0.9, 4), "best_val_accuracy": value_at(0.9, 4), "best_epoch": 4,
         "seconds": 8.0, "worker": "node:1", "error": None,

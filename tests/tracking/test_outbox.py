@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from vgg_search.tracking.outbox import Outbox, Row, sending
+from vgg_search.storage.folder import FolderLock
+from vgg_search.tracking.outbox import Outbox, OutboxError, Row, open_database, sending
 
 URI = "http://127.0.0.1:9"
 
@@ -31,7 +32,7 @@ def contents(outbox: Outbox) -> list[tuple[str, str, Any]]:
 
 def sent(outbox: Outbox, run_id: str) -> None:
     """Everything is with the tracker, which called each run so, as a sender leaves it."""
-    with closing(sqlite3.connect(outbox.folder / "outbox.db")) as file, file:
+    with closing(open_database(outbox.folder / "outbox.db")) as file, file:
         file.execute("DELETE FROM rows")
         file.execute("UPDATE runs SET run_id = ?", (run_id,))
 
@@ -226,7 +227,7 @@ def test_what_is_refused_is_counted_and_shown_and_the_rest_stays(
 
 def test_results_are_the_trackers_answers_of_runs_that_it_has(outbox: Outbox) -> None:
     outbox.run("a", "a", {}, {})
-    with closing(sqlite3.connect(outbox.folder / "outbox.db")) as file, file:
+    with closing(open_database(outbox.folder / "outbox.db")) as file, file:
         file.execute("INSERT INTO results VALUES ('a', ?)", (json.dumps({"model_uri": "m:/1"}),))
     assert outbox.results("a") == {}, "of a run that it does not have"
     sent(outbox, "r1")
@@ -277,3 +278,58 @@ def test_outboxes_have_ids_of_their_own(tmp_path: Path) -> None:
     ids = {opened(folder).id for folder in folders}
     assert len(ids) == 2
     assert all(len(name) == 12 for name in ids)
+
+
+def closed(folder: Path) -> Path:
+    """The file of an outbox with some rows."""
+    outbox = opened(folder)
+    outbox.run("a", "a", {"state": "running"}, {"lr": 0.1})
+    outbox.log("a", {"x": 0.5}, 1)
+    return folder / "outbox.db"
+
+
+@pytest.mark.parametrize("bit", [1, 128])  # with the second it is no text
+@pytest.mark.parametrize("text", [b"0.5", b"running", b"127.0.0.1", b'"lr": "0.1"'])
+def test_a_changed_row_is_noticed_whoever_opens_the_outbox(
+    text: bytes, bit: int, tmp_path: Path
+) -> None:
+    file = closed(tmp_path)
+    assert Outbox.stored(tmp_path)["experiment"] == "e"
+    content = bytearray(file.read_bytes())
+    content[content.rindex(text) + len(text) - 2] ^= bit
+    file.write_bytes(content)
+    for opening in (opened, Outbox.stored, sending):
+        with pytest.raises(OutboxError, match=r"outbox\.db is not as it was .*--resume the study"):
+            opening(tmp_path)
+
+
+@pytest.mark.parametrize("size", [3000, 9000])
+def test_one_that_was_cut_is_named(tmp_path: Path, size: int) -> None:
+    with closed(tmp_path).open("r+b") as file:
+        file.truncate(size)
+    for opening in (opened, Outbox.stored, sending):
+        with pytest.raises(OutboxError, match=r"outbox\.db is not as it was written"):
+            opening(tmp_path)
+
+
+def test_an_empty_one_is_of_no_study(tmp_path: Path) -> None:
+    """As of a driver that was killed as it made it, which can be gone on with."""
+    (tmp_path / "outbox.db").touch()
+    assert Outbox.stored(tmp_path) == {}
+    with pytest.raises(OutboxError, match=r"outbox\.db is of no study: restore it"):
+        sending(tmp_path)
+    lock = FolderLock(tmp_path)
+    assert sending(tmp_path) == (0, 0, ())
+    lock.release()
+    assert opened(tmp_path).unsent == 0
+
+
+def test_one_of_an_older_version_has_no_checksums(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "outbox.db")) as file:
+        file.execute("CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT)")
+        values = {"id": "abc", "tracking_uri": URI, "experiment": "e", "study": "s"}
+        file.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
+        file.commit()
+    outbox = opened(tmp_path)
+    outbox.run("a", "a", {}, {})
+    assert (outbox.id, outbox.unsent) == ("abc", 1)

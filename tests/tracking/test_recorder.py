@@ -16,7 +16,8 @@ from vgg_search.data.bundled import SOURCE
 from vgg_search.data.splits import Splits
 from vgg_search.models.files import servable
 from vgg_search.records import EPOCH_METRICS
-from vgg_search.storage.folder import champion_folder, read_cards
+from vgg_search.storage.checksums import read_cards
+from vgg_search.storage.folder import champion_folder
 from vgg_search.storage.mirror import Checkpoints
 from vgg_search.study.segment import Event
 from vgg_search.study.study import Study
@@ -544,6 +545,41 @@ def test_each_epoch_is_put_once(session: Open) -> None:
         assert sorted(values) == epochs
         ends = [row.run for row in opened.tracker.rows() if row.kind == "end"]
         assert sorted(ends) == ["trial/0", "trial/1"]
+
+
+@pytest.mark.parametrize("lost", ["all", "some"])
+def test_an_outbox_that_is_behind_the_record_gets_what_it_lacks(
+    session: Open, tmp_path: Path, lost: str
+) -> None:
+    """As after a power failure. Trials that wait, of a study that has no more to train, are not
+    promoted: that ends them before anything is trained."""
+    given = {"enqueue": trials(0.5, 0.9, 0.7, 0.6, 0.4), "scheduler": "asha-promote"}
+    with session(num_trials=9, **given) as opened:
+        workers = Workers()
+        workers.run(opened.study, turns=3)
+        before = (tmp_path / "s" / "outbox.db").read_bytes()
+        log = (tmp_path / "s" / "outbox.db-wal").read_bytes()
+        workers.run(opened.study, turns=8)
+        assert any(trial.state.is_finished() for trial in opened.study.optuna.trials)
+        begun = range(opened.study.trained)
+    for file in (tmp_path / "s").glob("outbox.db*"):
+        file.unlink()
+    if lost == "some":
+        (tmp_path / "s" / "outbox.db").write_bytes(before)
+        (tmp_path / "s" / "outbox.db-wal").write_bytes(log)
+    with session(num_trials=len(begun), **given) as opened:
+        rows = opened.tracker.rows()
+        ended = {row.run for row in rows if row.kind == "end"}
+        put = {
+            (row.run, item[3])
+            for row in rows
+            if row.kind == "batch"
+            for item in row.body
+            if item[1] == "val_accuracy"
+        }
+        recorded = {(f"trial/{n}", row["epoch"]) for n in begun for row in opened.study.rows(n)}
+        assert len(ended) > 1
+        assert put == recorded
 
 
 def test_a_study_whose_outbox_was_removed_is_put_anew(

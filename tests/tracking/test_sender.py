@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ from mlflow.entities import Run
 
 from vgg_search.storage.addresses import masked, without_password
 from vgg_search.tracking.mlflow_adapter import address, connected
-from vgg_search.tracking.outbox import Outbox, Row
+from vgg_search.tracking.outbox import Outbox, Row, open_database
 from vgg_search.tracking.registry import fetch_champion
 from vgg_search.tracking.sender import MlflowTracker, calls, sync
 
@@ -87,14 +86,14 @@ def send(tracker: MlflowTracker) -> None:
 
 def on_file(tracker: MlflowTracker, statement: str, *values: Any) -> None:
     """Changes an outbox behind its back, as a kill or an older version leaves it."""
-    with closing(sqlite3.connect(tracker.folder / "outbox.db")) as outbox, outbox:
+    with closing(open_database(tracker.folder / "outbox.db")) as outbox, outbox:
         outbox.execute(statement, values)
 
 
 def refusals(tracker: MlflowTracker) -> list[tuple[Row, str]]:
     """Rows, or parts of them, that the tracker will never take, and why."""
     query = "SELECT id, time, run, kind, body, error FROM refused ORDER BY id, body"
-    with closing(sqlite3.connect(tracker.folder / "outbox.db")) as outbox:
+    with closing(open_database(tracker.folder / "outbox.db")) as outbox:
         rows = outbox.execute(query).fetchall()
     return [(Row(*values[:4], json.loads(values[4])), error) for *values, error in rows]
 
@@ -321,7 +320,7 @@ def test_kill_9_while_sending_loses_and_repeats_nothing(make, tmp_path, uri):
     child = in_process(PUT_AND_DIE, str(folder), uri)
     assert child.stdout
     assert child.stdout.readline() == "put\n"
-    outbox = sqlite3.connect(folder / "outbox.db")
+    outbox = open_database(folder / "outbox.db")
     (put,) = outbox.execute("SELECT count(*) FROM rows").fetchone()
     while outbox.execute("SELECT count(*) FROM rows").fetchone()[0] > put * 0.8:
         assert child.poll() is None

@@ -88,14 +88,17 @@ def test_parameters_counted_by_hand():
         assert VGG(NOTEBOOK_ARCH, resolution=224).num_params == 128_806_154
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize(("batch_norm", "kernel_size"), [(False, 3), (True, 3), (True, 5)])
 @pytest.mark.parametrize("num_hidden", [0, 1, 2])
 @pytest.mark.parametrize(
     ("arch", "resolution"),
     [(((1, 6),) * blocks, 28) for blocks in (1, 2, 3, 4)] + [(((2, 4),) * 5, 32), (((3, 5),), 9)],
 )
-def test_every_network_counts_learns_and_has_its_shape(arch, resolution, num_hidden, batch_norm):
+def test_every_network_counts_learns_and_has_its_shape(
+    arch, resolution, num_hidden, batch_norm, kernel_size
+):
     options = {"hidden_features": 12, "num_hidden": num_hidden, "batch_norm": batch_norm}
+    options["kernel_size"] = kernel_size
     network = build({"arch": arch, "resolution": resolution, "dropout": 0.0, **options}, seed=0)
     images = torch.randn(8, 1, resolution, resolution)
     shapes = []

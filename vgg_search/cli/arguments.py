@@ -189,9 +189,13 @@ def resumed_config(changes: Config, name: str) -> Config | None:
         raise ConfigError(f"no study named {name} in {path}")
     check_text(folder / CONFIG)
     # A run folder that was renamed is the study of its new name
-    stored = validated(Config, read_yaml(folder / CONFIG) | {"name": name})
+    try:
+        stored = validated(Config, read_yaml(folder / CONFIG) | {"name": name})
+    except ConfigError as error:
+        raise ConfigError(f"{folder / CONFIG}: {error}; restore it (MLflow has a copy)") from None
     if (folder / OUTBOX).is_file() and not os.environ.get("MLFLOW_TRACKING_URI"):
-        fields = {"tracking_uri": Outbox.stored(folder)["tracking_uri"]} | fields
+        own = Outbox.stored(folder)  # nothing, if the driver was killed as it made it
+        fields = {name: own[name] for name in ("tracking_uri",) if name in own} | fields
     config = validated(Config, stored.model_dump() | fields)
     _check_same_study(stored, config)
     return config

@@ -20,7 +20,7 @@ from pydantic import Field
 from vgg_search.cli.arguments import flag, load_config, parse_options, path, resumed_config
 from vgg_search.config import Config, ConfigError, Dataset, Positive, validated
 from vgg_search.errors import InputError, SearchError, did_you_mean
-from vgg_search.machine import lasting_output, user_environment
+from vgg_search.machine import lasting_output, silent_libraries, user_environment
 from vgg_search.storage.addresses import command
 from vgg_search.storage.disk import disk_watched
 from vgg_search.storage.folder import JOURNAL, OUTBOX, local_folder, new_name
@@ -69,7 +69,8 @@ def predict(argv: Sequence[str]) -> Result:
     from vgg_search.models import evaluation
 
     model = load(options.model, options.storage_path, options.tracking_uri)
-    rows = evaluation.predict(model, options.images)
+    with silent_libraries():
+        rows = evaluation.predict(model, options.images)
     problems = [f"{row['file']} {row['error']}" for row in rows if "error" in row]
     line = "{file}: {class} {probability:.3f} ({assumed})"
     lines = [line.format_map(row) for row in rows if "error" not in row]

@@ -22,6 +22,7 @@ MOST_BYTES = 20 * 10**9  # of all entries; the least recently used go first
 VERSION = "1"  # of how images are decoded and stored
 UNFINISHED = ".part"
 IMAGES, LABELS, CARD = "images.npy", "labels.npy", "card.json"
+DIGEST = "sha256"  # on the card, of the card and the arrays
 
 log = logging.getLogger("vgg_search")
 
@@ -87,23 +88,25 @@ def _make(place: Path, build: Callable[[Path], dict[str, Any]]) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
     unfinished.mkdir()
     try:
-        card = build(unfinished) | {"sha256": _digest(unfinished)}
-        (unfinished / CARD).write_text(json.dumps(card))
+        card = build(unfinished)
+        digest = {DIGEST: _digest(unfinished, card)}
+        (unfinished / CARD).write_text(json.dumps(card | digest))
         unfinished.rename(place)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _is_sound(place: Path) -> bool:
-    """Whether the entry is there and its images are those that were written."""
+    """Whether the entry is there and all of it is as it was written."""
     try:
-        return bool(json.loads((place / CARD).read_text())["sha256"] == _digest(place))
-    except (OSError, ValueError, KeyError):
+        card = dict(json.loads((place / CARD).read_text()))
+        return bool(card.pop(DIGEST) == _digest(place, card))
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _digest(place: Path) -> str:
-    digest = hashlib.sha256((place / LABELS).read_bytes())
+def _digest(place: Path, card: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(card).encode() + (place / LABELS).read_bytes())
     with (place / IMAGES).open("rb") as file:
         while part := file.read(2**24):
             digest.update(part)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vgg_search.data.source import DatasetInfo
 from vgg_search.errors import InputError
 from vgg_search.records import AUTO
-from vgg_search.storage.checksums import check_card, with_checksums
+from vgg_search.storage.checksums import RESTORE, check_card, with_checksums
 from vgg_search.storage.folder import CARD, WEIGHTS, replacing
 from vgg_search.training.inference import prepare
 from vgg_search.training.model import VGG
@@ -27,6 +27,7 @@ PathLike = str | Path
 # Fields of DatasetInfo on a card
 IMAGES = ("side", "flip", "light_on_dark", "drawn_test", "max_images", "skip_broken")
 Weights = dict[str, Tensor]
+CURE = f"{RESTORE}, or export the model again"
 
 
 class ModelError(InputError):
@@ -92,22 +93,21 @@ def load_folder(folder: PathLike) -> tuple[VGG, dict[str, Any]]:
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             header = opened.metadata() or {}
         card = json.loads(header[CARD] if source == file else source.read_text(encoding="utf-8"))
+        if source != file and (changed := check_card(card, folder)):
+            raise ModelError(f"{changed} in {folder} is not as it was written: {CURE}")
         network = VGG(**card["options"]).eval()
         info_of(card)
+    except ModelError:
+        raise
     except OSError as error:
         missing = source if file.exists() else file
         raise ModelError(f"{missing} is missing or not readable") from error
     except SafetensorError as error:
-        raise ModelError(f"{file} must be a whole safetensors file: {error}") from error
+        raise ModelError(f"{file} must be a whole safetensors file: {error}; {CURE}") from error
     except (KeyError, TypeError, ValueError) as error:
         rule = f"{source} must hold a model's card (JSON: options, normalisation, classes)"
-        raise ModelError(f"{rule}, got {error!r}") from error
+        raise ModelError(f"{rule}, got {error!r}; {CURE}") from error
     _load_weights(network, weights, file)
-    if source != file and (changed := check_card(card, folder)):
-        raise ModelError(
-            f"{changed} in {folder} is not as it was written: restore it (MLflow has a copy of a "
-            "champion), or export the model again"
-        )
     return network, card
 
 

@@ -14,12 +14,14 @@ from vgg_search.errors import InputError
 from vgg_search.records import METRIC, UNTRAINED, EpochRow
 from vgg_search.space.data_shape import ASSUMED
 from vgg_search.space.search_space import Space
+from vgg_search.storage.checksums import check_text, read_cards
 from vgg_search.storage.folder import CARD, CHAMPION, CONFIG, JOURNAL, SUMMARY
 from vgg_search.study.record import candidate_of, read_trials, rows_of
 from vgg_search.study.tables import trial_rows
 
 Row = dict[str, Any]
 TOP_SHARE, TOP_LEAST = 0.2, 5
+CURE = "restore it from a copy, or --resume the study, which goes on and writes its results anew"
 
 
 class ReportError(InputError):
@@ -114,16 +116,19 @@ class Run:
 def _content(folder: Path, file: str) -> Content:
     """A JSON or YAML file of the run folder."""
     try:
+        check_text(folder / file)
         text = (folder / file).read_text("utf-8")
         if file.endswith(".json"):
             content = json.loads(text, object_hook=lambda part: Content(file, part))
         else:
             content = yaml.safe_load(text)
+    except InputError:
+        raise
     except OSError as error:
         raise ReportError(f"cannot read {file} in {folder}: {error}") from None
     except (ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ReportError(f"{file} in {folder} cannot be parsed: {reason}") from None
+        raise ReportError(f"{file} in {folder} cannot be parsed: {reason}; {CURE}") from None
     if not isinstance(content, dict):
         raise ReportError(f"{file} must be a map, got {content!r:.60}")
     return Content(file, content)
@@ -137,6 +142,7 @@ def load(folder: Path) -> Run:
         space = Space(spec, int(resolution or ASSUMED.resolution), int(batch_size))
     except (TypeError, ValueError) as error:
         raise ReportError(f"{CONFIG}: {error}") from None
+    read_cards(folder)  # damaged ones are named
     card = _content(folder, f"{CHAMPION}/{CARD}") if summary["champion"] else None
     try:
         trials = read_trials(folder)
@@ -149,4 +155,7 @@ def load(folder: Path) -> Run:
     params = {n: {**c.params(), **c.block_params()} for n, c in candidates.items()}
     trained = [n for n, row in proposals.items() if row["state"] not in UNTRAINED]
     curves = {n: rows for n in trained if (rows := rows_of(trials[n]))}
+    epochs, told = sum(map(len, curves.values())), summary["epochs_trained"]
+    if epochs < told:  # as of a record that was cut between two lines
+        raise ReportError(f"{JOURNAL} in {folder} has {epochs} epochs, {SUMMARY} {told}; {CURE}")
     return Run(folder, config, summary, card, space, proposals, params, curves)

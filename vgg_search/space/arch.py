@@ -61,6 +61,7 @@ def network_costs(
     hidden_features: int = 4096,
     num_hidden: int = 2,
     batch_norm: bool = False,
+    kernel_size: int = 3,
     dropout: float = 0.0,  # noqa: ARG001  has no weights
 ) -> tuple[int, int]:
     """(trainable parameters, FLOPs of one image's forward pass), for the arguments of `VGG`.
@@ -71,7 +72,7 @@ def network_costs(
     channels, side = in_channels, resolution
     for num_convs, out_channels in arch:
         for _ in range(num_convs):
-            weights = 9 * channels * out_channels
+            weights = kernel_size**2 * channels * out_channels
             # Before a batch norm there is no bias; the norm has a scale and a shift
             num_params += weights + out_channels * (2 if batch_norm else 1)
             flops += 2 * weights * side * side

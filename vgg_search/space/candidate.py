@@ -45,6 +45,9 @@ class Candidate:
     batch_norm: bool = dimension(
         bool, "true or false", lambda v: isinstance(v, bool), default=False
     )
+    kernel_size: int = dimension(
+        int, "odd and >= 1", lambda v: v >= 1 and v % 2 == 1, default=3, floor=1
+    )
     dropout: float = dimension(float, "in [0, 1)", lambda v: 0 <= v < 1, default=0.5, floor=0.0)
     lr: float = dimension(float, "> 0", lambda v: v > 0, log=True, part=RECIPE)
     weight_decay: float = dimension(

@@ -112,6 +112,8 @@ def parse_dim(name: str, row: Dimension, spec: Any) -> Dim:
         return Dim(row.kind, tuple(dict.fromkeys(values)))
     if low > high:
         raise ValueError(f"space.{name} must have low <= high, got [{low}, {high}]")
+    if row.kind is int and not row.holds(low + 1):
+        raise ValueError(f"space.{name} must be {row.rule}, got {low + 1} in a range")
     if log_required and low <= 0:
         raise ValueError(f"space.{name} on a log scale must have low > 0, got {low}")
     return Dim(row.kind, (), low, high, log and low > 0)

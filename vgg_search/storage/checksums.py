@@ -6,24 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from vgg_search.errors import InputError
-from vgg_search.storage.folder import CARD, WEIGHTS
+from vgg_search.storage.folder import CARD, WEIGHTS, champion_folder
 
-LINE = "# checksum "  # the last line of a text
+LINE = "# checksum "  # how a line of a text begins: the first, which stays where the text is cut
 KEY = "checksums"  # of a card
+RESTORE = "restore it (MLflow has a copy of a champion)"
 
 
 def with_checksum(text: str) -> str:
-    """A text of lines, and a comment that has its checksum."""
-    return f"{text}{LINE}{_sha256(text.encode())}\n"
+    """A text of lines, after a comment that has its checksum."""
+    return f"{LINE}{_sha256(text.encode())}\n{text}"
 
 
 def check_text(path: Path) -> None:
-    """Raises InputError if a text is not as `with_checksum` made it. One without is not checked."""
-    text, _, checksum = path.read_bytes().rpartition(LINE.encode())
-    if checksum and text and _sha256(text) != checksum.strip().decode(errors="replace"):
+    """Raises InputError if a text is not as `with_checksum` made it, or is nothing but comments;
+    one without a checksum is not checked otherwise."""
+    content = path.read_bytes()
+    before, line, rest = content.partition(LINE.encode())
+    checksum, _, after = rest.partition(b"\n")
+    is_text = any(not line.startswith(b"#") for line in content.splitlines())
+    if not is_text or (line and checksum != _sha256(before + after).encode()):
         raise InputError(
             f"{path} is not as it was written: restore it (MLflow has a copy), or, if it is meant "
-            "so, remove its last line"
+            f"so, remove the line that begins with '{LINE.strip()}'"
         )
 
 
@@ -40,6 +45,28 @@ def check_card(card: dict[str, Any], folder: Path) -> str | None:
     if not isinstance(written, dict):
         return CARD
     return next((name for name in now if written.get(name) != now[name]), None)
+
+
+def read_card(folder: Path, cure: str) -> dict[str, Any]:
+    """The card of the model in a folder. Raises InputError if it or the weights beside it are not
+    as they were written."""
+    try:
+        card = dict(json.loads((folder / CARD).read_text("utf-8")))
+        changed = check_card(card, folder)
+    except (TypeError, ValueError):
+        changed = CARD
+    if changed:
+        raise InputError(f"{folder / changed} is not as it was written: {RESTORE}, or {cure}")
+    return card
+
+
+def read_cards(folder: Path) -> list[dict[str, Any]]:
+    """The cards of the champions that a run folder holds, by place. Raises InputError."""
+    cards: list[dict[str, Any]] = []
+    while ((place := champion_folder(folder, len(cards) + 1)) / CARD).exists():
+        cure = f"remove {place} and --resume {folder.name}, which trains it anew"
+        cards.append(read_card(place, cure))
+    return cards
 
 
 def _checksums(card: dict[str, Any], folder: Path) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """The names of what lies in a run folder, and the lock of the driver that works in it."""
 
 import fcntl
-import json
 import os
 import re
 import time
@@ -9,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from vgg_search.errors import InputError
 
@@ -80,14 +79,6 @@ def trial_folder(number: int | str) -> str:
 def champion_folder(folder: Path, place: int = 1) -> Path:
     """Where a run folder has its champion, or the second, third... of several."""
     return folder / (CHAMPION if place == 1 else f"{CHAMPION}-{place}")
-
-
-def read_cards(folder: Path) -> list[dict[str, Any]]:
-    """The cards of the champions that a run folder holds, by place."""
-    cards: list[dict[str, Any]] = []
-    while (file := champion_folder(folder, len(cards) + 1) / CARD).exists():
-        cards.append(json.loads(file.read_text()))
-    return cards
 
 
 @contextmanager

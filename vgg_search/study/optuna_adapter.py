@@ -3,6 +3,7 @@
 - A trial found RUNNING in a journal is taken up again: `optuna.Trial(study, id)`, and its private
   copy of the record where its proposal has to be drawn anew.
 - A value at an epoch can be recorded with several objectives too.
+- A live trial's attributes can be read without a copy of them all.
 - A sampler sees the study otherwise than the record has it: it asks the storage for all trials, so
   the storage answers with a view. Constraints are kept in system attributes.
 """
@@ -11,6 +12,7 @@ import copy
 import math
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
@@ -31,6 +33,7 @@ class Journal(JournalStorage):
     costs: Sequence[str] = ()
     _view: tuple[Container[int], bool] | None = None
     _shown: list[FrozenTrial] | None = None
+    _enqueued: list[FrozenTrial] | None = None  # not yet taken
 
     @contextmanager
     def sampling(self, waiting: Container[int], values_only: bool) -> Iterator[None]:
@@ -44,6 +47,10 @@ class Journal(JournalStorage):
     def get_all_trials(self, study_id, deepcopy=True, states=None):  # type: ignore[no-untyped-def]
         if self._view is None:
             return super().get_all_trials(study_id, deepcopy, states)
+        if states == (TrialState.WAITING,):  # asked for at each proposal: what is enqueued
+            if self._enqueued != []:  # all of it comes before the first proposal
+                self._enqueued = super().get_all_trials(study_id, deepcopy, states)
+            return self._enqueued
         if self._shown is None:  # hundreds are asked for once a dimension
             waiting, values_only = self._view
             trials = [*self.warm_start]
@@ -86,6 +93,12 @@ def _last_scores(trial: FrozenTrial, costs: Sequence[str]) -> list[float] | None
         return None
     value = trial.intermediate_values[trial.last_step]
     return [value, *(math.log(trial.user_attrs[name]) for name in costs)]
+
+
+def attributes(trial: optuna.Trial) -> dict[str, Any]:
+    """User attributes of a live trial, not to be changed: `Trial.user_attrs` copies them deeply, a
+    row an epoch among them, each time that it is asked."""
+    return trial._cached_frozen_trial.user_attrs
 
 
 def report(trial: optuna.Trial, value: float, epoch: int) -> None:

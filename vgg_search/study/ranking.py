@@ -2,7 +2,7 @@
 
 import math
 from bisect import insort
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from vgg_search.objectives import KNEE
@@ -26,7 +26,7 @@ class Ranking:
         self,
         number: int,
         state: str,
-        rows: list[EpochRow],
+        rows: Iterable[EpochRow],
         value: float | None,
         costs: Vector = (),
     ) -> None:

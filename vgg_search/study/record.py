@@ -73,7 +73,8 @@ def read_trials(folder: Path) -> list[FrozenTrial]:
     if study is None:
         path = folder / JOURNAL
         if path.is_file():
-            raise StudyError(f"no study in {path} yet")
+            rule = f"if no search runs, restore it from a copy, or --resume {folder.name} anew"
+            raise StudyError(f"no study in {path} yet: {rule}")
         raise StudyError(f"no study in {folder}: {JOURNAL} is missing")
     return study.get_trials(deepcopy=False)
 

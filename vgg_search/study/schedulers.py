@@ -177,7 +177,7 @@ class Asha(Scheduler):
             order, here = self._order[epoch], self.values[epoch]
             most = len(order) + to_come
             if most // self.reduction_factor < len(order):  # else all have a place
-                most += sum(number not in here for number in {*live}.difference(ended))
+                most += len({*live}.difference(ended, here))
                 places = most // self.reduction_factor
                 beyond = [n for n in order[places:] if self.waiting.get(n) == epoch]
                 if beyond and len(here[beyond[0]]) > 1:

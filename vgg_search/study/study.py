@@ -24,7 +24,7 @@ from vgg_search.storage.folder import FolderLock
 from vgg_search.study import record
 from vgg_search.study.budget import Budget
 from vgg_search.study.convergence import Outlook, outlook
-from vgg_search.study.optuna_adapter import draw_again, reattach
+from vgg_search.study.optuna_adapter import attributes, draw_again, reattach
 from vgg_search.study.ranking import Ranking
 from vgg_search.study.sampling import PROPOSING, VALUES_ONLY, make_sampler, trial_seed
 from vgg_search.study.schedulers import STOP, WAIT, make_scheduler
@@ -72,7 +72,7 @@ class Study:
         self._live: dict[int, optuna.Trial] = {}  # queued, running or waiting
         self._queue: deque[Segment] = deque()
         self._deaths: Counter[int] = Counter()
-        self._rows: dict[int, dict[int, EpochRow]] = {}
+        self._rows: dict[int, dict[int, EpochRow]] = {}  # none of what has ended: the record has it
         self._done: dict[Any, int] = {}  # by candidate
 
     def open(self) -> None:
@@ -218,13 +218,13 @@ class Study:
 
     def _prepare(self, trial: optuna.Trial) -> Segment | None:
         """Let a trial be sampled; None if there is nothing to train: the trial is ended."""
-        arch = trial.user_attrs.get("given_arch")
+        arch = attributes(trial).get("given_arch")
         with self._sampling():
             candidate = self.space.sample(trial, arch and as_arch(arch))
         seed = trial_seed(self.config.seed, trial.number)
         record.write_proposal(trial, self.space.describe(candidate), seed)
         # A trial by hand is trained whatever it costs
-        excess = {} if trial.user_attrs.get("by_hand") else self.space.excess(candidate)
+        excess = {} if attributes(trial).get("by_hand") else self.space.excess(candidate)
         twin = self._done.get(candidate)
         if twin is None and all(value <= 0 for value in excess.values()):
             self._untrained_in_a_row = 0
@@ -241,9 +241,10 @@ class Study:
 
     def _segment(self, number: int, until: int) -> Segment:
         trial = self._live[number]
-        if trial.user_attrs.get("until") != until:
+        attrs = attributes(trial)
+        if attrs.get("until") != until:
             trial.set_user_attr("until", until)
-        attrs, last_epoch = trial.user_attrs, max(self._rows[number], default=0)
+        last_epoch = max(self._rows[number], default=0)
         candidate = self.space.kind.from_dict(attrs["candidate"])
         keep_above = self.ranking.keep_above()
         return Segment(number, candidate, attrs["seed"], until, last_epoch, keep_above)
@@ -275,7 +276,7 @@ class Study:
         self.prune_unpromotable()
 
     def _arrived(self, number: int, epoch: int) -> None:
-        attrs, value = self._live[number].user_attrs, self._rows[number][epoch][METRIC]
+        attrs, value = attributes(self._live[number]), self._rows[number][epoch][METRIC]
         costs = record.costs_of(attrs, self.config.objectives)
         verdict = self.scheduler.arrived(number, epoch, value, costs)
         if "baseline" in attrs and epoch < self.config.max_epochs:
@@ -289,9 +290,10 @@ class Study:
 
     def _tell(self, number: int, state: str, error: str | None = None) -> None:
         trial, value = self._live[number], None
-        costs = record.costs_of(trial.user_attrs, self.config.objectives)
+        attrs = attributes(trial)
+        costs = record.costs_of(attrs, self.config.objectives)
         if state == "duplicate":
-            twin = self.optuna.get_trials(deepcopy=False)[trial.user_attrs["duplicate_of"]]
+            twin = self.optuna.get_trials(deepcopy=False)[attrs["duplicate_of"]]
             record.copy_values(trial, twin)
             value = record.value_of(twin)
         if error:
@@ -304,7 +306,7 @@ class Study:
             value = self._rows[number][self.config.max_epochs][METRIC]
         record.tell(self.optuna, trial, None if value is None else (value, *costs))
         if state not in UNTRAINED:
-            self._finished(number, trial.user_attrs, value)
+            self._finished(number, attrs, value)
         self._announce("skipped" if state in UNTRAINED else "ended", number)
         del self._live[number]
 
@@ -312,7 +314,8 @@ class Study:
         candidate = self.space.kind.from_dict(attrs["candidate"])
         self._done[candidate] = min(number, self._done.get(candidate, number))
         costs = record.costs_of(attrs, self.config.objectives)
-        self.ranking.add(number, attrs["state"], self.rows(number), value, costs)
+        self.ranking.add(number, attrs["state"], self._rows[number].values(), value, costs)
+        self._rows[number] = {}
 
     def crowned(self) -> list[int]:
         """The trials that are to become champions, by place; fewer than asked for where few were
@@ -323,8 +326,12 @@ class Study:
 
     def rows(self, number: int) -> list[EpochRow]:
         """A trial's rows so far, in order."""
-        return [row for _, row in sorted(self._rows[number].items())]
+        rows = self._rows[number]
+        if not rows:
+            rows = record.rows_by_epoch(self.optuna.get_trials(deepcopy=False)[number])
+        return [row for _, row in sorted(rows.items())]
 
     def _announce(self, kind: EventKind, number: int, row: EpochRow | None = None) -> None:
+        event = Event(kind, number, {**attributes(self._live[number])}, row)
         for listener in self.listeners:
-            listener(Event(kind, number, self._live[number].user_attrs, row))
+            listener(event)

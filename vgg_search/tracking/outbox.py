@@ -9,41 +9,73 @@ import json
 import logging
 import math
 import os
+import re
 import sqlite3
 import threading
 import time
 import uuid
 import weakref
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vgg_search.errors import InputError
 from vgg_search.storage.addresses import sqlite_address, without_password
-from vgg_search.storage.folder import OUTBOX
+from vgg_search.storage.folder import OUTBOX, in_use
 from vgg_search.tracking.mlflow_adapter import address, database
 from vgg_search.tracking.tracker import Status, Tracker
 
-TABLES = """
-PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT);
-CREATE TABLE IF NOT EXISTS runs (
-    key TEXT PRIMARY KEY, name TEXT, parent TEXT REFERENCES runs, time INT, params TEXT, open INT,
-    run_id TEXT);
-CREATE TABLE IF NOT EXISTS rows (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, time INT, run TEXT REFERENCES runs, kind TEXT, body TEXT);
-CREATE INDEX IF NOT EXISTS rows_of_a_run ON rows (run);
-CREATE TABLE IF NOT EXISTS refused (
-    id INT, time INT, run TEXT, kind TEXT, body TEXT, error TEXT, PRIMARY KEY (id, body));
-CREATE TABLE IF NOT EXISTS steps (run TEXT, names TEXT, step INT, PRIMARY KEY (run, names));
-CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, body TEXT);
-"""
+CHECKSUM = "checksum"  # a function and a column of each table
+
+
+def _table(name: str, columns: str, key: str = "") -> str:
+    """A table whose rows have checksums, which SQLite writes with them."""
+    names = ", ".join(column.split()[0] for column in columns.split(", "))
+    checksum = f"{CHECKSUM} INT AS ({CHECKSUM}({names})) STORED"
+    return f"CREATE TABLE IF NOT EXISTS {name} ({columns}, {checksum}{key});"
+
+
+TABLES = (
+    "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;"
+    + _table("meta", "name TEXT PRIMARY KEY, value TEXT")
+    + _table(
+        "runs",
+        "key TEXT PRIMARY KEY, name TEXT, parent TEXT REFERENCES runs, time INT, params TEXT, "
+        "open INT, run_id TEXT",
+    )
+    + _table(
+        "rows",
+        "id INTEGER PRIMARY KEY AUTOINCREMENT, time INT, run TEXT REFERENCES runs, kind TEXT, "
+        "body TEXT",
+    )
+    + "CREATE INDEX IF NOT EXISTS rows_of_a_run ON rows (run);"
+    + _table(
+        "refused",
+        "id INT, time INT, run TEXT, kind TEXT, body TEXT, error TEXT",
+        ", PRIMARY KEY (id, body)",
+    )
+    + _table("steps", "run TEXT, names TEXT, step INT", ", PRIMARY KEY (run, names)")
+    + _table("results", "key TEXT PRIMARY KEY, body TEXT")
+)
+EMPTY = "is of no study"
 STORED = ("tracking_uri", "experiment", "study")  # of meta, what an outbox is made with
 FILES = ("artifact", "delete", "register")  # kinds of rows about files, which go another way
 ADDRESSES = ("MLFLOW_TRACKING_URI", "VGG_SEARCH_TRACKING_URI")  # in the environment
 
 
 log = logging.getLogger("vgg_search")
+
+
+class OutboxError(InputError):
+    """An outbox that is not as it was written."""
+
+    def __init__(self, file: Path, fault: str) -> None:
+        super().__init__(
+            f"{file} {fault}: restore it from a copy, or remove it and --resume the study, which "
+            "puts all of its record anew, as new runs"
+        )
 
 
 class Row(NamedTuple):
@@ -71,7 +103,7 @@ class Outbox(Tracker):
         self.folder = folder.resolve()
         self.uri, self.experiment, self.study = tracking_uri, experiment, study
         self._lock = threading.Lock()  # one connection: nobody sleeps in SQLite's busy handler
-        self._db = sqlite3.connect(self.folder / OUTBOX, timeout=30, check_same_thread=False)
+        self._db = open_database(self.folder / OUTBOX)
         weakref.finalize(self, self._db.close)
         self._db.executescript(TABLES)
         now = {"tracking_uri": without_password(tracking_uri)}
@@ -94,10 +126,12 @@ class Outbox(Tracker):
     @staticmethod
     def stored(folder: Path) -> dict[str, str]:
         """The last arguments of a folder's outbox; the password comes from the environment, where
-        an address of the same tracker has one. Raises ValueError."""
+        an address of the same tracker has one; {} of one that is empty. Raises ValueError."""
         if not (folder / OUTBOX).is_file():
             raise ValueError(f"no outbox in {folder}")
-        with closing(sqlite3.connect(folder / OUTBOX, timeout=30)) as db:
+        with closing(open_database(folder / OUTBOX)) as db:
+            if _is_empty(db):
+                return {}
             meta = dict(db.execute("SELECT name, value FROM meta"))
         meta = {name: meta[name] for name in STORED} | {"tracking_uri": _address(meta, folder)}
         for name in ADDRESSES:
@@ -254,6 +288,38 @@ class Outbox(Tracker):
             )
 
 
+def open_database(file: Path, address: str = "") -> sqlite3.Connection:
+    """The database of an outbox. Raises OutboxError if it is not as it was written."""
+    db = sqlite3.connect(address or file, 30, check_same_thread=False, uri=bool(address))
+    db.create_function(CHECKSUM, -1, _checksum, deterministic=True)
+    try:
+        ((fault,),) = db.execute("PRAGMA integrity_check(1)").fetchall()
+        for name, made in db.execute("SELECT name, sql FROM sqlite_master").fetchall():
+            if call := re.search(rf"{CHECKSUM}\([^)]*\)", made or ""):  # else of an older version
+                query = f"SELECT 1 FROM {name} WHERE {CHECKSUM} IS NOT {call[0]} LIMIT 1"
+                fault = f"in {name}" if db.execute(query).fetchall() else fault
+    except sqlite3.DatabaseError as error:
+        # What is no text makes the function fail; else it is locked, or its disk is full
+        is_text = error.sqlite_errorcode != sqlite3.SQLITE_ERROR
+        if isinstance(error, sqlite3.OperationalError) and is_text:
+            db.close()
+            raise
+        fault = str(error)
+    if fault != "ok":
+        db.close()
+        raise OutboxError(file, f"is not as it was written ({' '.join(fault.split())})")
+    return db
+
+
+def _checksum(*values: Any) -> int:
+    return zlib.crc32(repr(values).encode())
+
+
+def _is_empty(db: sqlite3.Connection) -> bool:
+    tables = db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'meta'").fetchone()[0]
+    return not tables or not db.execute("SELECT count(*) FROM meta").fetchone()[0]
+
+
 def _address(meta: Mapping[str, str], folder: Path) -> str:
     """The tracker's address. A database in a file that went with its project, to wherever the run
     folder is now, is looked for beside it."""
@@ -287,7 +353,11 @@ def sending(folder: Path) -> tuple[int, int, Sequence[str]]:
         return 0, 0, ()
     # On a disk that is read-only SQLite could not make the file beside it that it reads with
     mode = "mode=ro" if os.access(folder, os.W_OK) else "mode=ro&immutable=1"
-    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?{mode}", uri=True)) as db:
+    with closing(open_database(file, f"{file.absolute().as_uri()}?{mode}")) as db:
+        if _is_empty(db):
+            if in_use(folder):  # its driver makes it
+                return 0, 0, ()
+            raise OutboxError(file, EMPTY)
         counts = "SELECT (SELECT count(*) FROM rows), (SELECT count(*) FROM refused)"
         unsent, refused = db.execute(counts).fetchone()
         return unsent, refused, _refusals(db)[:3]

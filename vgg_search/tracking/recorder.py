@@ -13,8 +13,9 @@ from vgg_search.records import BEST_METRIC, METRIC, UNTRAINED, EpochRow, metrics
 from vgg_search.space.arch import describe
 from vgg_search.space.candidate import Candidate
 from vgg_search.storage.addresses import masked
-from vgg_search.storage.folder import CONFIG, RESULTS, champion_folder, read_cards
-from vgg_search.study.record import candidate_of
+from vgg_search.storage.checksums import read_cards
+from vgg_search.storage.folder import CONFIG, RESULTS, champion_folder
+from vgg_search.study.record import candidate_of, rows_by_epoch
 from vgg_search.study.segment import Event
 from vgg_search.study.study import Study
 from vgg_search.tracking.tracker import Status, Tracker
@@ -99,25 +100,30 @@ class Recorder:
             f"{self.dataset}, ranked by `{METRIC}`. The trials are child runs; `report.html` is "
             "among the artifacts.",
         }
-        new = not self.tracker.keys
+        known = self.tracker.keys
         self.tracker.run(PARENT, self.study.folder.name, tags, config)
         self._describe_data(PARENT)
         self.tracker.artifact(PARENT, self.study.folder / CONFIG)
-        if new and self.tracker.keys:
-            self._open_recorded()
+        if self.tracker.keys:
+            self._open_recorded(known)
+        for trial in self._open_trials():  # before the study is opened, which may end some
+            for row in rows_by_epoch(trial).values():
+                log_row(self.tracker, run_key(trial.number), row)
 
-    def _open_recorded(self) -> None:
-        """Opens the runs of what is recorded, for an outbox that is new although the study is not;
-        `catch_up` then puts what is in them."""
+    def _open_recorded(self, known: list[str]) -> None:
+        """Opens the runs of what is recorded and not `known`: of an outbox that is new although the
+        study is not, or that a power failure has put back; what is in them is put then."""
         trials = self.study.optuna.get_trials(deepcopy=False)
         begun = [t for t in trials if "flops_per_image" in t.user_attrs]  # the last of a proposal
         trained = [t for t in begun if t.user_attrs.get("state") not in UNTRAINED]
+        trained = [trial for trial in trained if run_key(trial.number) not in known]
         for trial in trained:
             self._start(trial.number, trial.user_attrs)
         for card in read_cards(self.study.folder):
-            if card["trial"] < len(trials):
+            is_known = champion_key(card["trial"], card["epochs"]) in known
+            if not is_known and card["trial"] < len(trials):
                 self.champion_started(trials[card["trial"]], card["epochs"])
-        if trained:
+        if trained and not known:
             text = "tracker: there was no outbox; %d trials of the record are put anew, as new runs"
             log.warning(text, len(trained))
 
@@ -167,21 +173,26 @@ class Recorder:
     def catch_up(self) -> None:
         """Put what a killed driver had in the record and not yet in the outbox. Runs of trials that
         the outbox has and the record lacks stay open until these are proposed again."""
-        live, trials = self.study.unfinished, self.study.optuna.get_trials(deepcopy=False)
-        begun = {trial.number: trial for trial in trials if trial.state is not TrialState.WAITING}
+        for trial in self._open_trials():
+            if trial.number not in self.study.unfinished:
+                self._end(trial.number, trial.user_attrs)
         cards = read_cards(self.study.folder)
         champions = {champion_key(card["trial"], card["epochs"]): card for card in cards}
         for key in self.tracker.open_runs:
-            kind, _, number = key.partition("/")
-            if kind == "trial" and (trial := begun.get(int(number))):
-                for row in self.study.rows(trial.number):
-                    log_row(self.tracker, key, row)
-                if trial.number not in live:
-                    self._end(trial.number, trial.user_attrs)
-            elif key in champions:
+            if key in champions:
                 self.champion_ended(champions[key])
-            elif kind == "champion":
+            elif key.startswith("champion/"):
                 end_run(self.tracker, key, "interrupted")
+
+    def _open_trials(self) -> list[FrozenTrial]:
+        """Those of the record whose runs are open."""
+        trials = self.study.optuna.get_trials(deepcopy=False)
+        keys = set(self.tracker.open_runs)
+        return [
+            trial
+            for trial in trials
+            if trial.state is not TrialState.WAITING and run_key(trial.number) in keys
+        ]
 
     def interrupt(self) -> None:
         """Close the runs of trials that a later `--resume` goes on with."""

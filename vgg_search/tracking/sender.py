@@ -16,12 +16,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from vgg_search.storage.folder import OUTBOX_LOCK, SUMMARY, read_cards
+from vgg_search.storage.checksums import read_cards
+from vgg_search.storage.folder import OUTBOX, OUTBOX_LOCK, SUMMARY
 from vgg_search.study.tables import write_summary
 from vgg_search.tracking import mlflow_adapter
 from vgg_search.tracking.check import Check, check_artifacts
 from vgg_search.tracking.mlflow_adapter import in_a_line, permanent
-from vgg_search.tracking.outbox import Lane, Outbox, Row
+from vgg_search.tracking.outbox import EMPTY, Lane, Outbox, OutboxError, Row
 from vgg_search.tracking.recorder import REFINEMENT, champion_key
 from vgg_search.tracking.registry import Servable, register
 from vgg_search.tracking.tracker import ANSWERS, Tracker, TrackerError
@@ -334,14 +335,16 @@ def connect(
 def sync(folder: Path, servable: Servable, timeout: float) -> dict[str, Any]:
     """Sends what a run folder's outbox still holds, in at most `timeout` s, and adds MLflow's
     answers to its summary: {"unsent", "refused", "error"}. Beside a live search it waits for the
-    search's own sender. Raises ValueError without an outbox, TrackerError if the tracker cannot
-    take it."""
-    stored = Outbox.stored(folder)
+    search's own sender. Raises ValueError without an outbox, InputError if it or a champion is
+    damaged, TrackerError if the tracker cannot take it."""
+    cards, stored = read_cards(folder), Outbox.stored(folder)
+    if not stored:
+        raise OutboxError(folder / OUTBOX, EMPTY)
     Check(stored["tracking_uri"], stored["experiment"]).result()
     tracker = connect(folder, **stored, servable=servable)
     tracker.start()
     unsent = tracker.close(timeout)
-    file, cards = folder / SUMMARY, read_cards(folder)
+    file = folder / SUMMARY
     summary = json.loads(file.read_text()) if file.is_file() else {}
     if cards and summary.get("champion"):
         champions = [summary["champion"], *summary.get("more_champions", [])]

@@ -63,6 +63,7 @@ class VGG(nn.Module):
         num_hidden: int = 2,
         dropout: float = 0.5,
         batch_norm: bool = False,
+        kernel_size: int = 3,
     ) -> None:
         super().__init__()
         self.arch, self.resolution = as_arch(arch), resolution
@@ -73,6 +74,7 @@ class VGG(nn.Module):
             "resolution": resolution,
             "hidden_features": hidden_features,
             "num_hidden": num_hidden,
+            "kernel_size": kernel_size,
         }
         self._options: dict[str, Any] = {**head, "dropout": dropout, "batch_norm": batch_norm}
         self.num_params, self.flops_per_image = network_costs(
@@ -87,12 +89,11 @@ class VGG(nn.Module):
     def _build(self) -> nn.Sequential:
         """Blocks, then the linear layers, by name."""
         options = self._options
+        kind = {name: options[name] for name in ("kernel_size", "batch_norm")}
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         channels = options["in_channels"]
         for i, (num_convs, out_channels) in enumerate(self.arch, 1):
-            layers[f"block{i}"] = vgg_block(
-                channels, num_convs, out_channels, batch_norm=options["batch_norm"]
-            )
+            layers[f"block{i}"] = vgg_block(channels, num_convs, out_channels, **kind)
             channels = out_channels
         layers["flatten"] = nn.Flatten()
         features = channels * (self.resolution >> len(self.arch)) ** 2
