@@ -56,6 +56,19 @@ def test_a_run_is_a_row_and_what_it_is_made_with_another(outbox: Outbox) -> None
     assert outbox.open_runs == ["study", "trial/0"]
 
 
+@pytest.mark.parametrize("jump", [-3600, 3600])
+def test_a_clock_that_jumps_ends_no_run_before_its_start(
+    outbox: Outbox, jump: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox.run("trial/0", "0 net", {}, {})
+    now = time.time_ns() + jump * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: now)
+    outbox.log("trial/0", {"val_accuracy": 0.5}, 1)
+    outbox.end("trial/0", "FINISHED")
+    began, *later = [row.time for row in outbox.rows()]
+    assert later == [max(began, now // 10**6)] * 2
+
+
 def test_rows_come_in_the_order_of_their_puts_with_the_time_of_the_put(outbox: Outbox) -> None:
     before = time.time()
     outbox.run("a", "a", {}, {})
