@@ -1,7 +1,7 @@
 """Trials as an Optuna study in memory, for what Optuna draws and judges."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import optuna
 from optuna.distributions import (
@@ -15,7 +15,14 @@ from vgg_search.records import METRIC
 from vgg_search.report.look import scored
 from vgg_search.report.run import Run
 
+MOST_TRIALS = 1000  # more take Optuna minutes, and a plot of them shows nothing
 MOST_CHOICES = 10  # up to so many different values are choices, each with its own tick
+T = TypeVar("T")
+
+
+def at_most(trials: Sequence[T]) -> Sequence[T]:
+    """MOST_TRIALS of them, evenly spread."""
+    return trials[:: max(1, -(-len(trials) // MOST_TRIALS))]
 
 
 def scores_at_one_epoch(run: Run) -> tuple[int, dict[int, float]]:

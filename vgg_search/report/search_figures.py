@@ -12,6 +12,7 @@ from vgg_search.report import look
 from vgg_search.report.optuna_study import optuna_study, scores_at_one_epoch
 from vgg_search.report.run import Run
 
+MOST_WORKERS = 40  # of the timeline
 MOST_LINES = 300
 NAME_LENGTH = 16  # characters of a worker's name on an axis
 
@@ -115,6 +116,11 @@ def timeline(run: Run) -> go.Figure:
     epochs = [(number, row) for number, rows in run.curves.items() for row in rows]
     epochs.sort(key=lambda epoch: epoch[1]["time"])
     workers = list(dict.fromkeys(row["worker"] for _, row in epochs))
+    if (step := -(-len(workers) // MOST_WORKERS)) > 1:
+        title += f" (one worker in {step} is drawn)"
+        workers = workers[::step]
+        drawn = {*workers}
+        epochs = [epoch for epoch in epochs if epoch[1]["worker"] in drawn]
     seam = 1 if len(epochs) <= MOST_LINES else 0  # many seams would whiten all
     figure = go.Figure()
     for state, marker in look.LOOKS.items():

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from vgg_search.records import BEST_METRIC, METRIC
 from vgg_search.report import look
-from vgg_search.report.optuna_study import optuna_study, scores_at_one_epoch
+from vgg_search.report.optuna_study import at_most, optuna_study, scores_at_one_epoch
 from vgg_search.report.run import Row, Run
 from vgg_search.report.warnings import edges
 
@@ -119,6 +119,7 @@ def importance(run: Run) -> go.Figure:
     # PED-ANOVA, arXiv:2304.10255; for dimensions that not every trial has, arXiv:2601.20800
     epoch, scores = scores_at_one_epoch(run)
     scores |= {row["number"]: 0.0 for row in run.trained if row["state"] == "diverged"}
+    scores = {number: scores[number] for number in at_most([*scores])}
     if len(scores) < IMPORTANCE_TRIALS:
         raise look.NotDrawnError(
             f"it takes {IMPORTANCE_TRIALS} trials with a score, got {len(scores)}"
@@ -141,7 +142,7 @@ def parallel_coordinates(run: Run) -> go.Figure:
     Lines are trials, darker the better their rank (0 % is the best): where dark lines bundle, a
     choice matters; where they spread, any value does.
     """
-    rows = look.scored(run)
+    rows = at_most(look.scored(run))
     rank = {row["number"]: 100 * i / max(1, len(rows) - 1) for i, row in enumerate(rows)}
     names = [name for name in run.params[rows[0]["number"]] if name in rows[0] and name != "arch"]
     figure = optuna.visualization.plot_parallel_coordinate(

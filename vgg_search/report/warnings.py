@@ -79,8 +79,9 @@ def _at_end(side: str, places: list[float]) -> list[bool]:
 
 def _tail(trials: int, hits: int, share: float) -> float:
     """That of `trials` at least `hits` hit, each with probability `share` (binomial)."""
-    counts = range(hits, trials + 1)
-    return sum(math.comb(trials, n) * share**n * (1 - share) ** (trials - n) for n in counts)
+    from scipy.special import bdtrc  # its sum's terms are no floats with a thousand trials
+
+    return float(bdtrc(hits - 1, trials, share)) if hits else 1.0
 
 
 def _of_the_trials(run: Run) -> list[str]:
