@@ -48,7 +48,7 @@ DEFAULT_SPACE: dict[str, Any] = {
     "hidden_features": {"choices": [64, 128, 256]},
     "num_hidden": 1,
     "batch_norm": [True, False],
-    "dropout": [0.0, 0.5],
+    "dropout": [0.0, 0.3],
     "lr": [0.02, 0.4],
     "weight_decay": [1e-5, 2e-3],
     "max_flops": 20_000_000,

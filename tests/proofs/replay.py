@@ -28,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from vgg_search.cli.arguments import read_yaml
 from vgg_search.config import Config
 from vgg_search.records import METRIC, UNTRAINED, diverged
+from vgg_search.space.candidate import Candidate
 from vgg_search.study.record import EPOCH_KEY, read_trials
 from vgg_search.study.segment import Segment
 from vgg_search.study.study import CONVERGES, NUM_TRIALS, Study
@@ -161,6 +162,8 @@ def contents(trial: FrozenTrial) -> dict[str, Any]:
     for name, value in trial.user_attrs.items():
         timeless = name.startswith(EPOCH_KEY)
         facts[name] = {k: v for k, v in value.items() if k != "time"} if timeless else value
+    if "candidate" in facts:  # older records lack dimensions that came later: they have the default
+        facts["candidate"] = Candidate.from_dict(facts["candidate"]).to_dict()
     return json.loads(json.dumps(facts, default=repr))
 
 

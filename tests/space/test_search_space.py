@@ -276,8 +276,8 @@ def test_an_arch_inside_the_space_becomes_its_parameters() -> None:
     assert blocks.items() <= params.items()
     assert params["num_blocks"] == 2
     assert params["lr"] == 0.2
-    # The notebook's value where there is one, else the centre: the first choice, or on a log scale
-    assert params["dropout"] == 0.5
+    # The rest at the centre: linear, the first choice, and on a log scale
+    assert params["dropout"] == 0.25
     assert params["hidden_features"] == 64
     assert params["batch_size"] == 64
 

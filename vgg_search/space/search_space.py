@@ -118,18 +118,14 @@ class Space:
     def enqueued(self, trial: Mapping[str, Any]) -> tuple[dict[str, Any], Arch | None]:
         """(values by name, the arch if it lies outside the space) of a trial asked for by hand.
 
-        `trial` may hold an `arch` and any dimension; a sampled one that it leaves out has its
-        default, the notebook's value, or is at its centre where the space has no such value.
-        Raises ValueError for a value outside the space.
+        `trial` may hold an `arch` and any dimension; a sampled one that it leaves out is at its
+        centre. Raises ValueError for a value outside the space.
         """
         values = dict(trial)
         arch: Arch | None = values.pop("arch", None)
         if arch is not None and (inside := self._within(arch)):
             values, arch = inside | values, None
-        params: dict[str, Any] = {}
-        for name, dim in self.sampled().items():
-            usual = dim.match(dimension_of(name).default)
-            params[name] = dim.centre() if usual is None else usual
+        params: dict[str, Any] = {name: dim.centre() for name, dim in self.sampled().items()}
         for name, value in values.items():
             match = self.dims[name].match(value) if name in self.dims else None
             if match is None:
