@@ -85,7 +85,9 @@ def test_what_is_no_study_is_said_in_a_line(tmp_path: Path) -> None:
         read_trials(tmp_path / "no")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "study.journal").touch()  # its driver has only just begun
-    with pytest.raises(StudyError, match=r"^no study in .*/empty/study\.journal yet: .*--resume empty anew$"):
+    with pytest.raises(
+        StudyError, match=r"^no study in .*/empty/study\.journal yet: .*--resume empty anew$"
+    ):
         read_trials(tmp_path / "empty")
 
 

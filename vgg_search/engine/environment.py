@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 
 from vgg_search.config import Config
 
@@ -33,18 +34,24 @@ def address_of(config: Config) -> str:
     return config.address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
+@cache
+def token() -> str:
+    """Of this process: of the first one that Ray reads in it, it never lets go."""
+    return secrets.token_hex(32)
+
+
 def ray_environment(config: Config, in_python: bool = False) -> dict[str, str]:
     """What Ray is to be imported with, for this experiment.
 
     A Ray of our own runs whatever it is sent: it listens on loopback alone, as it does by itself on
     macOS, and asks other users of the machine for a token, which no file holds. A process that is
-    not ours (`in_python`) has Ray's own token: of the first one that Ray reads it never lets go.
+    not ours (`in_python`) has Ray's own token, for another may have been read there.
     """
     if address_of(config) != LOCAL:
         return RAY_ENVIRONMENT
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token()}
     loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    return RAY_ENVIRONMENT | loopback | ({} if in_python else token)
+    return RAY_ENVIRONMENT | loopback | ({} if in_python else own)
 
 
 @contextmanager
