@@ -137,7 +137,11 @@ def prepare(folder: Path) -> None:
     with (folder / "log").open("w") as log:
         driver = subprocess.Popen(command, cwd=work, stdout=log, stderr=log, env=environment)
         until = time.monotonic() + SEARCH_SECONDS
-        while driver.poll() is None and ended_trials(record(work / STUDY)) < KILLED_AFTER:
+        # One of those that have not ended has a checkpoint
+        while driver.poll() is None and not (
+            ended_trials(record(work / STUDY)) >= KILLED_AFTER
+            and any((work / STUDY).glob("trials/*/last.pt"))
+        ):
             assert time.monotonic() < until, (folder / "log").read_text()
             time.sleep(0.02)
         driver.kill()
