@@ -108,14 +108,14 @@ def test_a_dead_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_the_time_budget_ends_a_search(tmp_path: Path) -> None:
-    flags = [*FLAGS, "--num-trials", "1000", "--time-budget", "25s", "--json"]
+    flags = [*FLAGS, "--num-trials", "1000", "--time-budget", "40s", "--json"]
     with search(tmp_path, *flags) as driver:
         out, err = driver.communicate(timeout=300)
     assert driver.returncode == 0, err
     summary = json.loads(out.splitlines()[-1])
     assert summary["state"] == "completed"
     assert 0 < summary["num_trials"] < 1000
-    with search(tmp_path, "--resume", "study", "--time-budget", "65s", "--json") as driver:
+    with search(tmp_path, "--resume", "study", "--time-budget", "80s", "--json") as driver:
         out, err = driver.communicate(timeout=300)
     assert driver.returncode == 0, err
     assert json.loads(out.splitlines()[-1])["num_trials"] > summary["num_trials"]
