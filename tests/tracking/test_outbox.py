@@ -56,6 +56,11 @@ def test_a_run_is_a_row_and_what_it_is_made_with_another(outbox: Outbox) -> None
     assert outbox.open_runs == ["study", "trial/0"]
 
 
+def test_nothing_of_a_run_that_is_not_there_is_lost_in_silence(outbox: Outbox) -> None:
+    with pytest.raises(sqlite3.IntegrityError):
+        outbox.tag("trial/7", kind="trial")
+
+
 @pytest.mark.parametrize("jump", [-3600, 3600])
 def test_a_clock_that_jumps_ends_no_run_before_its_start(
     outbox: Outbox, jump: int, monkeypatch: pytest.MonkeyPatch

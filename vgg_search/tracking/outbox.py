@@ -283,8 +283,8 @@ class Outbox(Tracker):
                 return
             db.executemany(  # a clock that was set back ends no run before its start
                 "INSERT INTO rows (time, run, kind, body)"
-                " SELECT max(?, time), key, ?, ? FROM runs WHERE key = ?",
-                [(now, kind, json.dumps(body), run) for kind, body in rows if body],
+                " VALUES (max(?1, (SELECT time FROM runs WHERE key = ?2)), ?2, ?3, ?4)",
+                [(now, run, kind, json.dumps(body)) for kind, body in rows if body],
             )
 
 
