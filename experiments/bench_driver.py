@@ -301,19 +301,8 @@ def empty_run(trials: int, workers: int, cpus: float) -> dict[str, float]:
     """As `run_search` asks Tune, but for what is ours."""
     searcher, cpu = EmptySearcher(trials, workers), time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
-        run_config = search._run_config(NAME, scratch, None, lambda: None)
-        run_config.stop = EmptyStopper(searcher)
-        group = tune.PlacementGroupFactory([{"CPU": cpus}])
-        tune.Tuner(
-            tune.with_resources(AnsweringWorker, group),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                num_samples=-1,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=run_config,
-        ).fit()
+        worker = tune.with_resources(AnsweringWorker, tune.PlacementGroupFactory([{"CPU": cpus}]))
+        search.run_tune(worker, searcher, EmptyStopper(searcher), NAME, scratch, lambda: None)
     return pace(searcher.ends, time.process_time() - cpu)
 
 

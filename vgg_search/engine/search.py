@@ -202,16 +202,8 @@ def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[]
     scratch = tempfile.mkdtemp(prefix="vgg_search-")
     try:
         study.budget.start()
-        tune.Tuner(
-            tune.with_resources(trainable, group),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                num_samples=-1,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=_run_config(study.folder.name, scratch, searcher, draw),
-        ).fit()
+        placed, stopper = tune.with_resources(trainable, group), StudyStopper(searcher)
+        run_tune(placed, searcher, stopper, study.folder.name, scratch, draw)
     except Exception:
         if searcher.fault is None:
             raise
@@ -224,16 +216,32 @@ def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[]
         study.close()
 
 
-def _run_config(
-    name: str, scratch: str, searcher: StudySearcher, draw: Callable[[], None]
-) -> tune.RunConfig:
-    return tune.RunConfig(
-        storage_path=scratch,
-        name=name,
-        stop=StudyStopper(searcher),
-        callbacks=[_EachStep(draw)],
-        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-        verbose=0,
-        # Its default in a notebook clears the cell, and with it what was said before
-        progress_reporter=tune.CLIReporter(),
-    )
+def run_tune(
+    trainable: Any,
+    searcher: Searcher,
+    stopper: Stopper,
+    name: str,
+    scratch: str,
+    draw: Callable[[], None],
+) -> None:
+    """Run Tune until the searcher has finished, with its own files and words out of the way; `draw`
+    is called at each of its steps."""
+    tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=-1,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            storage_path=scratch,
+            name=name,
+            stop=stopper,
+            callbacks=[_EachStep(draw)],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+            # Its default in a notebook clears the cell, and with it what was said before
+            progress_reporter=tune.CLIReporter(),
+        ),
+    ).fit()
