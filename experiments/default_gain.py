@@ -31,14 +31,15 @@ COLUMNS = ["seed", *FLAGS, "search - baseline", "search - random", "epochs", "mi
 def study(folder: Path, kind: str, seed: int) -> dict[str, Any]:
     """The summary of that study, which is run unless it has ended."""
     name = f"{kind}-{seed}"
-    summary = folder / "runs" / name / "summary.json"
-    if not summary.exists() or "champion" not in json.loads(summary.read_text()):
+    file = folder / "runs" / name / "summary.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    if not found.get("champion"):
         command = [sys.executable, "-m", "vgg_search.run", "--dataset", "fashion-mnist", "--quiet"]
         command += ["--seed", str(seed), "--time-budget", "null", *FLAGS[kind]]
-        command += ["--resume", name] if summary.parent.exists() else ["--name", name]
+        command += ["--resume", name] if file.parent.exists() else ["--name", name]
         with (folder / f"{name}.log").open("a") as log:
             subprocess.run(command, cwd=folder, stdout=log, stderr=log, check=True)
-    found: dict[str, Any] = json.loads(summary.read_text())
+        found = json.loads(file.read_text())
     return found
 
 

@@ -193,9 +193,9 @@ def resumed_config(changes: Config, name: str) -> Config | None:
         stored = validated(Config, read_yaml(folder / CONFIG) | {"name": name})
     except ConfigError as error:
         raise ConfigError(f"{folder / CONFIG}: {error}; restore it (MLflow has a copy)") from None
-    if (folder / OUTBOX).is_file() and not os.environ.get("MLFLOW_TRACKING_URI"):
-        own = Outbox.stored(folder)  # nothing, if the driver was killed as it made it
-        fields = {name: own[name] for name in ("tracking_uri",) if name in own} | fields
+    kept = (folder / OUTBOX).is_file() and not os.environ.get("MLFLOW_TRACKING_URI")
+    if kept and (own := Outbox.stored(folder)):  # empty, if the driver was killed as it made it
+        fields = {"tracking_uri": own["tracking_uri"]} | fields
     config = validated(Config, stored.model_dump() | fields)
     _check_same_study(stored, config)
     return config
