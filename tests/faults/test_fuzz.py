@@ -3,8 +3,8 @@
 
     FUZZ_EXAMPLES=5000 FUZZ_SEED=1 pytest -s tests/faults/test_fuzz.py
 
-Without these variables a few, the same each time. Memory is bounded: who asks for MOST_MEMORY beyond
-what the process has mapped is refused it, which would be an error of another kind.
+Without these variables a few, the same each time. Memory is bounded: who asks for MOST_MEMORY more
+than the process has mapped is refused it, which would be an error of another kind.
 """
 
 import json
