@@ -66,30 +66,30 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def serving(command: list[str], ping: str, folder: Path, **environment: str) -> Iterator[str]:
     """The address of a web server while its command runs in `folder`, from when `ping` answers."""
-    port, log = free_port(), folder / f"{Path(command[0]).name}.log"
-    with log.open("w") as out:
+    port = free_port()
+    with tempfile.NamedTemporaryFile() as log:
         server = subprocess.Popen(
             [*command, "--port", str(port)],
             cwd=folder,
             env=os.environ | environment,
-            stdout=out,
-            stderr=out,
+            stdout=log,
+            stderr=log,
             start_new_session=True,
         )
-    try:
-        until, answers = time.monotonic() + 180, False
-        while not answers:
-            assert time.monotonic() < until, log.read_text()
-            assert server.poll() is None, log.read_text()
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}{ping}", timeout=5).close()
-                answers = True
-            except OSError:
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)  # with its workers
-        server.wait()
+        try:
+            until, answers = time.monotonic() + 180, False
+            while not answers:
+                assert time.monotonic() < until, Path(log.name).read_text()
+                assert server.poll() is None, Path(log.name).read_text()
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}{ping}", timeout=5).close()
+                    answers = True
+                except OSError:
+                    time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)  # with its workers
+            server.wait()
 
 
 def ask(url: str, **body: Any) -> dict[str, Any]:

@@ -382,6 +382,10 @@ def test_help_and_no_command(capfd: pytest.CaptureFixture[str]) -> None:
     assert all(f"  {command} " in out for command in COMMANDS)
 
 
+def of_core(line: str) -> bool:
+    return re.match(r"\[\d{4}-\d\d-\d\d |[IWE]\d{4} |WARNING: All log messages", line) is not None
+
+
 @pytest.mark.slow
 def test_a_cluster_without_room_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     """Two starts of Ray. CUDA devices are hidden from it, so that there is no GPU anywhere."""
@@ -396,7 +400,10 @@ def test_a_cluster_without_room_is_one_line(capfd: pytest.CaptureFixture[str]) -
         assert main([*small, *flags]) == 2
         out, err = capfd.readouterr()
         assert out == ""
-        (line,) = [line for line in err.splitlines() if loud not in line]
+        # On a busy machine Ray's core may say something of its own, in C++'s form
+        lines = [line for line in err.splitlines() if loud not in line and not of_core(line)]
+        assert len(lines) == 1, err
+        (line,) = lines
         assert line.startswith("vgg-search: ")
         assert text in line
         assert sorted(Path().rglob("*")) == files

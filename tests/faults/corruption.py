@@ -37,7 +37,7 @@ from unittest.mock import patch
 from uuid import uuid4
 
 from corruption_commands import OWN, last_json, load, readdress, tracker_of
-from invariants import Facts, ended_trials, epochs, processes, record
+from invariants import Facts, epochs, processes, record
 from mlflow import MlflowClient
 from PIL import Image
 from random_kills import SPACE
@@ -50,7 +50,7 @@ FLAGS = ["--dataset", "sample", "--val-images", "200", "--train-images", "300", 
 FLAGS += ["--max-epochs", "4", "--time-budget", "null", "--baseline", "null", "--name", "kills"]
 FLAGS += ["--num-trials", "6", "--champion-epochs", "1", "--space", json.dumps(SPACE)]
 NOBODY = "http://127.0.0.1:9"  # a tracker that is away: all rows stay in the outbox
-KILLED_AFTER = 2  # trials
+KILLED_AFTER = 4  # epochs; most trials end with the search, when none is promoted any more
 SEARCH_SECONDS = 600.0
 IMAGES = "../images"
 ARGV = {
@@ -139,13 +139,15 @@ def prepare(folder: Path) -> None:
         until = time.monotonic() + SEARCH_SECONDS
         # One of those that have not ended has a checkpoint
         while driver.poll() is None and not (
-            ended_trials(record(work / STUDY)) >= KILLED_AFTER
+            epochs(record(work / STUDY)) >= KILLED_AFTER
             and any((work / STUDY).glob("trials/*/last.pt"))
         ):
             assert time.monotonic() < until, (folder / "log").read_text()
             time.sleep(0.02)
         driver.kill()
         driver.wait()
+        # Of a champion that a kill interrupts nothing but the outbox tells
+        assert not any((work / STUDY).glob("trials/champion*")), "killed too late"
         while processes("=".join(*mark.items())) and time.monotonic() < until:
             time.sleep(0.1)  # its workers end too
         shutil.copytree(work, folder / "killed", symlinks=True)
