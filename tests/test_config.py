@@ -60,6 +60,10 @@ def test_nested_values_from_flags_and_environment(monkeypatch: pytest.MonkeyPatc
     assert load("--space", space).space["lr"] == [0.01, 0.1]
     assert load("--baseline", "[[1, 8], [2, 16]]").baseline == ((1, 8), (2, 16))
     assert load("--baseline", "null").baseline is None
+    assert load("--baseline", '{"arch": [[1, 8]], "lr": 0.1}').baseline == {
+        "arch": ((1, 8),),
+        "lr": 0.1,
+    }
     monkeypatch.setenv("VGG_SEARCH_SPACE", space)
     assert load().space["num_blocks"] == 1
 
@@ -143,7 +147,15 @@ def test_an_experiment_is_frozen() -> None:
 
 def test_the_default_search_space_is_read() -> None:
     assert Config().search_space.limits == {"max_flops": 20_000_000}
-    assert Config().trials_by_hand == [{"arch": ((1, 16), (1, 32), (2, 64))}]
+    baseline = {
+        "arch": ((1, 16), (1, 32), (2, 64)),
+        "batch_norm": False,
+        "dropout": 0.5,
+        "lr": 0.05,
+    }
+    assert Config().trials_by_hand == [baseline]
+    own = Config(space={"num_blocks": [1, 3], "out_channels": 8, "lr": [0.01, 0.1]})
+    assert own.trials_by_hand == [{"arch": baseline["arch"]}], "which may lack the values"
 
 
 @pytest.mark.parametrize(

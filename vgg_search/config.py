@@ -27,6 +27,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from vgg_search.errors import InputError, did_you_mean
 from vgg_search.objectives import ACCURACY, Objectives, Pick, Sampler, check_together, sampler_for
 from vgg_search.records import AUTO, DATASETS, METRIC, OWN_FILE
+from vgg_search.space import default_space
 from vgg_search.space.arch import Arch, check_arch
 from vgg_search.space.data_shape import ASSUMED, MOST_SIDE, DataShape
 from vgg_search.space.search_space import Space
@@ -41,19 +42,6 @@ FORMS = {  # what follows a scheme, and how it is said
     "https": _SERVER,
     "sqlite": (r"///(?!:memory:)[^?]+(\?.*)?$", ":///FILE, FILE a path"),
 }
-DEFAULT_SPACE: dict[str, Any] = {
-    "num_blocks": [1, 3],
-    "num_convs": [1, 2],
-    "out_channels": [16, 32, 64],
-    "hidden_features": {"choices": [64, 128, 256]},
-    "num_hidden": 1,
-    "batch_norm": [True, False],
-    "dropout": [0.0, 0.3],
-    "lr": [0.02, 0.4],
-    "weight_decay": [1e-5, 2e-3],
-    "max_flops": 20_000_000,
-}
-BASELINE: Arch = ((1, 16), (1, 32), (2, 64))
 
 
 class ConfigError(InputError):
@@ -179,7 +167,7 @@ class Config(Fields):
     space: Annotated[
         FromJson[dict[str, Any]],
         Field(examples=['{"num_blocks":[1,3],"out_channels":32,"lr":[0.02,0.4]}']),
-    ] = DEFAULT_SPACE
+    ] = default_space.SPACE
     """The search space: what is sampled, and between which ends; all in experiments/README.md."""
     objectives: Annotated[Objectives, Field(examples=["val_accuracy,num_params"])] = (METRIC,)
     """val_accuracy, or the best trade of it for num_params, flops_per_image or both."""
@@ -196,8 +184,11 @@ class Config(Fields):
     sampler: Sampler = Field(default_factory=sampler_for)
     """Who proposes: curves (a Gaussian process of the learning curves), random, or Optuna's TPE
     (one dimension at a time, or jointly), GP or CMA-ES; without it curves, or tpe for a front."""
-    baseline: Annotated[FromJson[Arch | None], Field(examples=["[[1,16],[1,32]]"])] = BASELINE
-    """Trial 0, trained to the end to compare with: [num_convs, out_channels] a block; or null."""
+    baseline: Annotated[
+        FromJson[Arch | QueuedTrial | None], Field(examples=["[[1,16],[1,32]]"])
+    ] = Field(default_factory=default_space.baseline_for)
+    """Trial 0, trained to the end to compare with: [num_convs, out_channels] a block, or a trial as
+    of `enqueue`; or null."""
     enqueue: Annotated[
         FromJson[list[QueuedTrial]], Field(examples=['[{"arch": [[2,32],[2,64]], "lr": 0.1}]'])
     ] = []
@@ -292,17 +283,10 @@ class Config(Fields):
         return config
 
     def _fitted(self, resolution: int) -> dict[str, Any]:
-        """The default space and baseline at another resolution than the one they were made for: no
-        deeper than it allows, and with as many FLOPs a pixel."""
-        most = resolution.bit_length() - 1
-        fitted: dict[str, Any] = {}
-        if self.baseline == BASELINE:
-            fitted["baseline"] = BASELINE[:most]
-        if self.space == DEFAULT_SPACE:
-            low, high = DEFAULT_SPACE["num_blocks"]
-            max_flops = round(DEFAULT_SPACE["max_flops"] * (resolution / ASSUMED.resolution) ** 2)
-            blocks = [low, high] if high <= most else list(range(low, most + 1))
-            fitted["space"] = self.space | {"num_blocks": blocks, "max_flops": max_flops}
+        """The default space and baseline at another resolution than the one they were made for."""
+        fitted = {"baseline": default_space.fitted_baseline(self.baseline, resolution)}
+        if self.space == default_space.SPACE:
+            fitted["space"] = default_space.fitted_space(resolution)
         return fitted
 
     @model_validator(mode="after")
@@ -329,7 +313,8 @@ class Config(Fields):
     @property
     def trials_by_hand(self) -> list[dict[str, Any]]:
         """The baseline, then what the file enqueues; each may hold an `arch`."""
-        return ([{"arch": self.baseline}] if self.baseline is not None else []) + self.enqueue
+        first = self.baseline if isinstance(self.baseline, dict) else {"arch": self.baseline}
+        return ([first] if self.baseline is not None else []) + self.enqueue
 
     def dump(self) -> str:
         """The resolved experiment as YAML, which reads back as an equal one; a tracker's password
@@ -393,7 +378,7 @@ def validated(schema: type[Schema], fields: Mapping[str, Any]) -> Schema:
     if kind in _RULES:
         rule = _RULES[kind].format(**context)
     elif field == "baseline":
-        rule = "be a list of [num_convs, out_channels] pairs"
+        rule = "be a list of [num_convs, out_channels] pairs, or a map that may hold one as arch"
     elif kind.partition("_")[0] in _TYPES:
         rule = _TYPES[kind.partition("_")[0]]
     raise ConfigError(f"{field} must {rule}, got {masked(repr(first['input']))}")

@@ -81,6 +81,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("--experiment=", "experiment must not be empty, got ''"),
     ("--baseline deep", "baseline"),
     ("--baseline [[1]]", "baseline must be a list of [num_convs, out_channels] pairs"),
+    ('--baseline {"lr":5}', "baseline: an enqueued lr must lie in the space, got 5"),
     ("--baseline [[0,8]]", "baseline: num_convs must be >= 1, got 0"),
     ("--baseline [[1,0]]", "baseline: out_channels must be >= 1, got 0"),
     (

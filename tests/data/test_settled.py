@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vgg_search.config import DEFAULT_SPACE, Config, ConfigError
+from vgg_search.config import Config, ConfigError
 from vgg_search.data.splits import load
+from vgg_search.space import default_space
 from vgg_search.space.candidate import Candidate
 from vgg_search.study.sampling import random_candidates
 from vgg_search.training.model import VGG
@@ -52,8 +53,8 @@ def test_a_space_too_deep_for_the_images_is_refused(tmp_path: Path, file: Path) 
     with pytest.raises(ConfigError, match="num_blocks must be <= 2 at resolution 4, got 3"):
         load(Config(dataset=str(tmp_path / "y.npz"), baseline=None, space=space))
     config, _ = load(Config(dataset=str(tmp_path / "y.npz")))  # the default's own fit
-    assert config.baseline == ((1, 16), (1, 32))
-    assert config.space == DEFAULT_SPACE | {"num_blocks": [1, 2], "max_flops": 408_163}
+    assert config.baseline == default_space.BASELINE | {"arch": ((1, 16), (1, 32))}
+    assert config.space == default_space.SPACE | {"num_blocks": [1, 2], "max_flops": 408_163}
     assert all(len(c.arch) <= 2 for c in random_candidates(config.search_space, 0, 5))
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vgg_search.config import DEFAULT_SPACE
+from vgg_search.space import default_space
 from vgg_search.space.arch import NOTEBOOK_ARCH, check_arch, describe
 from vgg_search.space.candidate import Candidate, Dimension
 from vgg_search.space.dimension import Dim, parse_dim
@@ -324,7 +324,7 @@ def test_the_centre_lies_in_the_space() -> None:
     made = space(lr={"low": 0.1, "high": 0.5, "log": False}, out_channels=[7, 100])
     assert made.dims["lr"].centre() == pytest.approx(0.3)
     assert made.dims["out_channels"].centre() == 26  # sqrt(700) = 26.5
-    for dim in Space(DEFAULT_SPACE, 28, 128).dims.values():
+    for dim in Space(default_space.SPACE, 28, 128).dims.values():
         assert dim.match(dim.centre()) is not None
 
 

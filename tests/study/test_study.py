@@ -347,6 +347,16 @@ def test_the_baseline_is_trial_0_inside_and_outside_of_the_space(
     assert first.params["lr"] == pytest.approx(0.505), "the middle of the space"
 
 
+def test_a_baseline_has_values_of_its_own(tmp_path: Path) -> None:
+    baseline = {"arch": ((1, 8), (2, 32)), "lr": 0.25}
+    config = experiment(num_trials=1, baseline=baseline)
+    with opened(tmp_path / "a", config) as study:
+        Workers().run(study)
+    (first,) = read_trials(tmp_path / "a")
+    assert first.user_attrs["arch"] == [[1, 8], [2, 32]]
+    assert (first.user_attrs["baseline"], first.params["lr"]) == (True, 0.25)
+
+
 @pytest.mark.parametrize("scheduler", ["asha", "asha-promote"])
 def test_the_baseline_is_trained_to_the_end_however_it_stands(
     tmp_path: Path, scheduler: str

@@ -88,7 +88,7 @@ class Study:
             if i >= len(trials):  # all of them, or those that a stop kept from being enqueued
                 params, arch = self.space.enqueued(trial_by_hand)
                 marks: dict[str, Any] = {"by_hand": True} | ({"given_arch": arch} if arch else {})
-                marks |= {"baseline": True} if i == 0 and self.config.baseline else {}
+                marks |= {"baseline": True} if i == 0 and self.config.baseline is not None else {}
                 self.optuna.enqueue_trial(params, user_attrs=marks)
         for trial in trials:
             if trial.state is not TrialState.WAITING:
