@@ -12,13 +12,12 @@ Prints a table of test accuracies and differences, paired by seed, with the 95 %
 mean (Student's t), and what the search itself warned of.
 """
 
-import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from studies import half_width, summary_of
 
 FLAGS: dict[str, list[str]] = {
     "search": [],
@@ -30,25 +29,14 @@ COLUMNS = ["seed", *FLAGS, "search - baseline", "search - random", "epochs", "mi
 
 def study(folder: Path, kind: str, seed: int) -> dict[str, Any]:
     """The summary of that study, which is run unless it has ended."""
-    name = f"{kind}-{seed}"
-    file = folder / "runs" / name / "summary.json"
-    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    if not found.get("champion"):
-        command = [sys.executable, "-m", "vgg_search.run", "--dataset", "fashion-mnist", "--quiet"]
-        command += ["--seed", str(seed), "--time-budget", "null", *FLAGS[kind]]
-        command += ["--resume", name] if file.parent.exists() else ["--name", name]
-        with (folder / f"{name}.log").open("a") as log:
-            subprocess.run(command, cwd=folder, stdout=log, stderr=log, check=True)
-        found = json.loads(file.read_text())
-    return found
+    flags = ["--dataset", "fashion-mnist", "--seed", str(seed), "--time-budget", "null"]
+    return summary_of(folder, f"{kind}-{seed}", [*flags, *FLAGS[kind]])
 
 
 def interval(values: np.ndarray) -> str:
     """Mean and the 95 % interval of the mean."""
-    from scipy.stats import t
-
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return f"{values.mean():+.2f} ({values.mean() - half:+.2f} to {values.mean() + half:+.2f})"
+    mean, half = values.mean(), half_width(values)
+    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
 
 
 def main() -> None:
