@@ -19,8 +19,8 @@ SPACE: dict[str, Any] = {
     "max_flops": 20_000_000,
 }
 ARCH: Arch = ((1, 16), (1, 32), (2, 64))
-# The notebook's kind of network, at a size for two cores: no batch norm, half dropped out, and of the
-# learning rates here the nearest to its 0.01
+# The notebook's kind of network, at a size for two cores: no batch norm, half dropped out, and of
+# the learning rates here the nearest to its 0.01
 BASELINE: dict[str, Any] = {"arch": ARCH, "batch_norm": False, "dropout": 0.5, "lr": 0.02}
 
 
