@@ -151,7 +151,7 @@ def test_the_default_search_space_is_read() -> None:
         "arch": ((1, 16), (1, 32), (2, 64)),
         "batch_norm": False,
         "dropout": 0.5,
-        "lr": 0.05,
+        "lr": 0.02,
     }
     assert Config().trials_by_hand == [baseline]
     own = Config(space={"num_blocks": [1, 3], "out_channels": 8, "lr": [0.01, 0.1]})
