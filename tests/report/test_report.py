@@ -251,6 +251,17 @@ def test_importance_finds_what_the_score_is_made_of(full: Path) -> None:
     assert sum(bars.x) == pytest.approx(1)
 
 
+def test_importance_where_one_network_alone_lacks_a_block(tmp_path: Path) -> None:
+    """Optuna warns of it; the terminal is not the place."""
+    lrs = np.linspace(0.1, 0.8, 24)
+    archs = [ARCH[:1], *(((1, 8), (1 + i % 2, 16)) for i in range(23))]
+    trials = [{"arch": arch, "lr": float(lr)} for arch, lr in zip(archs, lrs, strict=True)]
+    folder = make_study(
+        tmp_path / "a", num_trials=24, enqueue=trials, baseline=None, scheduler="none"
+    )
+    assert "lr" in importance(load(folder)).data[0].y
+
+
 @pytest.mark.parametrize("name", ["num_blocks", "hidden_features"])
 def test_importance_of_another_score(
     full: Path, name: str, monkeypatch: pytest.MonkeyPatch

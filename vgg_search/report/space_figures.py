@@ -1,6 +1,7 @@
 """The searched space: what a network costs, which choices matter, where to go on."""
 
 import math
+import warnings
 from operator import itemgetter
 
 import optuna
@@ -128,7 +129,10 @@ def importance(run: Run) -> go.Figure:
     if sum(len(trial.params) > 1 for trial in study.trials) < IMPORTANCE_TRIALS:
         raise look.NotDrawnError("it takes two sampled dimensions that differ")
     judge = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=IMPORTANCE_TOP)
-    figure = optuna.visualization.plot_param_importances(study, evaluator=judge)
+    with warnings.catch_warnings():
+        # Of a block that all but one network have
+        warnings.filterwarnings("ignore", "Some regimes for parameter", UserWarning)
+        figure = optuna.visualization.plot_param_importances(study, evaluator=judge)
     (bars,) = figure.data
     bars.update(marker_color=look.BLUE, hovertemplate=None)
     title = f"share (PED-ANOVA) of {len(scores)} trials after epoch {epoch}"
