@@ -39,7 +39,8 @@ TABLES = {
 FAMILY = {table: family for family, tables in TABLES.items() for table in tables}
 
 # fields of the experiment
-OURS = {name: {"sampler": name} for name in ("random", "tpe", "curves")}
+JUDGED = "curves"
+OURS = {name: {"sampler": name} for name in ("random", "tpe", JUDGED)}
 PEERS: dict[str, Callable[..., Any]] = {
     "optuna-TPE": peers.Optuna,
     "optuna-GP": partial(peers.Optuna, sampler="GP"),
@@ -193,10 +194,12 @@ def run_all(chosen: Iterator[Job], folder: Path, processes: int) -> None:
                 file.flush()
 
 
-def table_rows(folder: Path) -> list[str]:
-    """Each contender: over all searches, and mean rank among those of the same table and seed."""
+def table_rows(folder: Path, contenders: list[str]) -> list[str]:
+    """Each of the contenders: over the searches that all of them made, and mean rank among those of
+    the same table and seed."""
     rows = read(folder)
-    names = [name for name in (*OURS, *PEERS) if any(r["contender"] == name for r in rows)]
+    there = {row["contender"] for row in rows} & {*contenders}
+    names = [name for name in (*OURS, *PEERS) if name in there]
     by = {(row["contender"], row["table"], row["seed"]): row for row in rows}
     places = sorted({key[1:] for key in by if all((name, *key[1:]) in by for name in names)})
     heads = ("sampler", "n", *(f"regret after {n}" for n in SHARES), "mean rank after 100")
@@ -216,6 +219,31 @@ def table_rows(folder: Path) -> list[str]:
     return lines
 
 
+def pair_rows(folder: Path, contenders: list[str]) -> list[str]:
+    """The judged sampler beside each other one, on the tables and seeds that both have. p:
+    signed-rank test, two-sided, of its own alone."""
+    from scipy.stats import wilcoxon
+
+    by: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
+    for row in read(folder):
+        by.setdefault(row["contender"], {})[row["table"], row["seed"]] = row
+    heads = (f"{JUDGED} against", "n", *(f"after {n}: won, lost; p" for n in SHARES))
+    lines = [line(heads), line(["---"] * len(heads))]
+    for other in contenders:
+        places = sorted(by.get(JUDGED, {}).keys() & by.get(other, {}).keys())
+        if other == JUDGED or not places:
+            continue
+        cells = [other, str(len(places))]
+        for n in SHARES:
+            values = [[by[name][place][str(n)] for place in places] for name in (other, JUDGED)]
+            gains = np.subtract(*values)
+            p = wilcoxon(gains).pvalue if gains.any() else 1.0
+            said = f"{p:.3f}" if p >= 0.001 else "<0.001"
+            cells.append(f"{(gains > 0).sum()}, {(gains < 0).sum()}; {said}")
+        lines.append(line(cells))
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
@@ -229,7 +257,8 @@ def main() -> None:
     seeds = range(options.first, options.first + options.seeds)
     chosen = ((s, table, n) for s in seeds for table in options.tables for n in options.only)
     run_all(chosen, options.results, options.processes)
-    print("\n".join(table_rows(options.results)))
+    parts = table_rows(options.results, options.only), pair_rows(options.results, options.only)
+    print("\n\n".join("\n".join(part) for part in parts))
 
 
 if __name__ == "__main__":
