@@ -17,7 +17,7 @@ START += ["--objectives", "val_accuracy,num_params", "--champions", "2", "--sche
 @pytest.mark.slow
 def test_a_front_is_searched_for_and_another_network_of_it_is_crowned(tmp_path: Path) -> None:
     with search(tmp_path, *START) as driver:
-        wait_for(tmp_path, lambda ts: sum(len(rows_of(t)) for t in ts) >= 6 and live(ts))
+        wait_for(tmp_path, lambda ts: sum(len(rows_of(t)) for t in ts) >= 4 and live(ts))
         driver.kill()
     with search(tmp_path, "--resume", "study") as driver:
         _, err = driver.communicate(timeout=400)
