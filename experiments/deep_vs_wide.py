@@ -35,7 +35,8 @@ from studies import half_width, summary_of
 from vgg_search.space.arch import Arch, network_costs
 
 CONFIG = Path(__file__).with_suffix(".yaml")
-BLOCKS, DEPTHS = 3, (1, 2, 3)  # the latter in convolutions a block
+SPACE: dict[str, Any] = yaml.safe_load(CONFIG.read_text())["space"]
+BLOCKS, DEPTHS = SPACE["num_blocks"], (1, 2, 3)  # the latter in convolutions a block
 PARAMS, FLOPS = (30_000, 90_000, 270_000), (3_000_000, 9_000_000, 27_000_000)
 KERNELS_WIDTH = 64  # of the last block
 AT_56 = 90_000  # parameters
@@ -44,7 +45,8 @@ COLUMNS = ("cell", "seed", "test_accuracy", "num_params", "flops", "lr", "weight
 
 @dataclass(frozen=True)
 class Cell:
-    """A network, and what it is compared with: those of the same group and size."""
+    """A network, and what it is compared with: those of the same group, size and batch norm. Of
+    kernels, the size is what the convolutions of a block see together."""
 
     group: str
     size: str
@@ -73,15 +75,15 @@ class Cell:
         return network_costs(
             self.arch,
             resolution=self.resolution,
-            num_hidden=0,
+            num_hidden=SPACE["num_hidden"],
             batch_norm=self.batch_norm,
             kernel_size=self.kernel_size,
         )
 
     def flags(self) -> list[str]:
         """Of its search."""
-        space = yaml.safe_load(CONFIG.read_text())["space"] | {"num_convs": self.num_convs}
-        space |= {"kernel_size": self.kernel_size, "batch_norm": self.batch_norm}
+        space = SPACE | {"num_convs": self.num_convs, "batch_norm": self.batch_norm}
+        space |= {"kernel_size": self.kernel_size}
         space |= {f"out_channels_{i}": width for i, (_, width) in enumerate(self.arch, 1)}
         flags = ["--config", str(CONFIG), "--space", json.dumps(space)]
         return [*flags, "--resolution", str(self.resolution)]
@@ -91,7 +93,8 @@ def cells() -> Iterator[Cell]:
     """All cells, those that say most for their time first."""
     for norm in (True, False):
         for num_convs, kernel in ((2, 3), (1, 5), (3, 3), (1, 7)):
-            yield Cell("kernels", "same-width", num_convs, KERNELS_WIDTH, norm, kernel)
+            seen = 1 + num_convs * (kernel - 1)
+            yield Cell("kernels", f"{seen}x{seen}", num_convs, KERNELS_WIDTH, norm, kernel)
     for i in range(len(PARAMS)):
         for norm in (True, False):
             for num_convs in DEPTHS:
@@ -155,7 +158,7 @@ def print_tables(folder: Path) -> None:
     )
     for shallow in there:
         for deep in there:
-            if _are_compared(shallow, deep):
+            if are_compared(shallow, deep):
                 pair = [accuracies(found[cell.name]) for cell in (shallow, deep)]
                 sizes = f"{shallow.group}, {shallow.size}, {deep.name.rpartition('-')[2]}"
                 convs = (
@@ -164,14 +167,11 @@ def print_tables(folder: Path) -> None:
                 print(f"| {sizes} | {' | '.join(convs)} | {_difference(*pair)} |")
 
 
-def _are_compared(shallow: Cell, deep: Cell) -> bool:
+def are_compared(shallow: Cell, deep: Cell) -> bool:
     """Whether they are of one comparison, and which is which."""
     alike = ("group", "size", "batch_norm")
-    if any(getattr(shallow, name) != getattr(deep, name) for name in alike):
-        return False
-    if shallow.group == "kernels":  # which sees as much as the deep one
-        return shallow.num_convs == 1 and shallow.kernel_size == 2 * deep.num_convs + 1
-    return shallow.num_convs == 1 < deep.num_convs
+    is_one = all(getattr(shallow, name) == getattr(deep, name) for name in alike)
+    return is_one and shallow.num_convs == 1 < deep.num_convs
 
 
 def _difference(shallow: np.ndarray, deep: np.ndarray) -> str:
@@ -189,17 +189,15 @@ def draw(folder: Path) -> None:
     from matplotlib import pyplot
 
     found = read(folder)
+    there = [cell for cell in cells() if cell.name in found]
     figure, axes = pyplot.subplots(2, 3, figsize=(12, 7), sharex="col", sharey="row")
     for j, group in enumerate(("kernels", "params", "flops")):
         for i, norm in enumerate((True, False)):
             lines: dict[str, list[tuple[int, np.ndarray]]] = {}
-            for cell in cells():
-                if (cell.group, cell.batch_norm) == (group, norm) and cell.name in found:
-                    is_pair = group == "kernels"
-                    sees = 2 * cell.num_convs + 1 if cell.kernel_size == 3 else cell.kernel_size
-                    line = f"sees {sees}x{sees}" if is_pair else cell.size
-                    values = accuracies(found[cell.name])
-                    lines.setdefault(line, []).append((cell.num_convs, values))
+            for cell in there:
+                if (cell.group, cell.batch_norm) == (group, norm):
+                    point = cell.num_convs, accuracies(found[cell.name])
+                    lines.setdefault(cell.size, []).append(point)
             for name, points in lines.items():
                 x, values_of = zip(*sorted(points, key=lambda point: point[0]), strict=True)
                 means, halves = [v.mean() for v in values_of], [half_width(v) for v in values_of]
@@ -207,7 +205,7 @@ def draw(folder: Path) -> None:
             axes[i][j].grid(alpha=0.3)
             if lines:
                 axes[i][j].legend(title="with batch norm" if norm else "without", fontsize=9)
-        title = {"kernels": "same width, one large kernel or several 3x3"}
+        title = {"kernels": "one kernel of that size, or 3x3 that see as much"}
         axes[0][j].set_title(title.get(group, f"as wide as the {group} allow"))
         axes[1][j].set(xlabel="convolutions a block", xticks=DEPTHS)
     for row in axes:

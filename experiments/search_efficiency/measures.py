@@ -116,11 +116,17 @@ def table_rows(folder: Path, best: float, workers: int, names: Iterable[str]) ->
     return lines
 
 
+def signed_rank(gains: np.ndarray) -> str:
+    """p of Wilcoxon's signed-rank test, two-sided, that paired gains are as often losses."""
+    from scipy.stats import wilcoxon
+
+    p = wilcoxon(gains).pvalue if gains.any() else 1.0
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
+
+
 def pair_rows(folder: Path, workers: int, names: Iterable[str], judged: str) -> list[str]:
     """The judged search beside each other one with the same seeds, in points: positive, it is
     better. p: signed-rank test, two-sided, of its own alone."""
-    from scipy.stats import wilcoxon
-
     traces = read_traces(folder)
     heads = (f"points by which {judged} is better than", "n")
     heads += tuple(f"at {share:.0%}: median, p" for share in SHARES)
@@ -134,8 +140,7 @@ def pair_rows(folder: Path, workers: int, names: Iterable[str], judged: str) -> 
         for share in SHARES:
             values = [[value_at(t[s], share * BUDGET) for s in seeds] for t in (first, second)]
             gains = 100 * (np.array(values[0]) - np.array(values[1]))
-            p = wilcoxon(gains).pvalue if gains.any() else 1.0
-            cells.append(f"{np.median(gains):+.2f}, " + (f"{p:.3f}" if p >= 0.001 else "<0.001"))
+            cells.append(f"{np.median(gains):+.2f}, {signed_rank(gains)}")
         lines.append(line([*cells, f"{(gains > 0).sum()}, {(gains < 0).sum()}"]))
     return lines
 

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 import optuna
 import peers
-from measures import line, quartiles, value_at
+from measures import line, quartiles, signed_rank, value_at
 from simulate import Ours, Trace, opened, simulate
 
 from vgg_search.space.dimension import Dim, Suggester
@@ -222,8 +222,6 @@ def table_rows(folder: Path, contenders: list[str]) -> list[str]:
 def pair_rows(folder: Path, contenders: list[str]) -> list[str]:
     """The judged sampler beside each other one, on the tables and seeds that both have. p:
     signed-rank test, two-sided, of its own alone."""
-    from scipy.stats import wilcoxon
-
     by: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
     for row in read(folder):
         by.setdefault(row["contender"], {})[row["table"], row["seed"]] = row
@@ -237,9 +235,7 @@ def pair_rows(folder: Path, contenders: list[str]) -> list[str]:
         for n in SHARES:
             values = [[by[name][place][str(n)] for place in places] for name in (other, JUDGED)]
             gains = np.subtract(*values)
-            p = wilcoxon(gains).pvalue if gains.any() else 1.0
-            said = f"{p:.3f}" if p >= 0.001 else "<0.001"
-            cells.append(f"{(gains > 0).sum()}, {(gains < 0).sum()}; {said}")
+            cells.append(f"{(gains > 0).sum()}, {(gains < 0).sum()}; {signed_rank(gains)}")
         lines.append(line(cells))
     return lines
 

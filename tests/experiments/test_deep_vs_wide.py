@@ -2,8 +2,7 @@
 
 from collections import defaultdict
 
-import deep_vs_wide
-from deep_vs_wide import FLOPS, PARAMS, cells
+from deep_vs_wide import FLOPS, PARAMS, are_compared, cells
 
 from vgg_search.cli.arguments import load_config
 
@@ -24,7 +23,7 @@ def test_kernels_see_the_same_at_the_same_width() -> None:
         (shallow, deep)
         for shallow in cells()
         for deep in cells()
-        if shallow.group == "kernels" and deep_vs_wide._are_compared(shallow, deep)
+        if shallow.group == "kernels" and are_compared(shallow, deep)
     ]
     assert len(pairs) == 4
     for shallow, deep in pairs:

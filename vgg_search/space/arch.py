@@ -17,11 +17,16 @@ def as_arch(pairs: Sequence[Sequence[int]]) -> Arch:
     return tuple((int(num_convs), int(out_channels)) for num_convs, out_channels in pairs)
 
 
+def most_blocks(resolution: int) -> int:
+    """How many times images of that side, px, can be halved."""
+    return resolution.bit_length() - 1
+
+
 def check_arch(arch: Arch, resolution: int) -> None:
     """Raise ValueError unless `arch` can be built: each block halves the image, 1 px must stay."""
     if not arch:
         raise ValueError("num_blocks must be >= 1, got 0")
-    most = resolution.bit_length() - 1
+    most = most_blocks(resolution)
     if len(arch) > most:
         raise ValueError(
             f"num_blocks must be <= {most} at resolution {resolution}, got {len(arch)}"

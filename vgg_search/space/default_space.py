@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vgg_search.space.arch import Arch
+from vgg_search.space.arch import Arch, most_blocks
 from vgg_search.space.data_shape import ASSUMED
 
 SPACE: dict[str, Any] = {
@@ -33,7 +33,7 @@ def baseline_for(fields: Mapping[str, Any]) -> Arch | dict[str, Any]:
 def fitted_space(resolution: int) -> dict[str, Any]:
     """The space at another resolution, px, than the one it was made for: no deeper than that
     allows, and with as many FLOPs a pixel."""
-    (low, high), most = SPACE["num_blocks"], _most_blocks(resolution)
+    (low, high), most = SPACE["num_blocks"], most_blocks(resolution)
     max_flops = round(SPACE["max_flops"] * (resolution / ASSUMED.resolution) ** 2)
     blocks = [low, high] if high <= most else list(range(low, most + 1))
     return SPACE | {"num_blocks": blocks, "max_flops": max_flops}
@@ -41,11 +41,7 @@ def fitted_space(resolution: int) -> dict[str, Any]:
 
 def fitted_baseline(baseline: Any, resolution: int) -> Any:
     """The default baseline, or its arch, no deeper than the resolution allows; another as it is."""
-    arch = ARCH[: _most_blocks(resolution)]
+    arch = ARCH[: most_blocks(resolution)]
     if baseline == BASELINE:
         return BASELINE | {"arch": arch}
     return arch if baseline == ARCH else baseline
-
-
-def _most_blocks(resolution: int) -> int:
-    return resolution.bit_length() - 1

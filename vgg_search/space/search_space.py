@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, ClassVar
 
-from vgg_search.space.arch import Arch, block_values, check_arch, network_costs
+from vgg_search.space.arch import Arch, block_values, check_arch, most_blocks, network_costs
 from vgg_search.space.candidate import BLOCK_DIMENSIONS, DIMENSIONS, Candidate, Dimension
 from vgg_search.space.data_shape import ASSUMED, DataShape
 from vgg_search.space.dimension import Dim, Suggester, as_number, is_number, parse_dim
@@ -78,7 +78,7 @@ class Space:
 
     def blocks(self) -> range:
         """Numbers of the blocks that there may be at this resolution."""
-        return range(1, self.resolution.bit_length())
+        return range(1, most_blocks(self.resolution) + 1)
 
     def _check_names(self, names: list[str]) -> None:
         spec = [name for name in self.spec if name not in OTHERS]
