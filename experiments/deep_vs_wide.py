@@ -33,6 +33,7 @@ from environment import environment
 from studies import half_width, summary_of
 
 from vgg_search.space.arch import Arch, network_costs
+from vgg_search.storage.checksums import read_cards
 
 CONFIG = Path(__file__).with_suffix(".yaml")
 SPACE: dict[str, Any] = yaml.safe_load(CONFIG.read_text())["space"]
@@ -117,13 +118,15 @@ def fitted(cell: Cell, limit: int) -> Cell:
     return min(map(wide, range(4, 400)), key=lambda one: abs(one.costs[place] - limit))
 
 
-def rows_of(cell: Cell, summary: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A row a seed of its champion."""
-    champion, params = summary["champion"], summary["best_params"]
-    for seed, accuracy in enumerate(champion["test_accuracies"]):
-        costs = dict(zip(("num_params", "flops"), cell.costs, strict=True))
-        sampled = {name: params[name] for name in ("lr", "weight_decay")}
-        yield {"cell": cell.name, "seed": seed, "test_accuracy": accuracy} | costs | sampled
+def rows_of(folder: Path, cell: Cell, *flags: str) -> list[dict[str, Any]]:
+    """A row a seed of its champion; its study is run first, with further flags, unless it has
+    ended."""
+    summary_of(folder, cell.name, [*cell.flags(), *flags])
+    card = read_cards(folder / "runs" / cell.name)[0]
+    row = {"cell": cell.name} | dict(zip(("num_params", "flops"), cell.costs, strict=True))
+    row |= {name: card["params"][name] for name in ("lr", "weight_decay")}
+    scores = card["metrics"]["test_accuracies"]
+    return [row | {"seed": seed, "test_accuracy": score} for seed, score in enumerate(scores)]
 
 
 def read(folder: Path) -> dict[str, list[dict[str, str]]]:
@@ -232,7 +235,7 @@ def main() -> None:
             if cell.name in done or time.monotonic() > until:
                 continue
             began = time.monotonic()
-            rows = list(rows_of(cell, summary_of(folder, cell.name, cell.flags())))
+            rows = rows_of(folder, cell)
             with table.open("a", newline="") as file:
                 csv.DictWriter(file, COLUMNS, lineterminator="\n").writerows(rows)
             mean = np.mean([row["test_accuracy"] for row in rows])

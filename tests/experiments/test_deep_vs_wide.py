@@ -1,8 +1,10 @@
 """Depth against width: what is compared costs the same, and each cell is an experiment."""
 
 from collections import defaultdict
+from pathlib import Path
 
-from deep_vs_wide import FLOPS, PARAMS, are_compared, cells
+import pytest
+from deep_vs_wide import COLUMNS, FLOPS, PARAMS, are_compared, cells, rows_of
 
 from vgg_search.cli.arguments import load_config
 
@@ -41,3 +43,19 @@ def test_each_cell_is_an_experiment_of_one_network() -> None:
         assert space.dims["kernel_size"].match(cell.kernel_size) is not None
         blocks = [space.dims[f"out_channels_{i}"].centre() for i in (1, 2, 3)]
         assert blocks == [width for _, width in cell.arch]
+
+
+@pytest.mark.slow
+def test_a_cell_is_searched_and_tested(tmp_path: Path) -> None:
+    cell = next(cells())
+    small = "--dataset sample --num-trials 2 --max-epochs 1 --train-images 1000 --val-images 500"
+    small += " --champion-epochs 1 --champion-seeds 2"
+    rows = rows_of(tmp_path, cell, *small.split())
+    assert [row["seed"] for row in rows] == [0, 1]
+    for row in rows:
+        assert row.keys() == {*COLUMNS}
+        assert 0.01 <= row["lr"] <= 0.6
+        assert 0 < row["test_accuracy"] < 1
+    log = (tmp_path / f"{cell.name}.log").read_text()
+    assert rows_of(tmp_path, cell) == rows, "from what is there"
+    assert (tmp_path / f"{cell.name}.log").read_text() == log
