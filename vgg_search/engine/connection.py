@@ -16,7 +16,7 @@ from ray.exceptions import AuthenticationError
 
 import vgg_search
 from vgg_search.config import Config, ConfigError
-from vgg_search.engine.environment import LOCAL, address_of
+from vgg_search.engine.environment import LOCAL, THREADS, address_of
 from vgg_search.machine import cores
 
 # Of the environment of Tune's workers: where the whole job has it, Ray gives them processes that
@@ -95,8 +95,8 @@ def runtime_env(address: str) -> dict[str, Any]:
     driver has set for itself."""
     if address == LOCAL:
         return {"env_vars": WORKER_ENVIRONMENT}
-    policy = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
-    return {"py_modules": [str(PACKAGE)], "env_vars": WORKER_ENVIRONMENT | policy}
+    threads = {name: os.environ.get(name, value) for name, value in THREADS.items()}
+    return {"py_modules": [str(PACKAGE)], "env_vars": WORKER_ENVIRONMENT | threads}
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from vgg_search.training.graphs import Graphs
 from vgg_search.training.inference import VAL_METRICS, prepare, validate
 from vgg_search.training.model import VGG
 from vgg_search.training.recipe import RECIPE_SIDE, Recipe, lr_at
+from vgg_search.training.threads import Threads
 
 # The average of weights is brought up to date once in so many steps, at a quarter of the cost.
 EMA_EVERY = 4
@@ -88,6 +89,7 @@ class Training:
         self.totals = torch.zeros(2, device=device)  # summed loss, correct answers
         self.weight = torch.ones((), device=device)  # of a step's loss in its gradient
         self.graphs = Graphs()
+        self.threads = Threads(torch.get_num_threads() if device.type == "cpu" else 1)
         self.epoch = 0
         self.rows: list[dict[str, Any]] = []
 
@@ -106,21 +108,23 @@ class Training:
 
         A network whose loss is not finite is not validated: its val_ metrics are NaN.
         """
-        data = self.data
         while self.epoch < min(until, self.recipe.max_epochs) and not self.diverged:
             started = time.perf_counter()
-            row = {"epoch": self.epoch + 1, **self._train_epoch()}
-            if data.val_images is not None and data.val_labels is not None:
-                if math.isfinite(row["train_loss"]):
-                    row |= validate(
-                        self.measured, data.val_images, data.val_labels, data.info, self.plan
-                    )
-                else:
-                    row |= dict.fromkeys(VAL_METRICS, math.nan)
+            with self.threads.epoch():
+                row = {"epoch": self.epoch + 1, **self._train_epoch()}
+                row |= self._validate(row)
             row["epoch_seconds"] = time.perf_counter() - started
             self.epoch += 1
             self.rows.append(row)
             yield row
+
+    def _validate(self, row: dict[str, Any]) -> dict[str, float]:
+        data = self.data
+        if data.val_images is None or data.val_labels is None:
+            return {}
+        if not math.isfinite(row["train_loss"]):
+            return dict.fromkeys(VAL_METRICS, math.nan)
+        return validate(self.measured, data.val_images, data.val_labels, data.info, self.plan)
 
     @property
     def steps(self) -> int:
@@ -142,10 +146,11 @@ class Training:
             torch.manual_seed(int(words[1]) + self.rank)
             # Every image once, in batches that differ by at most one: none is dropped, and no tiny
             # last batch takes a step at the full learning rate.
-            for batch in table.tensor_split(self.steps, dim=1):
+            for place, batch in enumerate(table.tensor_split(self.steps, dim=1)):
                 lr = lr_at(step, self.steps * recipe.max_epochs, recipe)
                 self.lr.fill_(lr)
-                self.graphs.run(self._step, batch)
+                with self.threads.step(place, self.steps):
+                    self.graphs.run(self._step, batch)
                 step, seen = step + 1, seen + batch.shape[1]
                 if recipe.ema and (step % EMA_EVERY == 0 or step % self.steps == 0):
                     self._average(step)
