@@ -3,10 +3,11 @@
     VGG_SEARCH_DATA_DIR=... python experiments/bench_training.py loader
     ... peak        # the step's floating-point operations against the machine's matrix products
     ... colour      # the same of colour images beside grey ones, in CPU time
+    ... threads     # one thread and all, on a quiet machine and beside one busy process
     add --only NAME for one comparison, --out results/2026-11-24_training to keep the raw logs
 
 Cost on an idle machine: three minutes (loader, 3 rounds), five (peak, 2 rounds at 224 px), two
-(colour).
+(colour), ten (threads, 3 rounds).
 
 Each variant is a process of its own (a lane), with its threads and its allocator; the lanes of a
 comparison take turns, an epoch each, A B A B, one at a time, and the first round is not counted.
@@ -23,7 +24,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +37,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from vgg_search.data.source import DatasetInfo
 from vgg_search.data.splits import Splits, load_splits
-from vgg_search.engine.environment import RAY_ENVIRONMENT
+from vgg_search.engine.environment import THREADS
+from vgg_search.machine import cores
 from vgg_search.space.arch import NOTEBOOK_ARCH
 from vgg_search.training.device import plan, prepare_process
 from vgg_search.training.model import VGG, build
 from vgg_search.training.recipe import Recipe, lr_at
+from vgg_search.training.threads import Threads
 from vgg_search.training.train import Resident, Training
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +56,7 @@ NETS: dict[str, dict[str, Any]] = {
     "small": {"arch": ((1, 16), (1, 32)), "resolution": 28, **HEAD, "batch_norm": True},
     "three": THREE,
     "three-bn": {**THREE, "batch_norm": True},
+    "three-64": {**THREE, "resolution": 64},
     "narrow": {"arch": NARROW, "resolution": 224, **FULL_HEAD},
     "notebook": {"arch": NOTEBOOK_ARCH, "resolution": 224, **FULL_HEAD},
     **{
@@ -64,6 +69,7 @@ IMAGES = {"1x32": 640, "3x32": 640, "1x64": 256, "3x64": 256} | {
     "small": 10_240,
     "three": 2_560,
     "three-bn": 2_560,
+    "three-64": 2_560,
     "narrow": 256,
     "notebook": 128,
 }
@@ -107,13 +113,32 @@ def splits_of(val_images: int, train_images: int) -> Splits:
 
 def ours(spec: dict[str, Any]) -> Callable[[], float]:
     """An epoch of the package's own training; returns images a second."""
-    prepare_process(1)
+    prepare_process(spec["threads"])
     splits = splits_of(1000, IMAGES[spec["net"]])
     labels = torch.from_numpy(splits.train_labels).long()
     data = Resident(torch.from_numpy(splits.train_images), labels, splits.info)
     training = Training(build(NETS[spec["net"]], 0), data, recipe_of(spec), 0)
+    if spec["never_fewer"]:
+        training.threads = Threads(1)
     rows = training.run(EPOCHS)
-    return lambda: next(rows)["images_per_second"]
+
+    def epoch() -> float:
+        with busy_process() if spec["busy"] else nullcontext():
+            return float(next(rows)["images_per_second"])
+
+    return epoch
+
+
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """Another program, of another session, that uses a core all the time."""
+    command = [sys.executable, "-c", "while True: pass"]
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def noise(spec: dict[str, Any]) -> Callable[[], float]:
@@ -207,10 +232,27 @@ LOOPS = {"ours": ours, "noise": noise, "loader": loader, "peak": peak}
 # ---- comparisons: lanes that take turns ---------------------------------------------------------
 
 
-def lane(name: str, net: str, loop: str, precision: str) -> dict[str, Any]:
+def lane(name: str, net: str, loop: str, precision: str, **more: Any) -> dict[str, Any]:
     """Ours and the peak run in the environment of a worker."""
-    env = {} if loop == "loader" else {"OMP_WAIT_POLICY": RAY_ENVIRONMENT["OMP_WAIT_POLICY"]}
-    return {"name": name, "net": net, "loop": loop, "precision": precision, "env": env}
+    spec = {"name": name, "net": net, "loop": loop, "precision": precision}
+    spec |= {"threads": 1, "busy": False, "never_fewer": False}
+    return spec | {"env": {} if loop == "loader" else THREADS} | more
+
+
+def threads_lanes(net: str, precision: str) -> list[dict[str, Any]]:
+    count = cores()
+    asleep: dict[str, Any] = {"never_fewer": True, "env": {"OMP_WAIT_POLICY": "PASSIVE"}}
+    variants: dict[str, dict[str, Any]] = {
+        "one thread": {},
+        f"{count} threads that sleep at once": {"threads": count} | asleep,
+        f"{count} threads": {"threads": count, "never_fewer": True},
+        f"{count} threads, or one": {"threads": count},
+    }
+    return [
+        lane(name + ", beside a busy process" * busy, net, "ours", precision, busy=busy, **spec)
+        for busy in (False, True)
+        for name, spec in variants.items()
+    ]
 
 
 def loader_lanes(net: str, precision: str) -> list[dict[str, Any]]:
@@ -243,6 +285,7 @@ MODES: dict[str, dict[str, list[dict[str, Any]]]] = {
         for side in (32, 64)
         for precision in DTYPES
     },
+    "threads": {net: threads_lanes(net, "bf16") for net in ("small", "three-bn", "three-64")},
     "peak": {net: peak_lanes(net) for net in ("three", "three-bn", "narrow", "notebook")},
 }
 
@@ -251,7 +294,7 @@ class Lane:
     """The process of one lane, which waits for its turn."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        drop = ("GLIBC_TUNABLES", "OMP_WAIT_POLICY", "LD_PRELOAD", "MALLOC_CONF")
+        drop = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_CONF", *THREADS)
         env = {key: value for key, value in os.environ.items() if key not in drop}
         command = [sys.executable, __file__, "--lane", json.dumps(spec)]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
