@@ -73,22 +73,25 @@ def orphaned_segments() -> set[str]:
     return {path.name for path in Path("/dev/shm").iterdir() if str(path) not in mapped}
 
 
+def trained(study: Path) -> list[FrozenTrial]:
+    return [t for t in read_trials(study) if t.user_attrs.get("state") not in UNTRAINED]
+
+
 def violations(folder: Path, study: Path, num_trials: int) -> list[str]:
     """A line for each thing that is not as it must be of a study that has ended."""
-    trials = [
-        trial for trial in read_trials(study) if trial.user_attrs.get("state") not in UNTRAINED
-    ]
+    trials = trained(study)
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     checks: list[Callable[[], Iterator[str]]] = [
-        lambda: _of_the_record(study, trials, num_trials),
-        lambda: _of_the_tables(study, trials),
+        lambda: of_the_record(study, trials, num_trials),
+        lambda: of_the_tables(study, trials),
         lambda: _of_mlflow(client, trials),
         lambda: _of_the_champion(study),
     ]
     return [line for check in checks for line in check()]
 
 
-def _of_the_record(study: Path, trials: list[FrozenTrial], num_trials: int) -> Iterator[str]:
+def of_the_record(study: Path, trials: list[FrozenTrial], num_trials: int) -> Iterator[str]:
+    """Each trial's epochs are there once and in order, and as many trials as were asked for."""
     if len(trials) != num_trials:
         yield f"{len(trials)} trials were trained, {num_trials} asked for"
     for trial in trials:
@@ -109,7 +112,8 @@ def _of_the_record(study: Path, trials: list[FrozenTrial], num_trials: int) -> I
             yield f"the journal has {name} of trial id {trial_id} {count} times"
 
 
-def _of_the_tables(study: Path, trials: list[FrozenTrial]) -> Iterator[str]:
+def of_the_tables(study: Path, trials: list[FrozenTrial]) -> Iterator[str]:
+    """trials.csv, epochs.csv and summary.json say what the record says."""
     with (study / "trials.csv").open() as file:
         table = {int(row["number"]): row for row in csv.DictReader(file)}
     with (study / "epochs.csv").open() as file:
