@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from champions import save_champion, some_test_images
+from torch import nn
 
 from vgg_search.cli.commands import main
+from vgg_search.data.source import DatasetInfo
 from vgg_search.models import export as exporting
 from vgg_search.models.export import export
-from vgg_search.models.files import ModelError, load_folder, servable
+from vgg_search.models.files import ModelError, load_folder, save_model, servable
+from vgg_search.training.model import build
 
 
 @pytest.fixture(scope="module", params=[28, 32])
@@ -63,6 +66,41 @@ def test_an_exported_safetensors_file_holds_its_card(saved: Path, images: np.nda
         load_folder(saved / "model.safetensors")
 
 
+class Notebook(nn.Module):
+    """As "Networks Using Blocks (VGG)" writes it, its shapes found by the first weights."""
+
+    def __init__(self, arch: list[list[int]], hidden: int, num_hidden: int) -> None:
+        super().__init__()
+        blocks = []
+        for num_convs, out_channels in arch:
+            layers: list[nn.Module] = []
+            for _ in range(num_convs):
+                layers += [nn.LazyConv2d(out_channels, kernel_size=3, padding=1), nn.ReLU()]
+            blocks.append(nn.Sequential(*layers, nn.MaxPool2d(kernel_size=2, stride=2)))
+        head: list[nn.Module] = [nn.Flatten()]
+        for _ in range(num_hidden):
+            head += [nn.LazyLinear(hidden), nn.ReLU(), nn.Dropout(0.5)]
+        self.net = nn.Sequential(*blocks, *head, nn.LazyLinear(10))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net(images)
+
+
+def test_the_notebooks_own_class_takes_a_state_dict(tmp_path: Path, images: np.ndarray) -> None:
+    network = build({"arch": [[1, 8], [2, 16]], "hidden_features": 32, "num_hidden": 2}, 0)
+    info = DatasetInfo("fashion-mnist", tuple("0123456789"), (0.286,), (0.353,))
+    save_model(tmp_path / "champion", network, info, {})
+    out = tmp_path / "VGG_20261126.pt"
+    assert export(tmp_path / "champion", "state-dict", out, images[:50])["changed_classes"] == 0
+    notebook = Notebook([[1, 8], [2, 16]], 32, 2)
+    notebook.load_state_dict(torch.load(out, weights_only=True))
+    x = torch.from_numpy(images[:50].copy())
+    pixels = (x / 255 - 0.286) / 0.353
+    with torch.no_grad():
+        wanted = servable(tmp_path / "champion")[0](x)
+        torch.testing.assert_close(notebook.eval()(pixels).softmax(1), wanted)
+
+
 def test_an_export_that_disagrees_writes_nothing(
     saved: Path, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,7 +113,9 @@ def test_an_export_that_disagrees_writes_nothing(
 def test_export_refuses_bad_input(
     saved: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ModelError, match="format must be one of safetensors, pt2, onnx, got h5"):
+    with pytest.raises(
+        ModelError, match="format must be one of safetensors, pt2, onnx, state-dict, got h5"
+    ):
         export(saved, "h5", saved / "x", images)
     with pytest.raises(ModelError, match="champion cannot be written: Is a directory"):
         export(saved, "pt2", saved, images)

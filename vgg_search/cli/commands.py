@@ -161,10 +161,10 @@ def _refinement_text(result: dict[str, Any], storage_path: str) -> str:
 
 
 def export(argv: Sequence[str]) -> Result:
-    """the model as a file, verified: safetensors, pt2 or onnx"""
+    """the model as a file, verified: safetensors, pt2, onnx or PyTorch's state_dict"""
     flags = [
         MODEL,
-        flag("--format", required=True, choices=("safetensors", "pt2", "onnx")),
+        flag("--format", required=True, choices=("safetensors", "pt2", "onnx", "state-dict")),
         flag("--out", required=True, type=path, metavar="PATH"),
     ]
     options = parse_options(export, argv, flags, ["tracking_uri", "data_dir"], dataset=DATASET)

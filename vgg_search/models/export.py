@@ -1,5 +1,6 @@
 """A trained network as one file for other programs, verified against the network itself."""
 
+import copy
 import json
 import warnings
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vgg_search.models.files import (
     ModelError,
@@ -18,7 +19,8 @@ from vgg_search.models.files import (
     servable,
 )
 from vgg_search.storage.folder import CARD, replacing
-from vgg_search.training.inference import own_cores
+from vgg_search.training.inference import own_cores, prepare
+from vgg_search.training.model import VGG
 
 # Largest difference in a probability that an export may show. Measured: 0 for safetensors and pt2,
 # 1.2e-6 at most for ONNX (five networks), whose runtime adds up in another order.
@@ -31,9 +33,15 @@ def export(folder: PathLike, format: str, out: PathLike, images: np.ndarray) -> 
     """Write `out`, read it back, and compare with the network on `images` (N, C, H, W) uint8.
 
     pt2 and onnx hold the Servable, for any batch size; safetensors holds the weights, and the card
-    in its header. `out` appears only once verified. Raises ModelError.
+    in its header; state-dict the weights alone, by the names that the notebook's class has, which
+    takes normalised images and gives logits. `out` appears only once verified. Raises ModelError.
     """
-    writers = {"safetensors": _write_safetensors, "pt2": _write_pt2, "onnx": _write_onnx}
+    writers = {
+        "safetensors": _write_safetensors,
+        "pt2": _write_pt2,
+        "onnx": _write_onnx,
+        "state-dict": _write_state_dict,
+    }
     if format not in writers:
         raise ModelError(f"format must be one of {', '.join(writers)}, got {format}")
     network, _ = servable(folder)
@@ -69,6 +77,37 @@ def _write_safetensors(folder: PathLike, path: Path) -> Answer:
     network, card = load_folder(folder)
     save_weights(path, network.state_dict(), {CARD: json.dumps(card)})
     return servable(path)[0]
+
+
+def _write_state_dict(folder: PathLike, path: Path) -> Answer:
+    model = servable(folder)[0]
+    net = _as_in_the_notebook(model.network)
+    values = zip(net.state_dict(), model.network.state_dict().values(), strict=True)
+    torch.save({f"net.{name}": tensor.contiguous() for name, tensor in values}, path)
+    read = torch.load(path, weights_only=True)
+    net.load_state_dict({name.removeprefix("net."): tensor for name, tensor in read.items()})
+
+    def answer(images: Tensor) -> Tensor:
+        scores: Tensor = net(prepare(images, model.network.resolution, model.info))
+        return scores.softmax(1)
+
+    return answer
+
+
+def _as_in_the_notebook(network: VGG) -> nn.Sequential:
+    """The same network as its class has it in `net`: blocks of convolutions, each followed by ReLU,
+    with the pool last; flatten; Linear, ReLU and Dropout; Linear."""
+    blocks: list[nn.Module] = []
+    head: list[nn.Module] = [nn.Flatten()]
+    for layer in network.layers:
+        if isinstance(layer, nn.Linear):
+            head.append(copy.deepcopy(layer))
+        elif isinstance(layer, nn.Sequential) and isinstance(layer[0], nn.Linear):
+            head += copy.deepcopy(layer)
+        elif isinstance(layer, nn.Sequential):
+            *convolutions, pool, relu = copy.deepcopy(layer)
+            blocks.append(nn.Sequential(*convolutions, relu, pool))
+    return nn.Sequential(*blocks, *head).eval()
 
 
 def _write_pt2(folder: PathLike, path: Path) -> Answer:
