@@ -2,9 +2,10 @@
 
     python experiments/default_gain.py FOLDER [SEEDS]
 
-For each of SEEDS (5) study seeds, four studies in FOLDER: the default experiment; the same with
-`sampler: random`; its baseline alone, whose champion is that network; and a stronger one by hand,
-of the same arch with batch norm and the middle of each range. All champions train as many epochs on
+For each of SEEDS (5) study seeds, four studies in FOLDER: the default experiment; random search
+with ten more trials, for more of its trials are stopped, and so with as many epochs in all; the
+baseline alone, whose champion is that network; and a stronger one by hand, of the same arch with
+batch norm and the middle of each range. All champions train as many epochs on
 all training images, and the test split is read once by each. Without time budget,
 so that a busy machine trains as many epochs as a free one. Studies that have ended are not
 repeated. Cost: an hour and a quarter of two cores. `VGG_SEARCH_DATA_DIR` names the data.
@@ -26,7 +27,7 @@ from vgg_search.space.default_space import ARCH
 BY_HAND = {"arch": ARCH, "batch_norm": True, "dropout": 0.25, "lr": 0.09}
 FLAGS: dict[str, list[str]] = {
     "search": [],
-    "random": ["--sampler", "random"],
+    "random": ["--sampler", "random", "--num-trials", "34"],
     "baseline": ["--num-trials", "1", "--max-epochs", "1"],
     "hand": ["--num-trials", "1", "--max-epochs", "1", "--baseline", json.dumps(BY_HAND)],
 }

@@ -24,7 +24,7 @@ from vgg_search.report.look import LOOKS
 from vgg_search.report.page import PAGES, make_report, plots, warnings_of
 from vgg_search.report.run import ReportError, load
 from vgg_search.report.space_figures import importance
-from vgg_search.report.warnings import RANDOM_TRIALS
+from vgg_search.report.warnings import RANDOM_TRIALS, edges
 from vgg_search.storage.checksums import with_checksum, with_checksums
 from vgg_search.study.tables import summarise, write_summary
 
@@ -461,6 +461,24 @@ def test_warns_of_edges(tmp_path: Path, lrs: tuple[float, float], side: str | No
         text = f"The best trials sit at the {end} edge of "
         lines = [line for line in warnings_of(folder) if line.startswith(text)]
         assert any("lr (5 of 5)" in line for line in lines) == (end == side)
+
+
+def test_copies_of_one_value_are_no_edge(tmp_path: Path) -> None:
+    """The sampler tries the best learning rate again, with something else changed."""
+    decays = np.geomspace(1e-4, 1e-3, 12)
+    trials = [
+        {"arch": ARCH, "lr": 0.9 if i < 5 else 0.3, "weight_decay": float(decay)}
+        for i, decay in enumerate(decays)
+    ]
+    fixed = {"num_blocks": [1, 3], "hidden_features": 16, "num_convs": [1, 2], "num_hidden": 1}
+    space = {"out_channels": [8, 12, 16, 24, 32], "lr": LRS, "weight_decay": [1e-5, 1e-2]} | fixed
+    folder = make_study(
+        tmp_path / "a", num_trials=12, enqueue=trials, baseline=None, scheduler="none", space=space
+    )
+    (edge,) = (edge for edge in edges(load(folder)) if (edge.name, edge.side) == ("lr", "upper"))
+    assert (edge.trials, edge.at_end) == (5, 5)
+    assert 0.02 < edge.chance < 0.2, "as of a single trial"
+    assert not any("lr (5 of 5)" in warning for warning in warnings_of(folder))
 
 
 def test_an_edge_that_the_limits_of_the_space_make_is_no_warning(tmp_path: Path) -> None:

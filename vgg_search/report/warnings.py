@@ -14,7 +14,8 @@ from vgg_search.study.sampling import random_candidates
 RANDOM_TRIALS = 10  # that Optuna's samplers begin with or learn little from, and `curves` nearly so
 DIVERGED_SHARE, TEST_GAP = 0.2, 0.01
 EDGE_SHARE, EDGE_MARGIN = 0.6, 0.05
-DRAWN, BY_CHANCE = 300, 0.01  # random networks of a space; what is rarer among them is no chance
+# Random networks of a space; what fewer than one study in twenty would have anywhere is no chance
+DRAWN, BY_CHANCE = 300, 0.05
 
 
 class Edge(NamedTuple):
@@ -33,7 +34,7 @@ class Edge(NamedTuple):
     """Whether the dimension ends here by nature, so that nobody can widen it."""
     chance: float
     """That of as many random networks of the space as many lie at this end: its limits leave more
-    of them at one end."""
+    of them at one end. Equal values of a range count once."""
 
 
 def _position(dim: Dim, value: Any) -> float | None:
@@ -63,7 +64,9 @@ def edges(run: Run) -> list[Edge]:
         for side, natural in (("lower", is_floor), ("upper", is_ceiling)):
             hits, random = (_at_end(side, where) for where in (places, _places(dim, name, drawn)))
             share = sum(random) / max(1, len(random))
-            chance = _tail(len(hits), sum(hits), share)
+            # Samplers try a good value again: of a range, its copies tell nothing new
+            told = hits if dim.choices else _at_end(side, list(dict.fromkeys(places)))
+            chance = _tail(len(told), sum(told), share)
             table.append(Edge(name, side, len(hits), sum(hits), hits[0], natural, chance))
     return table
 
@@ -157,13 +160,14 @@ def _of_the_scores(run: Run) -> list[str]:
 
 
 def _of_the_edges(run: Run) -> list[str]:
-    texts = []
+    texts, seen = [], [edge for edge in edges(run) if not edge.natural]
     for side in ("lower", "upper"):
         names = ", ".join(
             f"{edge.name} ({edge.at_end} of {edge.trials})"
-            for edge in edges(run)
-            if edge.side == side and edge.holds_best and not edge.natural
-            if edge.at_end >= EDGE_SHARE * edge.trials and edge.chance < BY_CHANCE
+            for edge in seen
+            if edge.side == side and edge.holds_best
+            if edge.at_end >= EDGE_SHARE * edge.trials
+            if edge.chance * len(seen) < BY_CHANCE  # Bonferroni: one of many may well be rare
         )
         if names:
             texts.append(f"The best trials sit at the {side} edge of {names}: widen it.")
