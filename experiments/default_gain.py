@@ -5,10 +5,10 @@
 For each of SEEDS (5) study seeds, four studies in FOLDER: the default experiment; random search
 with ten more trials, for more of its trials are stopped, and so with as many epochs in all; the
 baseline alone, whose champion is that network; and a stronger one by hand, of the same arch with
-batch norm and the middle of each range. All champions train as many epochs on
-all training images, and the test split is read once by each. Without time budget,
-so that a busy machine trains as many epochs as a free one. Studies that have ended are not
-repeated. Cost: an hour and a quarter of two cores. `VGG_SEARCH_DATA_DIR` names the data.
+batch norm and the middle of each range. All champions train as many epochs on all training images,
+and the test split is read once by each. Without time budget, so that a busy machine trains as many
+epochs as a free one. Studies that have ended are not repeated. Cost: an hour and three quarters of
+two cores. `VGG_SEARCH_DATA_DIR` names the data.
 
 Prints a table of test accuracies and differences, paired by seed, with the 95 % interval of their
 mean (Student's t), and what the search itself warned of.
