@@ -11,7 +11,7 @@ import vgg_search
 from vgg_search.engine.environment import RAY_ENVIRONMENT
 
 HEAD = """
-import os, signal, sys, threading
+import logging, os, signal, sys, threading
 from pathlib import Path
 import vgg_search
 
@@ -23,6 +23,7 @@ def tiny(**fields):
 
 def state():
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    handlers += [*logging.getLogger().handlers, logging.getLogger().level]
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     threads = sorted(t.name for t in threading.enumerate() if not t.daemon)
     return dict(os.environ), handlers, children, threads

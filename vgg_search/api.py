@@ -112,9 +112,11 @@ def _messages(quiet: bool) -> Iterator[None]:
     everything goes to log.txt."""
     log, handler = logging.getLogger("vgg_search"), logging.StreamHandler()
     handler.setLevel(logging.CRITICAL + 1 if quiet else logging.WARNING)
-    propagate = log.propagate
-    # Libraries that a search imports configure logging too: their handlers print every line
-    log.propagate = bool(logging.getLogger().handlers) and not quiet
+    root, propagate = logging.getLogger(), log.propagate
+    before, level = [*root.handlers], root.level
+    # Libraries that a search imports configure logging too: their handlers print every line, also
+    # of the next search
+    log.propagate = bool(before) and not quiet
     if not log.propagate:
         log.addHandler(handler)
     try:
@@ -122,6 +124,8 @@ def _messages(quiet: bool) -> Iterator[None]:
     finally:
         log.propagate = propagate
         log.removeHandler(handler)
+        root.handlers[:] = before
+        root.setLevel(level)
 
 
 def _reason(summary: dict[str, Any], folder: Path) -> str:
