@@ -138,13 +138,15 @@ def of_the_tables(study: Path, trials: list[FrozenTrial]) -> Iterator[str]:
 def _of_mlflow(client: MlflowClient, trials: list[FrozenTrial]) -> Iterator[str]:
     (experiment,) = client.search_experiments(filter_string="name = 'vgg-search'")
     runs = list(client.search_runs([experiment.experiment_id], max_results=10_000))
-    kinds = Counter(run.data.tags["kind"] for run in runs)
+    kinds = Counter(run.data.tags.get("kind") for run in runs)
+    if kinds[None]:
+        yield f"MLflow has {kinds[None]} runs without a kind"
     if (kinds["study"], kinds["champion"]) != (1, 1):
         yield f"MLflow has {kinds['study']} studies and {kinds['champion']} champions"
     for run in runs:
         if run.info.status != "FINISHED":
             yield f"run {run.info.run_name} is {run.info.status}"
-    of_trials = [run for run in runs if run.data.tags["kind"] == "trial"]
+    of_trials = [run for run in runs if run.data.tags.get("kind") == "trial"]
     numbers = Counter(int(run.data.tags["trial_number"]) for run in of_trials)
     if numbers != Counter(trial.number for trial in trials):
         yield f"runs by trial: {dict(numbers)}"
