@@ -3,6 +3,7 @@ MLflow, its processes and what they share in memory; never the program's own wor
 
 import csv
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,6 +60,14 @@ def processes(mark: str) -> dict[int, str]:
                     alive[int(entry.name)] = command[:100]
         except OSError:
             continue
+    return alive
+
+
+def left(mark: str, seconds: float) -> dict[int, str]:
+    """The `processes` that have not ended by themselves within so many seconds."""
+    end = time.monotonic() + seconds
+    while (alive := processes(mark)) and time.monotonic() < end:
+        time.sleep(0.1)
     return alive
 
 

@@ -37,8 +37,8 @@ from invariants import (
     changed,
     ended_trials,
     epochs,
+    left,
     orphaned_segments,
-    processes,
     record,
     violations,
 )
@@ -206,9 +206,7 @@ class Killer:
             time.sleep(0.05)
 
     def _count_left(self) -> None:
-        end = time.time() + DRAINED_SECONDS
-        while (alive := processes(self.mark)) and time.time() < end:
-            time.sleep(0.1)
+        alive = left(self.mark, DRAINED_SECONDS)
         self.campaign.left += [f"process {pid}: {command}" for pid, command in alive.items()]
         for pid in alive:  # or each later look would count it again
             os.kill(pid, signal.SIGKILL)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from invariants import processes
+from invariants import left
 from mlflow import MlflowClient
 from random_kills import FLAGS, MOMENTS, SESSION_SECONDS, Session
 
@@ -60,9 +60,7 @@ def stop(folder: Path, phase: str, number: signal.Signals, delay: float) -> dict
     problems = [f"exit code {code}"] * (code not in (0, 128 + number))
     problems += ["a traceback"] * ("Traceback" in (folder / "log").read_text())
     problems += running(folder / "mlflow.db")
-    end = time.monotonic() + DRAINED_SECONDS
-    while (alive := processes(f"{name}={value}")) and time.monotonic() < end:
-        time.sleep(0.1)
+    alive = left(f"{name}={value}", DRAINED_SECONDS)
     problems += [f"process {pid}: {text}" for pid, text in alive.items()]
     return {
         "phase": phase if code else "ended before",

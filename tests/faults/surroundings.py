@@ -26,6 +26,7 @@ from uuid import uuid4
 from invariants import (
     changed,
     epochs,
+    left,
     of_the_record,
     of_the_tables,
     processes,
@@ -34,7 +35,7 @@ from invariants import (
     violations,
 )
 from mlflow import MlflowClient
-from random_kills import FLAGS, STUDY
+from random_kills import DRAINED_SECONDS, FLAGS, STUDY
 
 NUM_TRIALS = 4
 SECONDS = 400.0  # a search that takes longer hangs
@@ -121,9 +122,7 @@ class Scene:
 
     def drained(self) -> None:
         """All its processes end by themselves."""
-        mark, end = f"VGG_SCENE={self.mark}", time.monotonic() + 120
-        while (alive := processes(mark)) and time.monotonic() < end:
-            time.sleep(0.2)
+        alive = left(f"VGG_SCENE={self.mark}", DRAINED_SECONDS)
         self.wrong += [f"left: {command}" for command in alive.values()]
         for pid in alive:
             os.kill(pid, signal.SIGKILL)
@@ -156,6 +155,11 @@ def crowd(disk: Path) -> Path:
     except OSError:
         pass
     return rest
+
+
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 # ---- cases --------------------------------------------------------------------------------------
@@ -251,27 +255,26 @@ def run_folder_without_inodes(scene: Scene) -> None:
     _run_folder(scene, crowd)
 
 
-def database_full(scene: Scene) -> None:
-    """The search goes on, and `sync` sends the rest where there is room again."""
-    disk = scene.disk("db", "size=6m")
+def _database(scene: Scene, size: str, fault: Callable[[Path], object], *codes: int) -> Path:
+    disk = scene.disk("db", f"size={size}")
     driver = scene.start("--tracking-uri", f"sqlite:///{disk}/mlflow.db")
     scene.met(driver)
-    rest = fill(disk)
-    scene.end(driver, 1)
-    rest.unlink()
+    fault(disk)
+    scene.end(driver, *codes)
+    return disk
+
+
+def database_full(scene: Scene) -> None:
+    """The search goes on, and `sync` sends the rest where there is room again."""
+    disk = _database(scene, "6m", fill, 1)
+    (disk / "rest").unlink()
     subprocess.run(["mount", "-o", "remount,size=60m", str(disk)], check=True)
     _synced(scene, disk)
 
 
 def database_removed(scene: Scene) -> None:
     """The folder of the database is emptied; `sync` makes all runs again."""
-    disk = scene.disk("db", "size=60m")
-    driver = scene.start("--tracking-uri", f"sqlite:///{disk}/mlflow.db")
-    scene.met(driver)
-    for path in disk.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    scene.end(driver, 0, 1)
-    _synced(scene, disk)
+    _synced(scene, _database(scene, "60m", empty, 0, 1))
 
 
 def _synced(scene: Scene, disk: Path) -> None:

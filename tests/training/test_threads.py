@@ -1,6 +1,6 @@
 """How many threads each step has, as the time of steps tells."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def numbers(seconds: Callable[[int, int], float], epochs: int = 1, most: int = 2
 
 
 @pytest.fixture(autouse=True)
-def _two_threads_afterwards_as_before() -> object:
+def _two_threads_afterwards_as_before() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

@@ -81,33 +81,28 @@ def _write_safetensors(folder: PathLike, path: Path) -> Answer:
 
 def _write_state_dict(folder: PathLike, path: Path) -> Answer:
     model = servable(folder)[0]
-    net = _as_in_the_notebook(model.network)
-    values = zip(net.state_dict(), model.network.state_dict().values(), strict=True)
-    torch.save({f"net.{name}": tensor.contiguous() for name, tensor in values}, path)
-    read = torch.load(path, weights_only=True)
-    net.load_state_dict({name.removeprefix("net."): tensor for name, tensor in read.items()})
+    plain = _as_in_the_notebook(model.network)
+    torch.save({name: tensor.contiguous() for name, tensor in plain.state_dict().items()}, path)
+    plain.load_state_dict(torch.load(path, weights_only=True))
 
     def answer(images: Tensor) -> Tensor:
-        scores: Tensor = net(prepare(images, model.network.resolution, model.info))
+        scores: Tensor = plain["net"](prepare(images, model.network.resolution, model.info))
         return scores.softmax(1)
 
     return answer
 
 
-def _as_in_the_notebook(network: VGG) -> nn.Sequential:
-    """The same network as its class has it in `net`: blocks of convolutions, each followed by ReLU,
-    with the pool last; flatten; Linear, ReLU and Dropout; Linear."""
-    blocks: list[nn.Module] = []
-    head: list[nn.Module] = [nn.Flatten()]
-    for layer in network.layers:
-        if isinstance(layer, nn.Linear):
-            head.append(copy.deepcopy(layer))
-        elif isinstance(layer, nn.Sequential) and isinstance(layer[0], nn.Linear):
-            head += copy.deepcopy(layer)
-        elif isinstance(layer, nn.Sequential):
-            *convolutions, pool, relu = copy.deepcopy(layer)
-            blocks.append(nn.Sequential(*convolutions, relu, pool))
-    return nn.Sequential(*blocks, *head).eval()
+def _as_in_the_notebook(network: VGG) -> nn.ModuleDict:
+    """The same network and weights as its class has them, all in `net`: blocks of convolutions,
+    each followed by ReLU, with the pool last; flatten; Linear, ReLU and Dropout; Linear."""
+    layers: list[nn.Module] = []
+    for name, layer in copy.deepcopy(network.layers).named_children():
+        if name.startswith("block"):
+            *convolutions, pool, relu = layer.children()
+            layers.append(nn.Sequential(*convolutions, relu, pool))
+        else:
+            layers += layer.children() if name.startswith("hidden") else [layer]
+    return nn.ModuleDict({"net": nn.Sequential(*layers)}).eval()
 
 
 def _write_pt2(folder: PathLike, path: Path) -> Answer:
