@@ -9,7 +9,6 @@ the others by a token only, as on a real network. The head has no cores for tria
 Ctrl-C ends it; only processes started here are ended.
 """
 
-import contextlib
 import os
 import secrets
 import shutil
@@ -19,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 SMOKE = "python -m vgg_search.run --dataset sample --num-trials 4 --champion-epochs 2"
@@ -33,9 +33,9 @@ class LocalNodes:
         token = folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-        self.port = free_port()
+        self.port, dashboard = free_ports(2)
         self.address = f"127.0.0.2:{self.port}"
-        self.dashboard = f"http://127.0.0.1:{free_port()}"
+        self.dashboard = f"http://127.0.0.1:{dashboard}"
         self.environment = {
             "RAY_ADDRESS": self.address,
             "RAY_AUTH_MODE": "token",
@@ -67,7 +67,8 @@ class LocalNodes:
         command += ["--object-store-memory", str(300 * 2**20), "--disable-usage-stats"]
         command += ["--temp-dir", temporary, "--include-log-monitor", "false"]
         names = ["dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export"]
-        ports = {name: free_port() for name in names + ["ray-client-server"] * (not self.nodes)}
+        names += ["ray-client-server"] * (not self.nodes)
+        ports = dict(zip(names, free_ports(len(names)), strict=True))
         for name, port in ports.items():
             command += [f"--{name}-port", str(port)]
         self.metrics[ip] = ports["metrics-export"]
@@ -100,9 +101,9 @@ class LocalNodes:
         process = self.nodes[ip]
         if number == signal.SIGTERM:
             process.send_signal(number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(30)
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
@@ -116,10 +117,13 @@ class LocalNodes:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int = 1) -> list[int]:
+    """Ports that nobody listens on, no two of them alike."""
+    with ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in sockets]
 
 
 def main(argv: list[str]) -> int:

@@ -32,8 +32,8 @@ def contents(outbox: Outbox) -> list[tuple[str, str, Any]]:
 
 def sent(outbox: Outbox, run_id: str) -> None:
     """Everything is with the tracker, which called each run so, as a sender leaves it."""
+    outbox.done(row.id for row in outbox.rows())
     with closing(open_database(outbox.folder / "outbox.db")) as file, file:
-        file.execute("DELETE FROM rows")
         file.execute("UPDATE runs SET run_id = ?", (run_id,))
 
 
@@ -70,7 +70,9 @@ def test_a_clock_that_jumps_ends_no_run_before_its_start(
     monkeypatch.setattr(time, "time_ns", lambda: now)
     outbox.log("trial/0", {"val_accuracy": 0.5}, 1)
     outbox.end("trial/0", "FINISHED")
-    began, *later = [row.time for row in outbox.rows()]
+    with closing(open_database(outbox.folder / "outbox.db")) as file:
+        ((began,),) = file.execute("SELECT time FROM runs")
+    later = [row.time for row in outbox.rows()[1:]]
     assert later == [max(began, now // 10**6)] * 2
 
 
@@ -254,16 +256,32 @@ def test_a_reopened_outbox_is_the_same_and_knows_its_runs(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("other", [{"uri": "http://127.0.0.1:10"}, {"experiment": "f"}])
-def test_another_tracker_gets_its_runs_anew_with_all_their_params(
-    tmp_path: Path, other: dict[str, str]
-) -> None:
+def test_another_tracker_gets_all_anew(tmp_path: Path, other: dict[str, str]) -> None:
     first = opened(tmp_path)
     first.run("a", "a", {}, {"lr": 1})
+    first.log("a", {"loss": 1.0}, 1)
+    rows = first.rows()
     sent(first, "r1")
+    assert contents(first) == []
     again = opened(tmp_path, **other)
     assert again.results("a") == {}
-    again.run("a", "a", {}, {"lr": 1})
-    assert contents(again)[-1] == ("a", "batch", [["param", "lr", "1", None]])
+    assert again.rows() == rows
+    again.run("a", "a", {}, {"lr": 2})
+    assert contents(again)[-1] == ("a", "batch", [["tag", "now.lr", "2", None]])
+
+
+def test_a_run_that_the_tracker_lost_is_sent_anew(outbox: Outbox, tmp_path: Path) -> None:
+    for key in ("a", "b"):
+        outbox.run(key, key, {"kind": "trial"}, {"lr": 1})
+        for name in ("kept", "deleted"):
+            outbox.artifact(key, tmp_path / name)
+    rows = [row for row in outbox.rows() if row.run == "a"]
+    sent(outbox, "r1")
+    outbox.delete_artifact("a", "deleted")
+    sent(outbox, "r1")
+    outbox.forget("a")
+    assert outbox.rows() == rows[:-1]
+    assert (outbox.results("a"), outbox.results("b")) == ({}, {"run_id": "r1"})
 
 
 def test_a_study_that_was_renamed_keeps_its_runs(tmp_path: Path) -> None:

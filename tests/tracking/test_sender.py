@@ -355,6 +355,58 @@ def test_a_replay_of_sent_rows_adds_nothing(make, uri):
     )
 
 
+def delete_for_good(uri: str, run: Run) -> None:
+    """As `mlflow gc` does."""
+    MlflowClient(uri).delete_run(run.info.run_id)
+    command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri]
+    subprocess.run(
+        [*command, "--run-ids", run.info.run_id],
+        env=os.environ | {"MLFLOW_TRACKING_URI": uri},
+        check=True,
+        capture_output=True,
+    )
+
+
+@pytest.mark.parametrize("name", ["s1", "1 net"])
+def test_a_run_that_is_deleted_for_good_is_made_again_with_all_it_had(make, uri, name):
+    tracker = make()
+    put_study(tracker, trials=2, epochs=3)
+    send(tracker)
+    delete_for_good(uri, runs(uri)[name])
+    again = make()
+    again.tag("trial/1", state="completed")
+    send(again)
+    assert again.refused == 0
+    check_study(uri, trials=2, epochs=3)
+
+
+SYNC_AND_CHECK = """
+import sys
+from pathlib import Path
+from test_sender import check_study, servable, sync
+result = sync(Path(sys.argv[1]), servable, 120)
+print([result["unsent"], result["refused"]])
+check_study(sys.argv[2], trials=2, epochs=3)
+"""
+
+
+def test_a_database_that_was_removed_gets_all_anew(make, uri, tmp_path):
+    tracker = make()
+    put_study(tracker, trials=2, epochs=3)
+    tracker.start()
+    assert tracker.flush(60) == 0
+    (tmp_path / "mlflow.db").unlink()
+    tracker.tag("study", state="completed")
+    assert tracker.close(5) > 1
+    assert "mlflow.db was removed or replaced; `sync` sends all anew" in tracker.error
+    assert not (tmp_path / "mlflow.db").exists()
+    for _ in range(2):  # the second time, after the end of a search
+        child = in_process(SYNC_AND_CHECK, str(tracker.folder), uri)
+        printed, said = child.communicate()
+        assert (printed, child.returncode) == ("[0, 0]\n", 0), said
+        (tmp_path / "mlflow.db").unlink()
+
+
 START_TOGETHER = """
 import sys
 from pathlib import Path

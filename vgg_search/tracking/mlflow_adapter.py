@@ -32,6 +32,8 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
+FileId = tuple[int, int] | None  # device and inode
+
 
 def address(tracking_uri: str | None) -> str:
     """An address, by default MLFLOW_TRACKING_URI, else the database that `mlflow ui` opens in this
@@ -48,6 +50,16 @@ def database(uri: str) -> Path | None:
     """The file of an SQLite address, in which SQLAlchemy takes %2F for / and ? for the end."""
     parts = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
     return Path(expanded(unquote(parts[1]))).resolve() if parts else None
+
+
+def file_id(uri: str) -> FileId:
+    """Which file a database's address means now; None of one that is not there, or in no file.
+    MLflow holds its file open, and writes to one that is removed (SQLAlchemy's pool)."""
+    try:
+        stat = os.stat(database(uri) or "")
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
 
 
 def is_file_store(uri: str) -> bool:

@@ -1,8 +1,9 @@
 """What the tracker is to get, in a local SQLite file first, so that the search never waits.
 
 To put a row takes 0.1 ms; it stays until the tracker has it, through kill -9 of the driver (WAL;
-synchronous = NORMAL gives up only power failures). Its timestamp is fixed when it is put: a point
-sent twice with the same step and timestamp is one point to MLflow.
+synchronous = NORMAL gives up only power failures), and is kept aside then: a tracker that loses its
+database, or another one, can have all of it. Its timestamp is fixed when it is put: a point sent
+twice with the same step and timestamp is one point to MLflow.
 """
 
 import json
@@ -16,7 +17,7 @@ import time
 import uuid
 import weakref
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +52,8 @@ TABLES = (
         "body TEXT",
     )
     + "CREATE INDEX IF NOT EXISTS rows_of_a_run ON rows (run);"
+    + _table("sent", "id INTEGER PRIMARY KEY, time INT, run TEXT, kind TEXT, body TEXT")
+    + "CREATE INDEX IF NOT EXISTS sent_of_a_run ON sent (run);"
     + _table(
         "refused",
         "id INT, time INT, run TEXT, kind TEXT, body TEXT, error TEXT",
@@ -59,6 +62,7 @@ TABLES = (
     + _table("steps", "run TEXT, names TEXT, step INT", ", PRIMARY KEY (run, names)")
     + _table("results", "key TEXT PRIMARY KEY, body TEXT")
 )
+COLUMNS = "id, time, run, kind, body"  # of rows, and of those that were sent
 EMPTY = "is of no study"
 STORED = ("tracking_uri", "experiment", "study")  # of meta, what an outbox is made with
 FILES = ("artifact", "delete", "register")  # kinds of rows about files, which go another way
@@ -114,11 +118,9 @@ class Outbox(Tracker):
             # The study may have a new name: its run folder was renamed
             where = {name: text for name, text in now.items() if name != "study"}
             if before and any(there[name] != text for name, text in where.items()):
-                # Another tracker knows none of our runs
-                db.execute("UPDATE runs SET run_id = NULL, params = '{}'")
-                db.execute("DELETE FROM results")
+                _forget(db)  # another tracker knows none of our runs
                 old, new = (f"{m['tracking_uri']} {m['experiment']}" for m in (there, now))
-                log.warning("tracker: what follows goes to %s, no longer to %s", new, old)
+                log.warning("tracker: all goes to %s, no longer to %s", new, old)
             meta = {"id": uuid.uuid4().hex[:12]} | before | now | {"folder": str(self.folder)}
             db.executemany("REPLACE INTO meta VALUES (?, ?)", meta.items())
         self.id: str = meta["id"]  # a new study of an old name does not write into the old runs
@@ -189,11 +191,12 @@ class Outbox(Tracker):
         self._put(key, [("artifact", body)])
 
     def delete_artifact(self, key: str, artifact_path: str) -> None:
-        statement = (
-            "DELETE FROM rows WHERE run = ? AND kind = 'artifact'"
-            " AND instr(json_extract(body, '$.target') || '/', ?) = 1"
-        )
-        self._write(statement, [(key, artifact_path + "/")])
+        for table in ("rows", "sent"):
+            statement = (
+                f"DELETE FROM {table} WHERE run = ? AND kind = 'artifact'"
+                " AND instr(json_extract(body, '$.target') || '/', ?) = 1"
+            )
+            self._write(statement, [(key, artifact_path + "/")])
         self._put(key, [("delete", {"artifact_path": artifact_path})])
 
     def dataset(self, key: str, name: str, digest: str, profile: Mapping[str, Any]) -> None:
@@ -237,7 +240,7 @@ class Outbox(Tracker):
     def rows(self, count: int = -1, lane: Lane | None = None) -> list[Row]:
         """The oldest unsent rows, of one lane or of all; all without a count."""
         where = f"WHERE run = ? AND (kind IN {FILES}) = ?" if lane else ""
-        query = f"SELECT id, time, run, kind, body FROM rows {where} ORDER BY id LIMIT ?"
+        query = f"SELECT {COLUMNS} FROM rows {where} ORDER BY id LIMIT ?"
         rows = self._query(query, *(lane or ()), count)
         return [Row(i, time, run, kind, json.loads(body)) for i, time, run, kind, body in rows]
 
@@ -246,11 +249,17 @@ class Outbox(Tracker):
         with self._lock:
             return _refusals(self._db)
 
-    def forget(self, key: str) -> None:
-        """The tracker has this run no more: it is to be created again, with all its params."""
-        ((params,),) = self._query("SELECT params FROM runs WHERE key = ?", key)
-        statement = "UPDATE runs SET run_id = NULL WHERE key = ?"
-        self._put(key, [("batch", _items("param", json.loads(params)))], statement, (key,))
+    def done(self, ids: Iterable[int]) -> None:
+        """The tracker has these rows."""
+        rows = [(number,) for number in ids]
+        with self._lock, self._db as db:
+            db.executemany(f"REPLACE INTO sent SELECT {COLUMNS} FROM rows WHERE id = ?", rows)
+            db.executemany("DELETE FROM rows WHERE id = ?", rows)
+
+    def forget(self, key: str | None = None) -> None:
+        """The tracker has this run no more, or none of them: all of it is to be sent anew."""
+        with self._lock, self._db as db:
+            _forget(db, key)
 
     def refuse(self, row: Row, error: str) -> bool:
         """Sets a row, or a part of it, aside; False if it was deleted meanwhile."""
@@ -309,6 +318,18 @@ def open_database(file: Path, address: str = "") -> sqlite3.Connection:
         db.close()
         raise OutboxError(file, f"is not as it was written ({' '.join(fault.split())})")
     return db
+
+
+def _forget(db: sqlite3.Connection, key: str | None = None) -> None:
+    """As Outbox.forget says. What was to be deleted there is not there any more."""
+    run, where = "(?1 IS NULL OR run = ?1)", "WHERE ?1 IS NULL OR key = ?1"
+    for statement in (
+        f"INSERT INTO rows SELECT {COLUMNS} FROM sent WHERE {run} AND kind != 'delete'",
+        f"DELETE FROM sent WHERE {run}",
+        f"UPDATE runs SET run_id = NULL {where}",
+        f"DELETE FROM results {where}",
+    ):
+        db.execute(statement, (key,))
 
 
 def _checksum(*values: Any) -> int:

@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from vgg_search.storage.addresses import masked
 from vgg_search.storage.checksums import read_cards
 from vgg_search.storage.folder import OUTBOX, OUTBOX_LOCK, SUMMARY
 from vgg_search.study.tables import write_summary
@@ -91,9 +92,11 @@ class MlflowTracker(Outbox):
         super().__init__(folder, mlflow_adapter.address(tracking_uri), experiment, study)
         self.servable = servable
         self._stop, self._hurry = threading.Event(), threading.Event()
+        self._tried = threading.Event()  # a first round has ended
         self._thread: threading.Thread | None = None
         self._client: Any = None
         self._experiment_id, self._place = "", ""  # where its artifacts go
+        self._file: mlflow_adapter.FileId = None  # of the database that is written to
         self._waits = Waits()
 
     def start(self, after: float = 0.0) -> None:
@@ -109,6 +112,11 @@ class MlflowTracker(Outbox):
             time.sleep(0.02)
         self._hurry.clear()
         return unsent
+
+    def look(self, timeout: float) -> None:
+        """Waits until MLflow was asked what it has: before that, nobody knows what it has lost."""
+        self._hurry.set()
+        self._tried.wait(timeout)
 
     def close(self, timeout: float) -> int:
         unsent = self.flush(timeout)
@@ -139,6 +147,7 @@ class MlflowTracker(Outbox):
                             "tracker: nothing sent for now, all is kept: %s", in_a_line(error)
                         )
                     self.error = in_a_line(error)
+                self._tried.set()
                 ended = time.monotonic()
                 pause = ROUND_SECONDS if sent or not self.error else min(2 * pause, LONGEST_PAUSE)
                 self._rest(ended, pause)
@@ -151,10 +160,16 @@ class MlflowTracker(Outbox):
             self._stop.wait(max(0.0, min(pause, hurry) - (time.monotonic() - since)))
 
     def _connect(self) -> None:
-        """Raises TrackerError if the experiment is deleted: it may be restored."""
+        """Raises TrackerError if the experiment is deleted: it may be restored; or if the file of
+        the database is not that which MLflow has open: what it writes there, nobody reads."""
+        if self._file and self._file != mlflow_adapter.file_id(self.uri):
+            self.forget()
+            raise TrackerError(f"{masked(self.uri)} was removed or replaced; `sync` sends all anew")
         if self._client is None:
             client = mlflow_adapter.connected(self.uri)
+            self._file = mlflow_adapter.file_id(self.uri)
             experiment = client.get_experiment_by_name(self.experiment)
+            self._look_for_runs(client, bool(experiment))
             if experiment:
                 self._experiment_id = experiment.experiment_id
                 self._place = str(experiment.artifact_location)
@@ -167,6 +182,21 @@ class MlflowTracker(Outbox):
                 self._experiment_id = client.create_experiment(self.experiment, place)
                 client.set_experiment_tag(self._experiment_id, *mlflow_adapter.trials_view())
             self._client = client
+
+    def _look_for_runs(self, client: Any, experiment: bool) -> None:
+        """Forgets all if MLflow has lost the study's run, the first: a database that is new, or was
+        put back, has none of the others either, or they are found by their tags."""
+        query = "SELECT run_id FROM runs WHERE run_id NOT NULL ORDER BY rowid LIMIT 1"
+        if found := self._query(query):
+            try:
+                if experiment:
+                    client.get_run(found[0][0])
+                    return
+            except Exception as error:
+                if not mlflow_adapter.missing(error):
+                    raise
+            self.forget()
+            log.warning("tracker: it has none of this study's runs any more; all is sent anew")
 
     def _send_round(self) -> bool:
         """One round over all lanes that need not wait; whether anything was sent.
@@ -201,8 +231,7 @@ class MlflowTracker(Outbox):
                 break
             self._send_or_refuse(call)
             left.subtract(row.id for row in call)
-            done = {row.id for row in call if not left[row.id]}
-            self._write("DELETE FROM rows WHERE id = ?", [(number,) for number in done])
+            self.done({row.id for row in call if not left[row.id]})
         return bool(rows)
 
     def _send_or_refuse(self, call: list[Row]) -> None:
@@ -300,10 +329,11 @@ class MlflowTracker(Outbox):
         stored = self._client.search_runs([self._experiment_id], query, ANY_STAGE, max_results=1)
         if parent:
             tags[PARENT_TAG] = self._run_id(parent)
-        run = (
-            stored[0] if stored else self._client.create_run(self._experiment_id, start, tags, name)
-        )
-        run_id = run.info.run_id
+        if not stored:
+            stored = [self._client.create_run(self._experiment_id, start, tags, name)]
+        run_id = stored[0].info.run_id
+        if parent and stored[0].data.tags.get(PARENT_TAG) != tags[PARENT_TAG]:
+            self._client.set_tag(run_id, PARENT_TAG, tags[PARENT_TAG])  # the parent was made anew
         self._write("UPDATE runs SET run_id = ? WHERE key = ?", [(run_id, key)])
         return str(run_id)
 
@@ -341,8 +371,9 @@ def sync(folder: Path, servable: Servable, timeout: float) -> dict[str, Any]:
     if not stored:
         raise OutboxError(folder / OUTBOX, EMPTY)
     Check(stored["tracking_uri"], stored["experiment"]).result()
-    tracker = connect(folder, **stored, servable=servable)
+    tracker = MlflowTracker(folder, **stored, servable=servable)
     tracker.start()
+    tracker.look(timeout)
     unsent = tracker.close(timeout)
     file = folder / SUMMARY
     summary = json.loads(file.read_text()) if file.is_file() else {}
