@@ -140,6 +140,19 @@ def test_closing_carries_one_trial_to_the_end() -> None:
     assert set(scheduler.waiting) == {0}
 
 
+@pytest.mark.parametrize(("baseline", "other", "goes_on"), [(0.37, 0.74, True), (0.8, 0.7, False)])
+def test_closing_carries_the_best_to_the_end_beside_an_exempt_one(
+    baseline: float, other: float, goes_on: bool
+) -> None:
+    scheduler = Asha((1, 4), 3, promote=True)
+    scheduler.arrived(0, 1, baseline)
+    assert scheduler.exempt(0, 1) == 4
+    scheduler.arrived(1, 1, other)
+    scheduler.arrived(0, 4, baseline)
+    assert scheduler.unpromotable({1}, 0) == ([] if goes_on else [1])
+    assert scheduler.promotable(closing=True) == ((1, 4) if goes_on else None)
+
+
 def test_a_trial_that_failed_stands_in_nobodys_way() -> None:
     scheduler = Asha((1, 3), 2, promote=True)
     for number, value in enumerate((0.6, 0.5, 0.4)):

@@ -149,15 +149,13 @@ class Asha(Scheduler):
     def promotable(self, closing: bool = False) -> tuple[int, int] | None:
         """From the highest rung down, the best of those that wait.
 
-        When `closing`, the best of a rung goes on even where fewer than eta have reached it, unless
-        one of that rung has already: so every search ends with a network trained to the end.
+        When `closing`, the best of a rung goes on even where fewer than eta have reached it: so
+        every search ends with its best network trained to the end, and not with a worse one that
+        was exempt.
         """
         for epoch in reversed(self.epochs[:-1] if self.waiting else ()):
-            order, beyond = self._order[epoch], self.values[self.next_rung(epoch)]
-            places = len(order) // self.reduction_factor
-            if closing and not places and not beyond:
-                places = int(all(number in self.waiting for number in order))
-            for number in order[:places]:
+            order = self._order[epoch]
+            for number in order[: max(len(order) // self.reduction_factor, int(closing))]:
                 if self.waiting.get(number) == epoch:
                     del self.waiting[number]
                     return number, self.next_rung(epoch)
@@ -178,7 +176,7 @@ class Asha(Scheduler):
             most = len(order) + to_come
             if most // self.reduction_factor < len(order):  # else all have a place
                 most += len({*live}.difference(ended, here))
-                places = most // self.reduction_factor
+                places = max(1, most // self.reduction_factor)
                 beyond = [n for n in order[places:] if self.waiting.get(n) == epoch]
                 if beyond and len(here[beyond[0]]) > 1:
                     above = dominators(here)
