@@ -1,4 +1,4 @@
-"""A search in a real Jupyter kernel, and the quickstart notebook as it is shipped."""
+"""A search in a real Jupyter kernel, and the notebooks as they are shipped."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-QUICKSTART = Path(__file__).parents[1] / "experiments" / "quickstart.ipynb"
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+QUICKSTART, STORY = EXPERIMENTS / "quickstart.ipynb", EXPERIMENTS / "vgg_notebook.ipynb"
 TINY = """
 import vgg_search
 result = vgg_search.search(
@@ -46,6 +47,20 @@ def test_the_quickstart_runs_and_shows_its_figures(tmp_path: Path) -> None:
     kinds = [set(out.get("data", {})) for cell in cells for out in cell.outputs]
     assert sum("application/vnd.plotly.v1+json" in kind for kind in kinds) == 3
     assert any("text/html" in kind for kind in kinds), "tables"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client")
+def test_the_notebooks_story_can_be_told_again(tmp_path: Path) -> None:
+    notebook = nbformat.read(STORY, as_version=4)
+    given = notebook.cells[1].source
+    names = [line.partition(" = ")[0] for line in given.splitlines()]
+    assert names == ["EPOCHS", "SEEDS", "SUBSET", "DATASET", "BUDGET"]
+    notebook.cells[1].source = "EPOCHS, SEEDS, SUBSET, DATASET, BUDGET = 1, 2, 128, 'sample', '15s'"
+    cells = executed(notebook, tmp_path)
+    assert len(list(tmp_path.glob("VGG_*.pt"))) == 1
+    kinds = [set(out.get("data", {})) for cell in cells for out in cell.outputs]
+    assert sum("application/vnd.plotly.v1+json" in kind for kind in kinds) == 2
 
 
 def test_the_shipped_notebook_was_run_to_its_end() -> None:
