@@ -1,7 +1,7 @@
 """Kill a search's driver with -9 at random moments, resume it each time, and count what was lost.
 
-    python tests/faults/random_kills.py --kills 100 --seed 0      # 40 minutes of two cores
-    python tests/faults/random_kills.py --kills 5                 # one study, two minutes
+    python tests/faults/random_kills.py --kills 100 --seed 0      # ninety minutes of two cores
+    python tests/faults/random_kills.py --kills 5                 # one study or two, some minutes
 
 Small real searches (sample, real Ray, MLflow on SQLite, champion), one after another, each in a
 temporary folder and killed several times. A kill comes some time after a moment that is drawn: the
