@@ -55,8 +55,11 @@ def test_the_notebooks_story_can_be_told_again(tmp_path: Path) -> None:
     notebook = nbformat.read(STORY, as_version=4)
     given = notebook.cells[1].source
     names = [line.partition(" = ")[0] for line in given.splitlines()]
-    assert names == ["EPOCHS", "SEEDS", "SUBSET", "DATASET", "BUDGET"]
-    notebook.cells[1].source = "EPOCHS, SEEDS, SUBSET, DATASET, BUDGET = 1, 2, 128, 'sample', '15s'"
+    assert names == ["EPOCHS", "SEEDS", "SUBSET", "DATASET", "SEARCH"]
+    notebook.cells[1].source = """
+EPOCHS, SEEDS, SUBSET, DATASET = 1, 2, 128, "sample"
+SEARCH = {"num_trials": 3, "max_epochs": 2, "champion_epochs": 1, "time_budget": None}
+"""
     cells = executed(notebook, tmp_path)
     assert len(list(tmp_path.glob("VGG_*.pt"))) == 1
     kinds = [set(out.get("data", {})) for cell in cells for out in cell.outputs]
