@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from local_nodes import LocalNodes, free_ports
+from conftest import free_port
+from local_nodes import LocalNodes
 
 from vgg_search.engine.nodes import Cluster
 from vgg_search.storage.place import Place
 from vgg_search.study.study import Study
 
-__all__ = ["EXPERIMENTS", "LocalNodes", "cluster_of", "free_ports", "s3_server"]
+__all__ = ["EXPERIMENTS", "LocalNodes", "cluster_of", "s3_server"]
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments" / "cluster"
 
@@ -27,7 +28,7 @@ def cluster_of(study: Study) -> Cluster:
 @contextmanager
 def s3_server() -> Iterator[dict[str, str]]:
     """A server that speaks S3, with a bucket `bucket`; yields the environment of its users."""
-    (port,) = free_ports()
+    port = free_port()
     environment = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "key",

@@ -117,7 +117,7 @@ class LocalNodes:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def free_ports(count: int = 1) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on, no two of them alike."""
     with ExitStack() as probes:
         sockets = [probes.enter_context(socket.socket()) for _ in range(count)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from nodes import free_ports
+from conftest import free_port
 
 from vgg_search.data.splits import Splits, load_splits
 from vgg_search.engine.checkpoints import TrainingCheckpoints
@@ -66,7 +66,7 @@ def trained_by(
     ranks: int, folder: Path, recipe: Recipe = RECIPE, batch_norm: bool = False
 ) -> list[Trained]:
     folder.mkdir()
-    arguments = (ranks, *free_ports(), str(folder), recipe, batch_norm)
+    arguments = (ranks, free_port(), str(folder), recipe, batch_norm)
     mp.spawn(rank_main, arguments, nprocs=ranks)
     return [Trained(**torch.load(folder / str(rank))) for rank in range(ranks)]
 
@@ -93,7 +93,7 @@ def test_ranks_start_at_the_same_epoch_or_not_at_all(tmp_path: Path, splits: Spl
     list(checkpoints.train(training))
 
     def told(*places: Place) -> list[str]:
-        mp.spawn(resuming_main, (2, *free_ports(), list(places), str(tmp_path)), nprocs=2)
+        mp.spawn(resuming_main, (2, free_port(), list(places), str(tmp_path)), nprocs=2)
         return [(tmp_path / str(rank)).read_text() for rank in range(2)]
 
     assert told(place, place) == ["at epoch 1"] * 2

@@ -14,8 +14,9 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from conftest import free_port
 from fake_workers import Workers, experiment, opened, record, search
-from nodes import free_ports, s3_server
+from nodes import s3_server
 
 from vgg_search.config import Config
 from vgg_search.data.splits import Splits
@@ -280,7 +281,7 @@ def test_a_trial_outlives_an_outage_and_a_champion_says_so(
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "key")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports()[0]}")  # nobody listens
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")  # nobody listens
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     place = Place.of("s3://bucket/out", tmp_path.name)
     candidate = Candidate(

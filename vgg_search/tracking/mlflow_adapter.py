@@ -20,6 +20,7 @@ from vgg_search.storage.folder import expanded, plain_name, replacing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 # Of 4xx: rights, load, a lock, and what a proxy in front does not let through
 CURABLE = (401, 402, 403, 405, 407, 408, 413, 421, 423, 425, 429, 451, 499)
@@ -105,9 +106,14 @@ def deleted_run(uri: str, run_id: str) -> str:
     return f"its run is deleted; `{where} mlflow runs restore --run-id {run_id}`"
 
 
-def missing(error: Exception) -> bool:
-    """Whether MLflow knows nothing of what was asked for."""
-    return getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
+def run_of(client: "MlflowClient", run_id: str) -> "Run | None":
+    """The run, deleted or not; None if MLflow knows nothing of it."""
+    try:
+        return client.get_run(run_id)
+    except Exception as error:
+        if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
 
 
 def connected(uri: str) -> "MlflowClient":

@@ -108,15 +108,12 @@ class MlflowTracker(Outbox):
     def flush(self, timeout: float) -> int:
         until = time.monotonic() + timeout
         self._hurry.set()
+        if self._thread:  # what MLflow has lost, which is unsent, is known once it was asked
+            self._tried.wait(timeout)
         while (unsent := self.unsent) and time.monotonic() < until:
             time.sleep(0.02)
         self._hurry.clear()
         return unsent
-
-    def look(self, timeout: float) -> None:
-        """Waits until MLflow was asked what it has: before that, nobody knows what it has lost."""
-        self._hurry.set()
-        self._tried.wait(timeout)
 
     def close(self, timeout: float) -> int:
         unsent = self.flush(timeout)
@@ -186,15 +183,8 @@ class MlflowTracker(Outbox):
     def _look_for_runs(self, client: Any, experiment: bool) -> None:
         """Forgets all if MLflow has lost the study's run, the first: a database that is new, or was
         put back, has none of the others either, or they are found by their tags."""
-        query = "SELECT run_id FROM runs WHERE run_id NOT NULL ORDER BY rowid LIMIT 1"
-        if found := self._query(query):
-            try:
-                if experiment:
-                    client.get_run(found[0][0])
-                    return
-            except Exception as error:
-                if not mlflow_adapter.missing(error):
-                    raise
+        known = self._query("SELECT run_id FROM runs WHERE run_id NOT NULL ORDER BY rowid LIMIT 1")
+        if known and not (experiment and mlflow_adapter.run_of(client, known[0][0])):
             self.forget()
             log.warning("tracker: it has none of this study's runs any more; all is sent anew")
 
@@ -255,18 +245,15 @@ class MlflowTracker(Outbox):
     def _check_run(self, key: str, run_id: str) -> None:
         """Raises TrackerError if it is the run that takes nothing, or ConnectionError if it is
         its experiment: both can be cured."""
-        try:
-            stage = self._client.get_run(run_id).info.lifecycle_stage
-        except Exception as error:
-            if not mlflow_adapter.missing(error):
-                raise
+        run = mlflow_adapter.run_of(self._client, run_id)
+        if run is None:
             self.forget(key)
-            raise TrackerError(f"MLflow has no run {run_id} any more; a new one is made") from None
+            raise TrackerError(f"MLflow has no run {run_id} any more; a new one is made")
         experiment = self._client.get_experiment(self._experiment_id)
         if experiment.lifecycle_stage == "deleted":
             text = (self.uri, self.experiment, self._experiment_id)
             raise ConnectionError(mlflow_adapter.deleted_experiment(*text))
-        if stage == "deleted":
+        if run.info.lifecycle_stage == "deleted":
             raise TrackerError(mlflow_adapter.deleted_run(self.uri, run_id))
 
     def _send(self, run_id: str, rows: list[Row]) -> None:
@@ -371,9 +358,8 @@ def sync(folder: Path, servable: Servable, timeout: float) -> dict[str, Any]:
     if not stored:
         raise OutboxError(folder / OUTBOX, EMPTY)
     Check(stored["tracking_uri"], stored["experiment"]).result()
-    tracker = MlflowTracker(folder, **stored, servable=servable)
+    tracker = connect(folder, **stored, servable=servable)
     tracker.start()
-    tracker.look(timeout)
     unsent = tracker.close(timeout)
     file = folder / SUMMARY
     summary = json.loads(file.read_text()) if file.is_file() else {}
