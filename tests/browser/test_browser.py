@@ -25,11 +25,15 @@ PATIENCE = 90  # s; the machine may be busy
 SHOTS = Path(__file__).parents[2] / "test-output"
 ACCURACY = "metrics.`val_accuracy`"
 RUNS = "#/experiments/{}/runs?workflowType=machine_learning&{}"
-DRAWN = (  # how many plots there are, once all are drawn
-    "const plots = [...document.querySelectorAll('.js-plotly-plot')];"
+ALL_DRAWN = (  # how many plots there are, once all are drawn
+    "const plots = [...document.querySelectorAll('.plot')];"
     "const full = plots.filter(p => p.querySelector('.main-svg') && p.clientHeight > 100);"
     "return full.length == plots.length && plots.length"
 )
+SEEN = (  # the same of a page that is scrolled to each
+    "const next = document.querySelector('.plot:not(.js-plotly-plot)');"
+    "if (next) { next.scrollIntoView(); return 0; }"
+) + ALL_DRAWN
 EXPANDERS = "[data-component-id$='runnamecellrenderer.tsx_46']"
 
 
@@ -190,8 +194,7 @@ def open_artifact(browser: Any, ui: Ui, path: str) -> None:
     show(browser, f"{place}/{path}")
     frame = wait_for(browser, "return document.querySelector('iframe')")
     browser.switch_to.frame(frame)
-    drawn = "return document.querySelector('.js-plotly-plot .main-svg')"
-    wait_for(browser, drawn)
+    wait_for(browser, SEEN)
     browser.switch_to.default_content()
 
 
@@ -209,7 +212,7 @@ def test_pages_of_plots_need_no_network(browser: Any, study: Path) -> None:
     for page in pages:
         browser.get_log("browser")
         show(browser, page.as_uri(), 390)
-        total += wait_for(browser, DRAWN)
+        total += wait_for(browser, SEEN)
         assert browser.get_log("browser") == []
         assert "http" not in page.read_text().split("<script>")[0].replace("http-equiv", "")
     assert total >= 9
@@ -230,10 +233,14 @@ def test_optuna_dashboard_opens_the_record(browser: Any, study: Path) -> None:
 
 
 @pytest.mark.parametrize(("device", "width"), [("desktop", 1280), ("phone", 390)])
-def test_report_draws_everything(browser: Any, study: Path, device: str, width: int) -> None:
+def test_report_draws_what_is_looked_at(browser: Any, study: Path, device: str, width: int) -> None:
     browser.get_log("browser")  # what other pages said
     show(browser, (study / "runs" / NAME / "report.html").as_uri(), width)
-    assert wait_for(browser, DRAWN) >= 8
+    plots = len(browser.find_elements(By.CLASS_NAME, "plot"))
+    assert plots >= 8
+    assert len(browser.find_elements(By.CLASS_NAME, "js-plotly-plot")) < plots  # the far ones
+    assert wait_for(browser, SEEN) == plots
+    browser.execute_script("scroll(0, 0)")
     shoot(browser, f"report_{device}")
     inside, page = browser.execute_script(
         "return [innerWidth, document.documentElement.scrollWidth]"
@@ -241,3 +248,9 @@ def test_report_draws_everything(browser: Any, study: Path, device: str, width: 
     assert inside == width
     assert page <= width  # else it scrolls sideways
     assert browser.get_log("browser") == []
+
+
+def test_a_printed_report_has_all_plots(browser: Any, study: Path) -> None:
+    show(browser, (study / "runs" / NAME / "report.html").as_uri())
+    browser.execute_cdp_cmd("Page.printToPDF", {})
+    assert wait_for(browser, ALL_DRAWN) >= 8
