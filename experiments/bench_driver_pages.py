@@ -18,7 +18,8 @@ from virtual_search import NAME
 DRAWN = (  # whether the plots are that lie less than a screen away; the others are once they do
     "const near = [...document.querySelectorAll('.plot')].filter("
     "plot => plot.getBoundingClientRect().top < 2 * innerHeight);"
-    "return document.readyState == 'complete' && near.every(plot => plot.querySelector('.main-svg'))"
+    "return document.readyState == 'complete'"
+    " && near.every(plot => plot.querySelector('.main-svg'))"
 )
 
 
@@ -61,8 +62,8 @@ def loaded(browser: Any, name: str, url: str, script: str, folder: Path) -> floa
 
 
 def pages(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds until the report's first screens are drawn, and until MLflow's table of runs is there,
-    with the study alone and with its trials unfolded; the second of two loads."""
+    """Seconds until the report's first screens are drawn, and until MLflow's table of runs is
+    there, with the study alone and with its trials unfolded; the second of two loads."""
     from selenium import webdriver
 
     chrome = webdriver.ChromeOptions()

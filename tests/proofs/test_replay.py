@@ -164,7 +164,7 @@ def test_a_changed_journal_is_found_out(
     journal = folder / "study.journal"
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     for line in lines:
-        del line["checksum"]  # by which a changed line is noticed without a replay
+        del line["crc32"]  # by which a changed line is noticed without a replay
 
     def matches(line: dict[str, Any]) -> bool:
         if line["op_code"] != op:

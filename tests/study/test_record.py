@@ -313,7 +313,7 @@ def test_a_journal_is_read_from_any_line_and_again(folder: Path) -> None:
     assert list(journal.read_logs(0)) == logs
     assert list(journal.read_logs(3)) == logs[3:]
     assert list(journal.read_logs(len(logs))) == []
-    assert all("checksum" not in line for line in logs)
+    assert all("crc32" not in line for line in logs)
 
 
 def test_lines_of_others_are_taken(folder: Path) -> None:

@@ -1,8 +1,8 @@
 """The journal as a file whose lines are known to be as they were written.
 
-JSON lines as Optuna's own backend writes them, with a checksum in each that covers the line and, by
-the one before, all before it: a disk or a hand that changes, removes or swaps lines is noticed. A
-line without one, as older versions and other programs write them, is taken as it is.
+JSON lines as Optuna's own backend writes them, with a checksum at the end of each that covers the
+line and, by the one before, all before it: a disk or a hand that changes, removes or swaps lines is
+noticed. A line without one, as older versions and other programs write them, is taken as it is.
 """
 
 import json
@@ -13,11 +13,11 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal import BaseJournalBackend, JournalFileSymlinkLock
 
 from vgg_search.errors import InputError
 
-CHECKSUM = "checksum"  # key of a line
+CHECKSUM = b',"crc32":'  # before the checksum, of what is before this
 SYNC_SECONDS = 1.0  # between two lines after which the file is made sure to be on the disk
 
 
@@ -30,55 +30,64 @@ class JournalDamagedError(InputError):
         )
 
 
-class JournalFile(JournalFileBackend):
+class JournalFile(BaseJournalBackend):
     """Raises JournalDamagedError, at reading."""
 
     def __init__(self, path: Path) -> None:
-        self._file_lock = JournalFileSymlinkLock(str(path))
-        super().__init__(str(path), self._file_lock)
-        self._path, self._synced = path, -SYNC_SECONDS
-        self._line, self._checksum = 0, 0  # the last that was read, and of all up to it
+        self._lock, self._path, self._synced = (
+            JournalFileSymlinkLock(str(path)),
+            path,
+            -SYNC_SECONDS,
+        )
+        self._line = self._offset = self._checksum = 0  # of all that was read
+        if not path.exists():  # what exists may be on a disk that only reads
+            path.touch()
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Optuna reads what it has appended before it appends more.
 
-        It would also sync the disk after each of a trial's 37 lines: of the driver's time that was
-        nine tenths. A line is the kernel's once it is written, whatever becomes of the process; a
-        power failure may take what came after the last sync, and the search goes on before it.
+        Its own backend syncs the disk after each of a trial's 37 lines: of the driver's time that
+        was nine tenths. A line is the kernel's once it is written, whatever becomes of the process;
+        a power failure may take what came after the last sync, and the search goes on before it.
         """
         checksum, lines = self._checksum, []
         for log in logs:
-            checksum = _checksum(log, checksum)
-            lines.append(json.dumps(log | {CHECKSUM: checksum}, separators=(",", ":")) + "\n")
-        self._file_lock.acquire()
+            line = json.dumps(log, separators=(",", ":")).encode()[:-1]
+            checksum = zlib.crc32(line, checksum)
+            lines.append(b"%s%s%d}\n" % (line, CHECKSUM, checksum))
+        self._lock.acquire()
         try:
             with self._path.open("ab") as file:
-                file.write("".join(lines).encode())
+                file.writelines(lines)
                 file.flush()
                 if (now := time.monotonic()) >= self._synced + SYNC_SECONDS:
                     os.fsync(file.fileno())
                     self._synced = now
         finally:
-            self._file_lock.release()
+            self._lock.release()
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         if log_number_from != self._line:  # only where it stopped are the sums known
-            self._line = self._checksum = 0
-        try:
-            for log in super().read_logs(self._line):
-                told, before = log.pop(CHECKSUM, None), self._checksum
-                if told is not None and told != (before := _checksum(log, before)):
-                    raise JournalDamagedError(
-                        self._path, self._line + 1, "is not as it was written"
-                    )
-                self._line, self._checksum = self._line + 1, before
+            self._line = self._offset = self._checksum = 0
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return  # another process is writing it
+                log = self._checked(line)
+                self._line, self._offset = self._line + 1, self._offset + len(line)
                 if self._line > log_number_from:
                     yield log
+
+    def _checked(self, line: bytes) -> dict[str, Any]:
+        """The log of the line after the last that was read."""
+        text, mark, told = line.rpartition(CHECKSUM)
+        if mark:
+            self._checksum = zlib.crc32(text, self._checksum)
+            if told != b"%d}\n" % self._checksum:
+                raise JournalDamagedError(self._path, self._line + 1, "is not as it was written")
+            line = text + b"}"
+        try:
+            return json.loads(line.decode())
         except ValueError as error:
-            if isinstance(error, InputError):
-                raise
             raise JournalDamagedError(self._path, self._line + 1, "is no JSON") from error
-
-
-def _checksum(log: dict[str, Any], before: int) -> int:
-    return zlib.crc32(json.dumps(log).encode(), before)
