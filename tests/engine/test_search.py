@@ -355,6 +355,23 @@ def test_idle_workers_that_ray_ends_are_forgotten(monkeypatch: pytest.MonkeyPatc
     assert len(driver.searcher.workers) == 2  # one at work, one that Ray keeps
 
 
+def test_workers_that_have_yet_to_report_are_not_taken_for_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the last segments of a search end START_SECONDS late."""
+    driver = Driver(4, monkeypatch, trials=7)
+    first, second = driver.hand_out(), []
+    for i, trial_id in enumerate(first):
+        driver.start(trial_id, f"node:{i}")
+    for i, trial_id in enumerate(first):
+        assert driver.ends(trial_id, f"node:{i}")
+        second += driver.hand_out()
+    assert len(second) == 3  # and the fourth worker is idle
+    for i, trial_id in enumerate(second):
+        assert driver.ends(trial_id, f"node:{i}")
+    assert driver.searcher.suggest("ray-8") == StudySearcher.FINISHED
+
+
 # ---- how it ends -----------------------------------------------------------------------------
 
 

@@ -74,8 +74,9 @@ class StudySearcher(_Unsaved, Searcher):
             return None
         segment = self.study.propose()
         if segment is None:
-            for name in list(self.workers.keys() - set(self._worker_of.values()))[1:]:
-                del self.workers[name]  # of idle workers Tune keeps one and ends the others
+            if len(self._worker_of) == len(self.numbers):  # else who is idle is not known
+                for name in list(self.workers.keys() - set(self._worker_of.values()))[1:]:
+                    del self.workers[name]  # of idle workers Tune keeps one and ends the others
             return None
         if segment == FINISHED:
             return Searcher.FINISHED
