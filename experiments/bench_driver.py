@@ -67,7 +67,7 @@ def timed(call: Callable[[], Any]) -> dict[str, float]:
 
 
 def mib(file: Path) -> float:
-    return round(file.stat().st_size / 2**20, 1)
+    return round(file.stat().st_size / 2**20, 1) if file.exists() else 0.0
 
 
 def command(*argv: str) -> dict[str, Any]:

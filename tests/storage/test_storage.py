@@ -218,10 +218,38 @@ def test_one_driver_at_a_time(bucket: str, tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(FolderInUseError, match=r"^study b is in use by a running search$"):
         second.start()
     first._ended.set()  # gone without a word
-    first._thread.join()
+    first._left.set()
+    first._copier.join()
+    first._signer.join()
     assert platform.node() in "".join(place.files(mirror.DRIVER))
     second.start()
     second.stop()
+    assert not place.files(mirror.DRIVER)
+
+
+def test_a_driver_lives_while_it_copies(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "COPY_SECONDS", 0.5)
+    monkeypatch.setattr(mirror, "ALIVE_SECONDS", 2.5)
+    place, at_it, refused = Place.of(bucket, "long"), threading.Event(), threading.Event()
+    for name in ("a", "b"):
+        search(tmp_path / name, experiment(num_trials=1), Workers())
+
+    class LongRecord(Mirror):
+        def copy(self) -> None:
+            super().copy()
+            if self._copier.is_alive():
+                at_it.set()
+                refused.wait(60)
+
+    first = LongRecord(tmp_path / "a", place)
+    first.start()
+    at_it.wait()
+    with pytest.raises(FolderInUseError):
+        Mirror(tmp_path / "b", place).start()
+    refused.set()
+    first.stop()
     assert not place.files(mirror.DRIVER)
 
 

@@ -1,8 +1,8 @@
 """The driver's files of a study that has a bucket: copied there, and brought from there.
 
 The run folder, whose journal is the record, stays on the driver's disk. A driver on another machine
-goes on from the copy, at most seconds behind; epochs that a checkpoint has and the record lacks are
-reported from it.
+goes on from the copy, seconds behind, or some times what a copy takes; epochs that a checkpoint has
+and the record lacks are reported from it.
 """
 
 import logging
@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from vgg_search.storage.folder import (
@@ -28,8 +28,9 @@ from vgg_search.storage.folder import (
 )
 from vgg_search.storage.place import Place, StorageError
 
-DRIVER = ".driver"  # in the bucket while a driver works, written again with each copy
-COPY_SECONDS = 3.0  # between two copies
+DRIVER = ".driver"  # in the bucket while a driver works, written again and again
+COPY_SECONDS = 3.0  # between two copies, and two signs of life
+PAUSES = 4  # as long as a copy took: of a long record it takes a fifth of the time, and no more
 ALIVE_SECONDS = 12.0  # a driver that has not written for so long is gone
 
 log = logging.getLogger("vgg_search")
@@ -110,8 +111,9 @@ class Mirror(Checkpoints):
         self.sign = f"{DRIVER}/{platform.node()}-{os.getpid()}"
         self._removals: list[str] = []
         self._copied: dict[str, tuple[int, ...]] = {}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
+        self._ended, self._left = threading.Event(), threading.Event()
+        self._copier = threading.Thread(target=self._run, name="mirror", daemon=True)
+        self._signer = threading.Thread(target=self._live, name="sign of life", daemon=True)
 
     def numbers(self) -> set[int]:
         return super().numbers() | _numbers(map(Path, self.place.files(TRIALS)))
@@ -150,8 +152,13 @@ class Mirror(Checkpoints):
         if others:
             self.place.remove(self.sign)
             raise FolderInUseError(self.folder)
-        self.copy()
-        self._thread.start()
+        self._signer.start()
+        try:
+            self.copy()
+        except BaseException:
+            self._left.set()
+            raise
+        self._copier.start()
 
     def _sign(self) -> None:
         """The driver's sign of life."""
@@ -166,18 +173,28 @@ class Mirror(Checkpoints):
     def stop(self) -> None:
         """Copy a last time and leave the bucket to others."""
         self._ended.set()
-        if not self._thread.is_alive():
+        if not self._copier.is_alive():
             return
-        self._thread.join()
+        self._copier.join()
         try:
             self.copy()
-            self.place.remove(DRIVER)
         except (StorageError, OSError) as error:
             log.warning("%s; the last of the run folder is here only", error)
+        self._left.set()
+        self._signer.join()
+        with suppress(StorageError):
+            self.place.remove(DRIVER)
+
+    def _live(self) -> None:
+        """Sign again and again, also while a file takes longer than ALIVE_SECONDS."""
+        while not self._left.wait(COPY_SECONDS):
+            with suppress(StorageError):  # the copies say so
+                self._sign()
 
     def _run(self) -> None:
-        failing = False
-        while not self._ended.wait(COPY_SECONDS):
+        failing, pause = False, COPY_SECONDS
+        while not self._ended.wait(pause):
+            began = time.monotonic()
             try:
                 self.copy()
                 failing = False
@@ -185,11 +202,11 @@ class Mirror(Checkpoints):
                 if not failing:
                     log.warning("%s; the run folder is copied when it can be", error)
                 failing = True
+            pause = max(COPY_SECONDS, PAUSES * (time.monotonic() - began))
 
     def copy(self) -> None:
-        """One round: the driver's sign of life, the record, the rest, then the removals."""
+        """One round: the record, the rest, then the removals."""
         removals = self._removals[:]  # of what a record that is at least this old gives up
-        self._sign()
         with tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
             # The journal before the outbox: what MLflow is to get is then never behind it
             for file in (self.folder / JOURNAL, *sorted(self.folder.rglob("*"))):
