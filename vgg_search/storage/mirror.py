@@ -173,7 +173,7 @@ class Mirror(Checkpoints):
     def stop(self) -> None:
         """Copy a last time and leave the bucket to others."""
         self._ended.set()
-        if not self._copier.is_alive():
+        if self._copier.ident is None:  # it was never started
             return
         self._copier.join()
         try:
@@ -182,13 +182,13 @@ class Mirror(Checkpoints):
             log.warning("%s; the last of the run folder is here only", error)
         self._left.set()
         self._signer.join()
-        with suppress(StorageError):
+        with suppress(StorageError, OSError):
             self.place.remove(DRIVER)
 
     def _live(self) -> None:
         """Sign again and again, also while a file takes longer than ALIVE_SECONDS."""
         while not self._left.wait(COPY_SECONDS):
-            with suppress(StorageError):  # the copies say so
+            with suppress(StorageError, OSError):  # the copies say so
                 self._sign()
 
     def _run(self) -> None:

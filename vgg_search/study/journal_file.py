@@ -34,11 +34,8 @@ class JournalFile(BaseJournalBackend):
     """Raises JournalDamagedError, at reading."""
 
     def __init__(self, path: Path) -> None:
-        self._lock, self._path, self._synced = (
-            JournalFileSymlinkLock(str(path)),
-            path,
-            -SYNC_SECONDS,
-        )
+        self._path, self._lock = path, JournalFileSymlinkLock(str(path))
+        self._synced = -SYNC_SECONDS
         self._line = self._offset = self._checksum = 0  # of all that was read
         if not path.exists():  # what exists may be on a disk that only reads
             path.touch()
@@ -74,20 +71,20 @@ class JournalFile(BaseJournalBackend):
             for line in file:
                 if not line.endswith(b"\n"):
                     return  # another process is writing it
-                log = self._checked(line)
-                self._line, self._offset = self._line + 1, self._offset + len(line)
+                log = self._read(line)
                 if self._line > log_number_from:
                     yield log
 
-    def _checked(self, line: bytes) -> dict[str, Any]:
-        """The log of the line after the last that was read."""
+    def _read(self, line: bytes) -> dict[str, Any]:
+        """The log of the line after the last that was read, which is then the last."""
         text, mark, told = line.rpartition(CHECKSUM)
-        if mark:
-            self._checksum = zlib.crc32(text, self._checksum)
-            if told != b"%d}\n" % self._checksum:
-                raise JournalDamagedError(self._path, self._line + 1, "is not as it was written")
-            line = text + b"}"
+        checksum = zlib.crc32(text, self._checksum) if mark else self._checksum
+        if mark and told != b"%d}\n" % checksum:
+            raise JournalDamagedError(self._path, self._line + 1, "is not as it was written")
         try:
-            return json.loads(line.decode())
+            log: dict[str, Any] = json.loads((text + b"}" if mark else line).decode())
         except ValueError as error:
             raise JournalDamagedError(self._path, self._line + 1, "is no JSON") from error
+        self._line, self._offset = self._line + 1, self._offset + len(line)
+        self._checksum = checksum
+        return log
