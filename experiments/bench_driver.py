@@ -83,7 +83,8 @@ def command(*argv: str) -> dict[str, Any]:
 
 
 def record(options: argparse.Namespace) -> dict[str, Any]:
-    config = experiment(options.folder, options.trials, sampler=options.sampler)
+    whole = {"scheduler": "none", "max_epochs": options.whole} if options.whole else {}
+    config = experiment(options.folder, options.trials, sampler=options.sampler, **whole)
     with opened(config, tracked=True, sending=not options.kept) as session:
         session.tracker.flush(
             0 if options.kept else 60
@@ -352,6 +353,9 @@ def main() -> None:
     parser.add_argument("--traced", action="store_true", help="count Python's memory too: slow")
     parser.add_argument("--mlflow", action="store_true", help="on Ray with MLflow on")
     parser.add_argument("--kept", action="store_true", help="rows for MLflow are kept, not sent")
+    parser.add_argument(
+        "--whole", type=int, metavar="N", help="record: trials of N epochs, no rungs"
+    )
     parser.add_argument("--wall", action="store_true", help="charge wall time: with the disk's")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

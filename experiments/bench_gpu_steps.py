@@ -78,8 +78,9 @@ def step(
     device = torch.device(options.device)
     batches = max(1, options.images // batch_size) if network["resolution"] == 28 else 40
     count = min(options.images, batches * batch_size)
-    images = torch.randint(256, (count, 1, 28, 28), dtype=torch.uint8).to(device)
-    data = Resident(images, torch.randint(10, (count,)).to(device), unknown(1))
+    channels = network.get("in_channels", 1)
+    images = torch.randint(256, (count, channels, 28, 28), dtype=torch.uint8).to(device)
+    data = Resident(images, torch.randint(10, (count,)).to(device), unknown(channels))
     recipe = Recipe(max_epochs=10_000, batch_size=batch_size, lr=0.01)
     training = Training(build(network, SEED), data, recipe, SEED)
     training.graphs.refused = way == "called"

@@ -33,7 +33,7 @@ def load(*argv: str) -> Config:
     config, options = load_config(argv)
     if options.resume is None:
         return config
-    return resumed_config(config, options.resume) or config
+    return resumed_config(config, options.resume)[0]
 
 
 def write(text: str, name: str = "mine.yaml") -> str:
@@ -253,10 +253,10 @@ def test_a_resumed_study_is_the_same_study(stored: Config, field: str) -> None:
 
 def test_the_same_command_starts_a_study_and_goes_on_with_it(stored: Config) -> None:
     config, options = load_config(["--name", "old", "--resume", "old"])
-    assert resumed_config(config, options.resume) == stored
+    assert resumed_config(config, options.resume) == (stored, True)
     config, options = load_config(["--name", "new", "--resume", "new", "--seed", "7"])
     assert (config.name, config.seed, options.resume) == ("new", 7, "new")
-    assert resumed_config(config, options.resume) is None
+    assert resumed_config(config, options.resume) == (Config(name="new", seed=7), False)
     with pytest.raises(ConfigError, match=r"^no study named new in runs$"):
         load("--name", "other", "--resume", "new")
 

@@ -55,7 +55,10 @@ def test_a_time_budget_says_how_many_trials_it_bears(capsys: pytest.CaptureFixtu
     assert f"about {result['trials']} trials in 1m00s on 1 workers" in capsys.readouterr().out
 
 
-def test_device_hours_bear_as_many_trials_as_their_share_of_a_device_allows() -> None:
+def test_device_hours_bear_as_many_trials_as_their_share_of_a_device_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dry_run, "cores", lambda: 4)
     fields = {"num_trials": 10**6, "gpu_hours": 100 / 3600, "max_concurrent": 4, "max_epochs": 1}
     halves, wholes = (forecast(experiment(gpus_per_trial=n, **fields)) for n in (0.5, 1))
     # 100 s of one device: 200 s for halves of it, by four at a time

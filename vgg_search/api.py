@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgg_search.cli.arguments import resumed_config
-from vgg_search.config import Config, validated
+from vgg_search.config import Changes, Config, validated
 from vgg_search.errors import SearchError
 from vgg_search.machine import lasting_output
 from vgg_search.storage.folder import LOG, REPORT, local_folder, new_name
@@ -37,7 +37,8 @@ class Result:
         from vgg_search.study.record import read_trials
         from vgg_search.study.tables import trial_rows
 
-        return pd.DataFrame(trial_rows(read_trials(self.folder))).set_index("number")
+        rows = trial_rows(read_trials(self.folder))
+        return pd.DataFrame(rows or {"number": []}).set_index("number")
 
     @cached_property
     def epochs(self) -> "pd.DataFrame":
@@ -91,19 +92,25 @@ def search(
 
         fields["dataset"] = keep(fields["dataset"])
     given = (config.model_dump(exclude_unset=True) if config else {}) | fields
-    config = validated(Config, given)
-    stored = None if resume is None else resumed_config(config, resume)
-    if resume is None and config.name is None:
-        config = validated(Config, given | {"name": new_name(SEARCH, config.storage_path)})
-    config = stored or config
+    config, resumed = _experiment(given, resume)
     from vgg_search import session
 
     with lasting_output(), _messages(quiet):
-        _, summary = session.run(config, stored is not None, quiet, in_python=True)
+        _, summary = session.run(config, resumed, quiet, in_python=True)
     folder = local_folder(config.storage_path, str(config.name))
     if summary["state"] == "failed":
         raise SearchError(_reason(summary, folder))
     return Result(folder, summary)
+
+
+def _experiment(fields: dict[str, Any], resume: str | None) -> tuple[Config, bool]:
+    """The experiment, with a name, and whether it goes on with a study."""
+    if resume is not None:
+        return resumed_config(validated(Changes, fields), resume)
+    config = validated(Config, fields)
+    if config.name is None:
+        config = validated(Config, fields | {"name": new_name(SEARCH, config.storage_path)})
+    return config, False
 
 
 @contextmanager

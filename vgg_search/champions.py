@@ -6,17 +6,19 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial
 
 from vgg_search.errors import last_line
-from vgg_search.records import EpochRow
+from vgg_search.records import METRIC, EpochRow
 from vgg_search.storage.checksums import read_cards
 from vgg_search.storage.disk import disk_fault
 from vgg_search.study.study import Study
 from vgg_search.terminal.progress import Progress
-from vgg_search.tracking.recorder import Recorder, champion_key
+from vgg_search.tracking.recorder import Recorder, key_of
 from vgg_search.tracking.tracker import ANSWERS, Tracker
 
 if TYPE_CHECKING:
     from vgg_search.data.splits import Splits
     from vgg_search.engine.nodes import Cluster
+
+SCORES = METRIC, "test_accuracy", "test_accuracy_mean", "test_accuracy_std"  # in a summary
 
 log = logging.getLogger("vgg_search")
 Card = dict[str, Any]
@@ -41,9 +43,9 @@ class Champions:
             log.error("no champion: no completed trial has %s", study.config.pick)
         for place, number in enumerate(crowned, 1):
             card = before.get(place)
-            if study.stopping:
-                break
             if card is None or card["trial"] != number:
+                if study.stopping:
+                    break
                 best = study.optuna.get_trials(deepcopy=False)[number]
                 card = self._train(best, splits, cluster, facts, place)
             if card is None:
@@ -57,12 +59,13 @@ class Champions:
         from vgg_search.engine.champion import planned_epochs, train_champion
 
         study, recorder = self.study, self.recorder
-        recorder.champion_started(best, planned_epochs(best, study.config, splits))
+        epochs = planned_epochs(best, study.config, splits, cluster.slots())
+        recorder.champion_started(best, epochs)
         self.progress.announce(
             f"champion: trial {best.number}'s network, anew on all training images"
         )
         try:
-            card = train_champion(study, best, splits, cluster, facts, self._epoch, place)
+            card = train_champion(study, best, splits, cluster, facts, self._epoch, epochs, place)
         except Exception as error:  # whatever it is, what the search has found is to be told
             if disk_fault(error, study.folder):
                 raise
@@ -84,13 +87,10 @@ class Champions:
 
 def champion_summary(card: Card, tracker: Tracker) -> Card:
     """A champion in the summary: its card's main numbers, and what MLflow says of it."""
-    metrics, answer = card["metrics"], tracker.results(champion_key(card["trial"], card["epochs"]))
+    metrics, answer = card["metrics"], tracker.results(key_of(card))
     return {
         "trial": card["trial"],
-        "val_accuracy": metrics["val_accuracy"],
-        "test_accuracy": metrics["test_accuracy"],
-        "test_accuracy_mean": metrics.get("test_accuracy_mean"),
-        "test_accuracy_std": metrics.get("test_accuracy_std"),
+        **{name: metrics.get(name) for name in SCORES},
         "num_params": card["num_params"],
         **{name: answer.get(name) for name in ANSWERS},
     }

@@ -31,17 +31,10 @@ from vgg_search.space import default_space
 from vgg_search.space.arch import Arch, check_arch
 from vgg_search.space.data_shape import ASSUMED, MOST_SIDE, DataShape
 from vgg_search.space.search_space import Space
-from vgg_search.storage.addresses import masked, without_password
+from vgg_search.storage.addresses import check_storage, check_tracker, masked, without_password
 from vgg_search.storage.folder import RUNS, expanded
 
 ENV_PREFIX = "VGG_SEARCH_"
-TRACKERS = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "file", "databricks")
-_SERVER = (r"//([^/@\s]*@)?(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)(:\d+)?(/\S*)?$", "://HOST:PORT")
-FORMS = {  # what follows a scheme, and how it is said
-    "http": _SERVER,
-    "https": _SERVER,
-    "sqlite": (r"///(?!:memory:)[^?]+(\?.*)?$", ":///FILE, FILE a path"),
-}
 
 
 class ConfigError(InputError):
@@ -68,27 +61,18 @@ def _from_json(value: Any) -> Any:
         raise ValueError("be valid JSON") from None
 
 
-def check_tracker(value: str | None) -> str | None:
-    """The address of a tracker. Raises ValueError if MLflow has no such kind of address."""
-    scheme, colon, rest = (value or "").partition(":")
-    kind = scheme.split("+")[0]
-    if colon and kind not in TRACKERS:
-        raise ValueError(f"be a path or an address that begins with {', '.join(TRACKERS)}")
-    if kind in FORMS and not re.match(FORMS[kind][0], rest):
-        raise ValueError(f"be {scheme}{FORMS[kind][1]}")
-    port = re.search(r":(\d+)(?:/|$)", rest.rpartition("@")[2])
-    if FORMS.get(kind) == _SERVER and port and not 0 < int(port[1]) < 2**16:
-        raise ValueError("have a PORT of 1 to 65535")
-    return value
-
-
 def check_dataset(value: str) -> str:
     """A data set by name, or a path. Raises ValueError for what is neither; whether it can be read
     is known where it is read."""
     names = (AUTO, *DATASETS)
-    if value not in names and os.sep not in value and not Path(value).exists():
+    if value not in names and os.sep not in value and not os.path.exists(value):
         raise ValueError(f"be {', '.join(names)}, a folder of class folders or an {OWN_FILE} file")
     return value if value in names else str(Path(expanded(value)).absolute())
+
+
+def _text(value: Any) -> Any:
+    """A path as Python's callers may give it."""
+    return str(value) if isinstance(value, Path) else value
 
 
 def _expanded_path(value: Path | None) -> Path | None:
@@ -116,7 +100,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Seconds = Annotated[float, "TIME", BeforeValidator(_seconds), Field(gt=0)]
 Positive = Annotated[int, Field(ge=1)]
 # A string among the metadata of a type is what `--help` says of it
-Dataset = Annotated[str, "NAME|PATH", AfterValidator(check_dataset)]
+Dataset = Annotated[str, "NAME|PATH", BeforeValidator(_text), AfterValidator(check_dataset)]
 QueuedTrial = Annotated[dict[str, Any], AfterValidator(_queued_trial)]
 
 
@@ -193,7 +177,7 @@ class Config(Fields):
         FromJson[list[QueuedTrial]], Field(examples=['[{"arch": [[2,32],[2,64]], "lr": 0.1}]'])
     ] = []
     """Trials to start with: each a map of an `arch` and of sampled dimensions."""
-    warm_start: Annotated[str, AfterValidator(expanded)] | None = None
+    warm_start: Annotated[str, BeforeValidator(_text), AfterValidator(expanded)] | None = None
     """A study (name or run folder) on the same data, whose trials the sampler is to know."""
     time_budget: Seconds | None = resumable(300.0)
     """Time of the search (90s, 6m, 1h30m); the champion may take 0.6 of it on top."""
@@ -238,7 +222,9 @@ class Config(Fields):
     skip_bad_nodes: bool = resumable(False)
     """Start without the nodes whose versions or storage are not the driver's."""
 
-    storage_path: Annotated[str, AfterValidator(expanded)] = resumable(RUNS)
+    storage_path: Annotated[str, BeforeValidator(_text), AfterValidator(check_storage)] = resumable(
+        RUNS
+    )
     """Where run folders go: a folder that all nodes see, or a bucket (s3://...)."""
     tracking_uri: Annotated[str | None, AfterValidator(check_tracker)] = resumable(None)
     """MLflow; without it MLFLOW_TRACKING_URI, else a resumed study's own, else sqlite:///mlflow.db."""
@@ -324,6 +310,15 @@ class Config(Fields):
         fields = self.model_dump(mode="json")
         fields["tracking_uri"] = without_password(self.tracking_uri or "") or None
         return yaml.safe_dump(fields, sort_keys=False, width=100)
+
+
+class Changes(Config):
+    """What a resumed study is given anew; what fields must be together is known with all of
+    them."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Changes":
+        return self
 
 
 # Fields that the data settles where they are not set

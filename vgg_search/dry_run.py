@@ -8,7 +8,8 @@ import torch
 from vgg_search.config import Config, ConfigError
 from vgg_search.data.source import unknown
 from vgg_search.data.splits import load
-from vgg_search.engine.packing import measure
+from vgg_search.engine.packing import measure, share
+from vgg_search.engine.room import at_a_time, packed, room
 from vgg_search.machine import cores
 from vgg_search.space.arch import depth, describe
 from vgg_search.space.candidate import Candidate
@@ -41,6 +42,7 @@ def forecast(config: Config) -> dict[str, Any]:
             f"classes at {space.resolution} px and none in {DRAWS * SAMPLES:,} draws"
         )
     networks: list[dict[str, Any]] = []
+    seconds_an_epoch: list[float] = []
     for candidate in candidates:
         params, flops = config.search_space.costs(candidate)
         seconds = config.data.train_images / images_per_second(config, candidate)
@@ -48,8 +50,8 @@ def forecast(config: Config) -> dict[str, Any]:
         network |= {"epoch_seconds": round(seconds, 2)}
         print(network_text(config, candidate, network))
         networks.append(network)
-    epoch_seconds = fmean(network["epoch_seconds"] for network in networks)
-    slots = config.max_concurrent or slots_here(config)
+        seconds_an_epoch.append(seconds)
+    epoch_seconds, slots = fmean(seconds_an_epoch), slots_here(config)
     epochs = make_scheduler(config).expected_epochs
     budget = Budget(config)
     device_seconds = epoch_seconds * budget.devices
@@ -104,10 +106,10 @@ def on_gpu(config: Config) -> bool:
 
 
 def slots_here(config: Config) -> int:
-    """Trials that this machine can train at a time."""
-    if not on_gpu(config):
-        return max(1, int(cores() / config.cpus_per_trial))
-    gpus, each = torch.cuda.device_count(), config.gpus_per_trial
-    if each == "auto":
-        return gpus * measure(config).trials(int(cores() / gpus / config.cpus_per_trial))
-    return gpus * int(1 / each) if each < 1 else max(1, int(gpus / each))
+    """Trials that this machine can train at a time, counted as a search counts them."""
+    node = {"CPU": float(cores()), "GPU": float(torch.cuda.device_count())}
+    gpus = config.gpus_per_trial if on_gpu(config) else 0.0
+    if gpus == "auto":
+        shared = config.workers_per_trial == 1
+        gpus = share(packed(config, measure(config), [node])) if shared else 1.0
+    return max(1, at_a_time(config, room(node, config.cpus_per_trial, gpus)))

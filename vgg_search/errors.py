@@ -19,7 +19,7 @@ class SearchError(RuntimeError):
     """The work failed: no trial was completed, or the champion failed. A command exits with 1."""
 
 
-def last_line(error: BaseException) -> str:
+def last_line(error: BaseException | str) -> str:
     """What it says last, which of a worker's error, with its traceback, is the error itself."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
 

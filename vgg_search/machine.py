@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -90,6 +90,19 @@ def user_environment() -> dict[str, str]:
     return variables
 
 
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """The variables where they are not set; afterwards without any that came meanwhile, for Ray and
+    torch set some of their own."""
+    before = set(os.environ)
+    os.environ.update({name: text for name, text in variables.items() if name not in before})
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - before:
+            del os.environ[name]
+
+
 def cache_folder() -> Path:
     """Where what is downloaded is kept: XDG_CACHE_HOME, else ~/.cache, else, where that cannot be
     written to, a folder among the temporary ones."""
@@ -132,7 +145,9 @@ def _lasting(stream: Any) -> Any:
         return stream
     file = io.BufferedWriter(_LastingFile(stream.fileno(), "w", closefd=False))
     settings = {name: getattr(stream, name) for name in ("line_buffering", "write_through")}
-    return io.TextIOWrapper(file, stream.encoding, stream.errors, **settings)
+    # A file's name need not be text: it is printed as it is
+    errors = "surrogateescape" if stream.errors == "strict" else stream.errors
+    return io.TextIOWrapper(file, stream.encoding, errors, **settings)
 
 
 @contextmanager

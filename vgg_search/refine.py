@@ -8,10 +8,12 @@ is read once, for the champion and for its refinement.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vgg_search.data.source import Array, Labels
 from vgg_search.data.splits import Splits, load_splits, load_test
 from vgg_search.machine import cores
 from vgg_search.models.evaluation import evaluate
@@ -23,9 +25,8 @@ from vgg_search.models.files import (
     save_model,
     servable,
 )
-from vgg_search.records import State
 from vgg_search.space.candidate import Candidate
-from vgg_search.storage.folder import CHAMPION, SUMMARY
+from vgg_search.storage.folder import CARD, CHAMPION, SUMMARY
 from vgg_search.study.tables import write_summary
 from vgg_search.tracking.check import Check
 from vgg_search.tracking.recorder import REFINEMENT as RUN
@@ -58,32 +59,43 @@ def refine(
 ) -> dict[str, Any]:
     """Train the champion in `folder` on, into the run folder `out`, as a run of its own in MLflow.
 
-    `parent` is what `lineage` says, `tracker` the address and experiment, `facts` go into the card,
-    `epochs` is by default the champion's. Returns what `out`/summary.json says, `unsent` and
-    `refused`; `champion` is None if it diverged. Raises InputError before it writes.
+    `parent`: see `lineage`. `tracker`: address and experiment. `facts` go into the card. `epochs`:
+    by default the champion's. Returns what `out`/summary.json says, `unsent` and `refused`;
+    `champion` is None if it diverged. Raises InputError before it writes.
     """
     network, old = load_folder(folder)
-    splits, info = _images_of(old, data_dir), info_of(old)
-    test = load_test(old["dataset"], data_dir, info.reading)
+    splits, test = _images_of(old, data_dir)
     before = evaluate(folder, *test)["test_accuracy"]
     epochs = epochs or int(old["epochs"])
-    card = {name: old[name] for name in KEPT} | facts
-    card |= {"seed": seed, "epochs": epochs, "parent_model": parent["model_uri"]}
+    own = {"seed": seed, "epochs": epochs, "parent_model": parent["model_uri"]}
+    card = {name: old[name] for name in KEPT} | facts | own
     training = _training(network, splits, card)
     sent = _start(out, tracker, card, splits, parent.get("run_id"))
-    summary = {"study": out.name, "parent": parent, "epochs": epochs}
-    if not _train(training, epochs, sent, listen):
-        return summary | {"state": "failed", "champion": None} | _lacking(sent)
-    refined = training.measured.cpu().eval()
-    metrics = evaluate(Classifier(refined, info), *test) | {"parent_test_accuracy": before}
-    save_model(out / CHAMPION, refined, info, card | {"metrics": metrics})
-    scores = {name: metrics[name] for name in SCORES}
-    register_champion(sent, RUN, scores, epochs, out / CHAMPION)
+    summary = {"study": out.name, "parent": parent, "epochs": epochs, "state": "completed"}
+    with _closed(sent):
+        for row in training.run(epochs):
+            log_row(sent, RUN, row)
+            listen(epochs, row)
+        if training.diverged:
+            end_run(sent, RUN, "failed")
+            sent.close(STOPPED_SECONDS)
+            return summary | {"state": "failed", "champion": None} | _lacking(sent)
+        scores = _saved(out / CHAMPION, training, card, test, before)
+        register_champion(sent, RUN, scores, epochs, out / CHAMPION)
     sent.close(SEND_SECONDS)
-    champion = scores | {name: sent.results(RUN).get(name) for name in ANSWERS}
-    summary |= {"state": "completed", "champion": champion}
+    summary["champion"] = scores | {name: sent.results(RUN).get(name) for name in ANSWERS}
     write_summary(out, summary)
     return summary | _lacking(sent)
+
+
+def _saved(
+    folder: Path, training: Training, card: Card, test: tuple[Array, Labels], before: float
+) -> dict[str, float]:
+    """Test what was trained and save it; its scores, beside the parent's, `before`."""
+    refined, info = training.measured.cpu().eval(), training.data.info
+    metrics = evaluate(Classifier(refined, info), *test) | {"parent_test_accuracy": before}
+    save_model(folder, refined, info, card | {"metrics": metrics})
+    return {name: metrics[name] for name in SCORES}
 
 
 def _lacking(tracker: Tracker) -> dict[str, int]:
@@ -91,16 +103,17 @@ def _lacking(tracker: Tracker) -> dict[str, int]:
     return {"unsent": tracker.unsent, "refused": tracker.refused}
 
 
-def _images_of(card: Card, data_dir: Path | None) -> Splits:
-    """The images that a champion was trained on. Raises ModelError if they are not there, or if it
-    is not a champion's card."""
+def _images_of(card: Card, data_dir: Path | None) -> tuple[Splits, tuple[Array, Labels]]:
+    """The images that a champion was trained on, and the test split. Raises ModelError if they are
+    not there, or if it is not a champion's card."""
     if lacking := [name for name in (*KEPT, "epochs") if name not in card]:
         raise ModelError(f"--model must be a champion, got one whose card lacks {lacking[0]}")
-    splits = load_splits(card["dataset"], data_dir, reading=info_of(card).reading)
+    data, reading = (card["dataset"], data_dir), info_of(card).reading
+    splits = load_splits(*data, reading=reading)
     if splits.digest != card["digest"]:
         rule = f"the data must be what the champion was trained on, {card['digest']}"
         raise ModelError(f"{rule}, got {splits.digest}")
-    return splits
+    return splits, load_test(*data, reading)
 
 
 def _training(network: VGG, splits: Splits, card: Card) -> Training:
@@ -129,23 +142,15 @@ def _start(
     return tracker
 
 
-def _train(training: Training, epochs: int, tracker: Tracker, listen: Listener) -> bool:
-    """Train to the end; False if it diverged. A run that is not completed is closed, also by what
-    stops the process."""
-    state: State = "interrupted"
+@contextmanager
+def _closed(tracker: Tracker) -> Iterator[None]:
+    """A run that the block does not bring to its end is closed, also by what stops the process."""
     try:
-        for row in training.run(epochs):
-            log_row(tracker, RUN, row)
-            listen(epochs, row)
-        state = "failed" if training.diverged else "completed"
-    except Exception:
-        state = "failed"
+        yield
+    except BaseException as error:
+        end_run(tracker, RUN, "failed" if isinstance(error, Exception) else "interrupted")
+        tracker.close(STOPPED_SECONDS)
         raise
-    finally:
-        if state != "completed":
-            end_run(tracker, RUN, state)
-            tracker.close(STOPPED_SECONDS)
-    return state == "completed"
 
 
 def lineage(model: str | None, folder: Path, tracking_uri: str | None) -> dict[str, str]:
@@ -154,7 +159,10 @@ def lineage(model: str | None, folder: Path, tracking_uri: str | None) -> dict[s
         version = version_of(model, tracking_uri)
         uri = f"models:/{version.name}/{version.version}"
         return {"model_uri": uri, "run_id": str(version.run_id)}
-    summary = folder.parent / SUMMARY
-    champion = json.loads(summary.read_text())["champion"] if summary.is_file() else {}
+    summary, card = folder.parent / SUMMARY, folder / CARD
+    told = json.loads(summary.read_text()) if summary.is_file() else {}
+    place = json.loads(card.read_text()).get("place", 1) if card.is_file() else 1
+    champions = [told.get("champion"), *told.get("more_champions", [])]
+    champion = (champions[place - 1] if place <= len(champions) else None) or {}
     answers = {key: champion[key] for key in ("model_uri", "run_id") if champion.get(key)}
     return {"model_uri": str(folder.absolute())} | answers

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from vgg_search.champions import Champions, champion_summary
 from vgg_search.config import Config, ConfigError
-from vgg_search.engine.environment import environment, ray_environment
-from vgg_search.machine import user_environment
+from vgg_search.engine.environment import ray_environment
+from vgg_search.machine import environment, user_environment
 from vgg_search.provenance import provenance
 from vgg_search.stop import StopSignals
 from vgg_search.storage.addresses import command, resume_command
@@ -102,6 +102,7 @@ def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[s
             study = Study(folder, config, facts=facts)
             stack.callback(study.release)
             session = stack.enter_context(_session(study, splits, cluster.place, quiet))
+            stack.callback(session.last_copy, stop)  # whatever ends it
             stop.attach(study)
             session.open()
             session.began = began - session.seconds_before
@@ -111,8 +112,6 @@ def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[s
                 champions = session.train_champions(cluster)
         with session.salvaged(slots):
             summary = session.conclude(champions, slots, stop)
-        study.release()
-        session.last_copy(stop)
     if not (quiet and stop.in_python):
         print(closing(summary, folder, session.tracker.uri, config.storage_path))
     return summary
@@ -291,6 +290,8 @@ class Session:
             "dataset": self.splits.name,
             "train_images": len(self.splits.train_images),
             "val_images": len(self.splits.val_images),
+            "channels": self.splits.info.channels,
+            "classes": len(self.splits.info.classes),
             **summarise(trials, slots, study.budget.clock),
             **({"front": front_rows(trials, study.ranking)} if study.ranking.several else {}),
             **({"converged": str(study.converged)} if study.converged else {}),

@@ -475,9 +475,7 @@ def test_a_resumed_study_keeps_its_tracker_wherever_the_command_runs(
 
     def tracker(*argv: str) -> str | None:
         config, _ = load_config(["--storage-path", str(tmp_path / "runs"), *argv])
-        resumed = resumed_config(config, "a")
-        assert resumed
-        return resumed.tracking_uri
+        return resumed_config(config, "a")[0].tracking_uri
 
     assert tracker() == home
     assert tracker("--tracking-uri", "http://other:5000") == "http://other:5000"

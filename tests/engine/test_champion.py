@@ -79,7 +79,7 @@ def test_each_seed_is_trained_whole_and_tested(tmp_path: Path, splits: Splits) -
     with opened(tmp_path / "s", config) as study:
         best = searched(study)
         card = train_champion(
-            study, best, splits, cluster_of(study), FACTS, lambda *row: heard.append(row)
+            study, best, splits, cluster_of(study), FACTS, lambda *row: heard.append(row), 2
         )
     assert card
     rows = {seed: [row for index, _, row in heard if index == seed] for seed in (0, 1)}
@@ -138,7 +138,7 @@ def test_a_stop_ends_it_without_a_champion(tmp_path: Path, splits: Splits) -> No
         def stop(*_: Any) -> None:
             study.stopping = True
 
-        assert train_champion(study, best, splits, cluster_of(study), FACTS, stop) is None
+        assert train_champion(study, best, splits, cluster_of(study), FACTS, stop, 1000) is None
     assert not (tmp_path / "s" / "champion").exists()
 
 
@@ -163,7 +163,7 @@ def test_an_error_in_its_training_is_the_callers(tmp_path: Path, splits: Splits)
     with opened(tmp_path / "s", config) as study:
         best = searched(study)
         with pytest.raises(RayError, match="can't allocate memory"):
-            train_champion(study, best, splits, cluster_of(study), FACTS, lambda *_: None)
+            train_champion(study, best, splits, cluster_of(study), FACTS, lambda *_: None, 1)
     assert not (tmp_path / "s" / "champion").exists()
 
 
@@ -177,7 +177,7 @@ def test_one_that_diverges_is_an_error_and_not_tested(tmp_path: Path, splits: Sp
         best = searched(study)
         with pytest.raises(RayError, match="the loss is not finite any more after epoch 1 of 3"):
             train_champion(
-                study, best, splits, cluster_of(study), FACTS, lambda *row: heard.append(row[2])
+                study, best, splits, cluster_of(study), FACTS, lambda *row: heard.append(row[2]), 3
             )
     assert {row["epoch"] for row in heard} == {1}
     assert not (tmp_path / "s" / "champion").exists()
@@ -189,25 +189,27 @@ def test_without_a_node_to_train_on_it_says_so(tmp_path: Path, splits: Splits) -
         best, cluster = searched(study), cluster_of(study)
         cluster._unsound |= {node["NodeID"] for node in cluster._alive}
         with pytest.raises(NodeError, match="no node is there to train it"):
-            train_champion(study, best, splits, cluster, FACTS, lambda *_: None)
+            train_champion(study, best, splits, cluster, FACTS, lambda *_: None, 1)
 
 
 @pytest.mark.parametrize(
-    ("asked", "budget", "epochs"),
+    ("asked", "budget", "seeds", "epochs"),
     [
         # 2 s an epoch in the search and a third more images: 2.67 s, of which 81 s bear 30
-        (50, 81 / TIME_SHARE, 30),
-        (5, 81 / TIME_SHARE, 5),
-        (50, 1, 1),
-        (50, None, 50),
+        (50, 81 / TIME_SHARE, 1, 30),
+        (50, 81 / TIME_SHARE, 2, 30),
+        (50, 81 / TIME_SHARE, 5, 10),  # two at a time: three rounds
+        (5, 81 / TIME_SHARE, 1, 5),
+        (50, 1, 1, 1),
+        (50, None, 1, 50),
     ],
 )
 def test_epochs_are_what_is_asked_for_or_what_the_time_bears(
-    tmp_path: Path, splits: Splits, asked: int, budget: float | None, epochs: int
+    tmp_path: Path, splits: Splits, asked: int, budget: float | None, seeds: int, epochs: int
 ) -> None:
-    config = tiny(champion_epochs=asked, time_budget=budget)
+    config = tiny(champion_epochs=asked, time_budget=budget, champion_seeds=seeds)
     with opened(tmp_path / "s", config) as study:
-        assert planned_epochs(searched(study), config, splits) == epochs
+        assert planned_epochs(searched(study), config, splits, slots=2) == epochs
 
 
 def test_the_test_split_is_read_where_a_model_is_finished() -> None:

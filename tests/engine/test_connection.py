@@ -12,8 +12,9 @@ import torch
 
 from vgg_search.config import Config, ConfigError
 from vgg_search.engine.connection import ray_cluster, refusal
-from vgg_search.engine.nodes import alive, packed, probe, resources, versions
+from vgg_search.engine.nodes import alive, probe, versions
 from vgg_search.engine.packing import GpuMemory
+from vgg_search.engine.room import packed, resources
 from vgg_search.errors import DeviceError
 from vgg_search.machine import cores
 from vgg_search.storage.place import Place
@@ -143,7 +144,8 @@ import ray
 from ray.cluster_utils import Cluster
 from vgg_search.config import Config, ConfigError
 from vgg_search.storage.place import Place
-from vgg_search.engine.nodes import alive, resources
+from vgg_search.engine.nodes import alive
+from vgg_search.engine.room import resources
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 cluster.add_node(num_cpus=3, num_gpus=2)

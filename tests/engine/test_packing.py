@@ -9,7 +9,6 @@ import torch
 from fake_workers import experiment
 
 from vgg_search.engine import packing
-from vgg_search.engine.nodes import room
 from vgg_search.engine.packing import (
     CONTEXT,
     GpuMemory,
@@ -19,6 +18,7 @@ from vgg_search.engine.packing import (
     rehearsal,
     share,
 )
+from vgg_search.engine.room import room
 from vgg_search.errors import DeviceError
 
 GIB = 2**30

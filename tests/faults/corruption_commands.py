@@ -36,8 +36,7 @@ MEASURED = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
 def resume(argv: Sequence[str]) -> Result:
     """a study gone on with to its end, as a session does it, by a worker in this process"""
     changes, options = load_config(["--resume", *argv])
-    stored = resumed_config(changes, options.resume)
-    assert stored
+    stored, _ = resumed_config(changes, options.resume)
     folder = session.run_folder(stored, resume=True)
     config, splits = session.load_data(stored)
     study = Study(folder, config, facts=session.study_facts(config, splits, folder))

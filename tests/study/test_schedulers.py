@@ -32,7 +32,6 @@ def test_rungs_end_with_the_last_epoch(
 
 def test_next_rung() -> None:
     scheduler = Asha((1, 3, 9), 3)
-    assert scheduler.first(0) == 1
     assert [scheduler.next_rung(epoch) for epoch in (0, 1, 2, 3, 8)] == [1, 3, 3, 9, 9]
 
 
@@ -67,7 +66,6 @@ def test_of_equals_the_earlier_goes_on() -> None:
 
 def test_one_rung_is_no_stopping() -> None:
     scheduler = Asha((9,), 3)
-    assert scheduler.first(0) == 9
     assert scheduler.arrived(0, 9, 0.1) == STOP
 
 

@@ -18,13 +18,14 @@ from vgg_search.config import (
     ENV_PREFIX,
     RESUMABLE,
     SETTLED,
+    Changes,
     Config,
     ConfigError,
     Fields,
-    check_tracker,
     validated,
 )
 from vgg_search.errors import did_you_mean
+from vgg_search.storage.addresses import check_tracker
 from vgg_search.storage.checksums import check_text
 from vgg_search.storage.folder import (
     CONFIG,
@@ -144,7 +145,7 @@ def load_config(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     """
     about = "Search depth, width and learning rate of a VGG-style network."
     fields, options = parse("python -m vgg_search.run", about, RUN_FLAGS, Config, argv)
-    config = validated(Config, fields)
+    config = validated(Config if options.resume is None else Changes, fields)
     if config.name is None and options.resume is None:
         stem = plain_name(options.config.stem if options.config else "", "quick")
         config = validated(Config, fields | {"name": new_name(stem, config.storage_path)})
@@ -160,7 +161,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigError(f"cannot read experiment file {path}: {reason}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # also a date that there is not
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"experiment file {path}{where} is not valid YAML") from None
@@ -169,23 +170,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def resumed_config(changes: Config, name: str) -> Config | None:
-    """The stored experiment of the study `name`, with the fields that `changes` sets over it.
+def resumed_config(changes: Config, name: str) -> tuple[Config, bool]:
+    """(the stored experiment of the study `name`, with the fields that `changes` sets over it,
+    whether there is one): if there is none and `changes` has its name, it is to be started.
 
     It keeps its tracker, wherever the command runs, unless flag, file or environment name another.
-    The run folder is first brought from its bucket, if it has one. None if there is no such study
-    and `changes` has its name: it is to be started. Raises ConfigError if there is none otherwise,
-    or if a field differs that makes it another study.
+    The run folder is first brought from its bucket, if it has one. Raises ConfigError if there is
+    no such study otherwise, or if a field differs that makes it another study.
     """
     fields = changes.model_dump(exclude_unset=True) | {"name": name}
     fields = {n: x for n, x in fields.items() if not (n in SETTLED and x is None)}
-    path = validated(Config, fields).storage_path
+    path = validated(Changes, fields).storage_path
     folder, place = local_folder(path, name), Place.of(path, name)
     if place.remote and not in_use(folder):  # perhaps of a driver on another machine
         bring(place, folder)
     if not (folder / CONFIG).is_file():
         if changes.name == name:
-            return None
+            return validated(Config, changes.model_dump(exclude_unset=True)), False
         raise ConfigError(f"no study named {name} in {path}")
     check_text(folder / CONFIG)
     # A run folder that was renamed is the study of its new name
@@ -198,7 +199,7 @@ def resumed_config(changes: Config, name: str) -> Config | None:
         fields = {"tracking_uri": own["tracking_uri"]} | fields
     config = validated(Config, stored.model_dump() | fields)
     _check_same_study(stored, config)
-    return config
+    return config, True
 
 
 def _check_same_study(stored: Config, config: Config) -> None:
@@ -207,7 +208,9 @@ def _check_same_study(stored: Config, config: Config) -> None:
         old, new = getattr(stored, field), getattr(config, field)
         if old == new:
             continue
-        if field == "space":  # name what differs in it
-            part = next(name for name in old | new if old.get(name) != new.get(name))
+        if field == "space":  # name what differs in it; a limit of null is none
+            part = next((name for name in old | new if old.get(name) != new.get(name)), None)
+            if part is None:
+                continue
             field, old, new = f"space.{part}", old.get(part), new.get(part)
         raise ConfigError(f"{field} must stay {old!r} when a study is resumed, got {new!r}")

@@ -49,14 +49,16 @@ class Result(NamedTuple):
 def run(argv: Sequence[str]) -> Result:
     """the search, the champion, the report"""
     config, options = load_config(argv)
-    stored = None if options.resume is None else resumed_config(config, options.resume)
+    resumed = False
+    if options.resume is not None:
+        config, resumed = resumed_config(config, options.resume)
     if options.dry_run:
         from vgg_search.dry_run import forecast
 
-        return Result(forecast(stored or config))
+        return Result(forecast(config))
     from vgg_search import session
 
-    code, summary = session.run(stored or config, stored is not None, options.quiet)
+    code, summary = session.run(config, resumed, options.quiet)
     return Result(summary, code=code)
 
 
@@ -85,8 +87,10 @@ def evaluate(argv: Sequence[str]) -> Result:
     from vgg_search.models import evaluation
 
     folder = find_model(options.model, options.storage_path, options.tracking_uri)
-    info = _data_of(folder)
-    images, labels = load_test(options.dataset or info.name, options.data_dir, info.reading)
+    info, digest = _data_of(folder)
+    dataset = options.dataset or info.name
+    seen = digest if dataset == info.name else None
+    images, labels = load_test(dataset, options.data_dir, info.reading, seen)
     scores = evaluation.evaluate(folder, images, labels)
     return Result(scores, _scores_text(scores))
 
@@ -174,7 +178,7 @@ def export(argv: Sequence[str]) -> Result:
 
     folder = find_model(options.model, options.storage_path, options.tracking_uri)
     # Validation images: to compare two files is no reason to read the test split
-    info = _data_of(folder)
+    info, _ = _data_of(folder)
     dataset = options.dataset or info.name
     splits = load_splits(dataset, options.data_dir, reading=info.reading)
     images = splits.val_images[:VERIFIED_IMAGES]
@@ -186,11 +190,12 @@ def export(argv: Sequence[str]) -> Result:
     return Result(result, text)
 
 
-def _data_of(folder: Path) -> "DatasetInfo":
-    """Of the images that a model was trained on."""
+def _data_of(folder: Path) -> "tuple[DatasetInfo, str | None]":
+    """Of the images that a model was trained on, and their digest where its card has it."""
     from vgg_search.models.files import info_of, load_folder
 
-    return info_of(load_folder(folder)[1])
+    _, card = load_folder(folder)
+    return info_of(card), card.get("digest")
 
 
 def report(argv: Sequence[str]) -> Result:

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,11 @@ def entry(stamp: Iterable[str], build: Callable[[Path], dict[str, Any]]) -> Path
 def find(stamp: Iterable[str]) -> Path | None:
     """The folder of an entry that is there and sound."""
     place = _place(stamp)
-    return place if _is_sound(place) else None
+    if not _is_sound(place):
+        return None
+    with suppress(OSError):  # a disk that only reads
+        os.utime(place)
+    return place
 
 
 def _place(stamp: Iterable[str]) -> Path:

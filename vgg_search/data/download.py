@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -57,7 +58,7 @@ def download(
             )
             folder.mkdir(parents=True, exist_ok=True)
             for file in Path(temporary, subfolder).glob(pattern):
-                file.replace(folder / file.name)
+                _put(file, folder / file.name)
     except subprocess.TimeoutExpired as error:
         raise UnavailableError(f"download took more than {DOWNLOAD_SECONDS} s") from error
     except subprocess.CalledProcessError as error:
@@ -67,3 +68,9 @@ def download(
     except OSError as error:
         raise UnavailableError(f"download cannot be kept: {error}") from error
     return folder
+
+
+def _put(file: Path, target: Path) -> None:
+    if target.is_dir():  # of a damaged copy, whose place a folder cannot take
+        shutil.rmtree(target)
+    file.replace(target)

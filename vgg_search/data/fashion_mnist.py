@@ -13,6 +13,7 @@ import numpy as np
 
 from vgg_search.data.download import download
 from vgg_search.data.source import (
+    DATA_DIR,
     Array,
     DataError,
     DatasetInfo,
@@ -20,11 +21,9 @@ from vgg_search.data.source import (
     Reading,
     Source,
     Split,
-    UnavailableError,
 )
 from vgg_search.machine import cache_folder
 
-DATA_DIR = "VGG_SEARCH_DATA_DIR"
 SUBFOLDER = "FashionMNIST/raw"  # torchvision's
 PREFIXES: dict[Split, str] = {"train": "train", "test": "t10k"}
 SHAPES: dict[Split, tuple[int, ...]] = {"train": (60_000, 28, 28), "test": (10_000, 28, 28)}
@@ -60,11 +59,7 @@ class FashionMNIST(Source):
                 files = " and ".join(f"{name}[.gz]" for name in _names(split))
                 raise DataError(f"{origin} must hold {files}, or {SUBFOLDER}, got {named}")
         cache = cache_folder()
-        try:
-            return find_split(cache, split) or download("FashionMNIST", SUBFOLDER, "*.gz", cache)
-        except UnavailableError as error:
-            hint = f"data_dir or {DATA_DIR} can name a folder that holds the data"
-            raise UnavailableError(f"{error}; {hint}") from error
+        return find_split(cache, split) or download("FashionMNIST", SUBFOLDER, "*.gz", cache)
 
     def load(self, location: Path, split: Split, reading: Reading) -> LabelledImages:
         images, labels = (

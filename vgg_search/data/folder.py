@@ -3,32 +3,28 @@
 Images of any size, decoded side by side into the cache as squares of one size.
 """
 
+import logging
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from vgg_search.data.decoders import Decoders, Head
 from vgg_search.data.decoding import ImageError
-from vgg_search.data.own_images import (
-    SUBSET_SEED,
-    Broken,
-    Collection,
-    OwnImages,
-    check_memory,
-)
+from vgg_search.data.own_images import Broken, Collection, OwnImages, check_memory, subset
 from vgg_search.data.source import Array, DataError, Reading, Split, as_labels
-from vgg_search.data.splits import stratified_order
 from vgg_search.space.data_shape import MOST_SIDE
 
 TRAIN, TEST = "train", "test"
 BY_THE_SYSTEM = ("thumbs.db", "desktop.ini")  # what Windows leaves; as hidden files, passed over
 SAMPLE = 500  # files by which size and channels are guessed
-SHOWN_FROM = 2_000  # files, for which a progress bar is worth its lines
+MANY = 2_000  # files, which take seconds
+
+log = logging.getLogger("vgg_search")
 
 
 class ImageFile(NamedTuple):
@@ -48,7 +44,7 @@ class Folder(OwnImages):
     """Class folders at a path."""
 
     def locate(self, data_dir: str | Path | None, split: Split) -> Path:
-        if not self.path.is_dir():
+        if not os.path.isdir(self.path):  # Path.is_dir raises for a name that is too long
             raise DataError(f"dataset must be a folder of class folders, got {self.path}")
         return self.path
 
@@ -62,9 +58,10 @@ class Folder(OwnImages):
         classes, files = list_images(location, broken)
         if len(classes) < 2:
             raise DataError(f"{location} must hold >= 2 folders of a class each, got {classes}")
-        if reading.max_images and len(files) > reading.max_images:
-            parts = as_labels([2 * file.label + file.is_test for file in files])
-            files = [files[i] for i in stratified_order(parts, SUBSET_SEED)[: reading.max_images]]
+        labels, is_test = [file.label for file in files], [file.is_test for file in files]
+        files = [files[i] for i in subset(labels, is_test, reading.max_images)]
+        if len(files) >= MANY:
+            log.warning("decoding %d images of %s, once", len(files), location)
         images, files = _decoded(files, reading, room / "pixels", broken)
         if not files:
             raise DataError(f"{location} must hold images, found none that can be read")
@@ -77,8 +74,7 @@ class Folder(OwnImages):
         )
 
 
-def at(path: str) -> Folder:
-    return Folder(path)
+at = Folder  # by which a path becomes a source
 
 
 def list_images(root: Path, broken: Broken) -> tuple[list[str], list[ImageFile]]:
@@ -87,7 +83,7 @@ def list_images(root: Path, broken: Broken) -> tuple[list[str], list[ImageFile]]
     What is no image by its place goes to `broken`: a folder within a class, a link to nowhere or in
     a circle, what is no file, an image outside of any class, a class without images.
     """
-    parts = [part for part in (TRAIN, TEST) if (root / part).is_dir()]
+    parts = [part for part in (TRAIN, TEST) if os.path.isdir(root / part)]
     if TRAIN not in parts:
         parts = [""]
     per_part = {part: _class_folders(root / part, broken) for part in parts}
@@ -95,7 +91,7 @@ def list_images(root: Path, broken: Broken) -> tuple[list[str], list[ImageFile]]
     files: list[ImageFile] = []
     for part, folders in per_part.items():
         for label, name in enumerate(classes):
-            own = _files_of(root, folders[name], label, part == TEST, broken)
+            own = _files_of(root, folders.get(name), label, part == TEST, broken)
             if not own and part != TEST:
                 broken.add(f"{folders.get(name, root / part / name)} must hold images, found none")
             files += own
@@ -110,7 +106,7 @@ def _class_folders(folder: Path, broken: Broken) -> dict[str, Path]:
     """The class folders in a folder, by class."""
     found: dict[str, Path] = {}
     for name, entry in _named_entries(folder):
-        if entry.is_dir():
+        if os.path.isdir(entry.path):  # entry.is_dir raises for a link in a circle
             found[name] = Path(entry.path)
         elif entry.name.lower().endswith((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")):
             broken.add(f"{entry.path} must lie in the folder of its class")
@@ -171,7 +167,7 @@ def _decoded(
             pixels.touch()
             heads = decoders.decode([file[:3] for file in files], shape, pixels)
             kept, sound = [], []
-            for i, head in enumerate(_shown(heads, len(files))):
+            for i, head in enumerate(heads):
                 if isinstance(head, ImageError):
                     broken.add(f"{files[i].path} {head}")
                 else:
@@ -193,10 +189,3 @@ def _shape(reading: Reading, heads: Iterable[Head | ImageError]) -> Head:
     sound = [head for head in heads if not isinstance(head, ImageError)] or [(MOST_SIDE, 3)]
     sides, channels = zip(*sound, strict=True)
     return reading.resolution or min(MOST_SIDE, int(np.median(sides))), max(channels)
-
-
-def _shown(answers: Iterator[Any], count: int) -> Iterable[Any]:
-    """The same with a progress bar where there are many."""
-    from rich.progress import track  # heavy, for what is seen once a data set
-
-    return track(answers, "decoding", count, transient=True) if count >= SHOWN_FROM else answers

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vgg_search.data.decoding import GREY_MODES, ImageError, flattened
 from vgg_search.data.npz import KEYS, SUFFIX
 from vgg_search.data.source import DataError
 from vgg_search.machine import cache_folder
@@ -44,8 +45,12 @@ def _arrays(dataset: Any) -> dict[str, np.ndarray]:
     else:
         kinds = ", ".join(type(part).__name__ for part in parts)
         raise DataError(f"{RULE}, got ({kinds})")
-    named = dict(zip(KEYS, map(np.asarray, arrays), strict=False))
-    if classes := getattr(parts[0], "classes", None):
+    try:
+        named = dict(zip(KEYS, map(np.asarray, arrays), strict=False))
+    except ValueError as error:  # of lists of several lengths
+        raise DataError(f"{RULE}, got what is no array: {error}") from error
+    classes = getattr(parts[0], "classes", None)
+    if classes is not None and len(classes):
         named["classes"] = np.array(list(map(str, classes)))
     return named
 
@@ -59,10 +64,15 @@ def _is_dataset(part: Any) -> bool:
 
 def _items(part: Any) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of a Dataset, whose items are (image, label)."""
+    if not len(part):
+        raise DataError("a Dataset must hold images, got none")
     images, labels = zip(*(part[i] for i in range(len(part))), strict=True)
-    if hasattr(images[0], "convert"):  # Pillow's
-        mode = "L" if {image.mode for image in images} <= {"L", "1"} else "RGB"
-        images = tuple(image.convert(mode) for image in images)
+    if hasattr(images[0], "convert"):  # Pillow's: as those of files
+        mode = "L" if {image.mode for image in images} <= {*GREY_MODES} else "RGB"
+        try:
+            images = tuple(flattened(image, mode) for image in images)
+        except ImageError as error:
+            raise DataError(f"an image of a Dataset {error}") from error
     pixels = [np.asarray(image) for image in images]
     if len(shapes := {image.shape for image in pixels}) > 1:
         raise DataError(f"images of a Dataset must be of one size, got {sorted(shapes)[:3]}")

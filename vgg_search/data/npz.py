@@ -4,6 +4,7 @@ Images are uint8, (N, H, W) or (N, H, W, C) or (N, C, H, W) with 1 or 3 channels
 integers from 0 on.
 """
 
+import os
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,15 +14,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vgg_search.data.decoding import as_planes
-from vgg_search.data.own_images import (
-    SUBSET_SEED,
-    Broken,
-    Collection,
-    OwnImages,
-    check_memory,
-)
+from vgg_search.data.own_images import Broken, Collection, OwnImages, check_memory, subset
 from vgg_search.data.source import Array, DataError, Labels, Reading, Split, as_labels
-from vgg_search.data.splits import stratified_order
 from vgg_search.space.data_shape import MOST_SIDE
 
 SUFFIX = ".npz"
@@ -32,7 +26,7 @@ class Npz(OwnImages):
     """Arrays in a file."""
 
     def locate(self, data_dir: str | Path | None, split: Split) -> Path:
-        if not self.path.is_file():
+        if not os.path.isfile(self.path):  # Path.is_file raises for a name that is too long
             raise DataError(f"dataset must be an {SUFFIX} file, got {self.path}")
         return self.path
 
@@ -48,17 +42,15 @@ class Npz(OwnImages):
             raise DataError(f"{location}: x_test must be images like x_train's, got {shapes}")
         images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         is_test = np.arange(len(labels)) >= len(parts[0][0])
-        if reading.max_images and len(labels) > reading.max_images:
-            kept = stratified_order(2 * labels.astype(np.int64) + is_test, SUBSET_SEED)
-            kept = np.sort(kept[: reading.max_images])
+        kept = subset(labels, is_test, reading.max_images)
+        if len(kept) < len(labels):
             images, labels, is_test = images[kept], labels[kept], is_test[kept]
-        names = [f"{location} image {i}" for i in range(len(labels))]
+        names = [f"{location} image {i}" for i in kept]
         classes = _class_names(location, arrays, parts[0][1], parts[1][1])
         return Collection(classes, squares(images, reading.resolution), labels, names, is_test)
 
 
-def at(path: str) -> Npz:
-    return Npz(path)
+at = Npz  # by which a path becomes a source
 
 
 def _read(location: Path) -> dict[str, Any]:

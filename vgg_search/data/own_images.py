@@ -181,6 +181,12 @@ def _check_counts(
         )
 
 
+def subset(labels: npt.ArrayLike, is_test: npt.ArrayLike, most: int | None) -> npt.NDArray[np.intp]:
+    """Indices of at most so many images, ascending, of each class and part its share."""
+    order = stratified_order(2 * np.asarray(labels, np.int64) + np.asarray(is_test), SUBSET_SEED)
+    return np.sort(order[:most])
+
+
 def check_memory(count: int, channels: int, side: int) -> None:
     """Raise DataError for more images than this machine's memory bears."""
     size = count * channels * side**2

@@ -13,15 +13,14 @@ from typing import Any, Literal
 import numpy as np
 
 from vgg_search.data.download import download
-from vgg_search.data.fashion_mnist import DATA_DIR
 from vgg_search.data.source import (
+    DATA_DIR,
     DataError,
     DatasetInfo,
     LabelledImages,
     Reading,
     Source,
     Split,
-    UnavailableError,
     as_labels,
     statistics,
 )
@@ -55,11 +54,7 @@ class Published(Source):
         root = cache_folder()
         if self._trouble(root, split):
             options = [self._options(split) for split in ("train", "test")]
-            try:
-                download(self.kind, "", "*", root, options)
-            except UnavailableError as error:
-                hint = f"data_dir or {DATA_DIR} can name a folder that holds the data"
-                raise UnavailableError(f"{error}; {hint}") from error
+            download(self.kind, "", "*", root, options)
         return root
 
     def load(self, location: Path, split: Split, reading: Reading) -> LabelledImages:

@@ -14,6 +14,7 @@ from vgg_search.errors import InputError
 Array = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.integer]
 Split = Literal["train", "test"]
+DATA_DIR = "VGG_SEARCH_DATA_DIR"  # names a folder with data
 
 
 class DataError(InputError):

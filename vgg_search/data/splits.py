@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from vgg_search.config import Config
 from vgg_search.data.source import (
+    DATA_DIR,
     Array,
     DataError,
     DatasetInfo,
@@ -127,13 +128,22 @@ def load_test(
     dataset: str,
     data_dir: str | Path | None = None,
     reading: Reading = Reading(),  # noqa: B008  frozen
+    digest: str | None = None,
 ) -> tuple[Array, Labels]:
     """Test images (N, C, H, W) and labels (N,), in the files' order: the only way to them.
 
-    Raises DataError.
+    `digest` is of the training split that a network has seen: a test split that was drawn from the
+    same images as another training split would hold some of those. Raises DataError.
     """
     source, location, reason = _locate(dataset, data_dir, "test")
-    _, images, labels, _ = source.load(location, "test", reading)
+    info, images, labels, _ = source.load(location, "test", reading)
+    if digest and info.drawn_test:
+        now = load_splits(dataset, data_dir, reading=reading).digest
+        if now != digest:
+            raise DataError(
+                f"{dataset} must be what the network was trained on ({digest}), got {now}: the "
+                "test split that is drawn from it holds other images now"
+            )
     if source.is_sample:
         _announce_sample(f"{len(labels):,} test images", reason)
     return images, labels
@@ -176,7 +186,7 @@ def _locate(dataset: str, data_dir: str | Path | None, split: Split) -> tuple[So
         try:
             return source, source.locate(data_dir, split), reason
         except UnavailableError as error:
-            reason = str(error)
+            reason = f"{error}; data_dir or {DATA_DIR} can name a folder that holds the data"
     raise DataError(f"{dataset} is not here: {reason}")
 
 

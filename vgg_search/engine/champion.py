@@ -6,6 +6,7 @@ winner is a maximum over noise, so the champion is not judged by it. The test sp
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -15,6 +16,7 @@ import ray
 import torch
 from optuna.trial import FrozenTrial
 from ray.exceptions import RayError
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from vgg_search.config import Config
 from vgg_search.data.source import DatasetInfo
@@ -35,6 +37,7 @@ from vgg_search.training.model import VGG, build
 from vgg_search.training.recipe import RECIPE_FIELDS, recipe_of
 
 FRESH = 1_000_000  # numbers of the champion's seeds start here, beyond any trial's
+ROOM_SECONDS = 10.0  # for cores that the search's workers had to be free
 TIME_SHARE = 0.6  # of the search's time budget, at most, goes to the champion
 Row = Any
 Listener = Callable[[int, int, Row], None]  # index of the seed, epochs, row
@@ -49,6 +52,7 @@ def train_champion(
     cluster: Cluster,
     facts: dict[str, Any],
     listen: Listener,
+    epochs: int,
     place: int = 1,
 ) -> dict[str, Any] | None:
     """Train `best`'s network on train + validation with `champion_seeds` fresh seeds, test it, and
@@ -58,10 +62,10 @@ def train_champion(
     seed, epochs, row)` hears of each epoch. Raises RayError if a seed's training fails, NodeError
     where no node is there to train on, DataError if the test split cannot be read.
     """
-    epochs = planned_epochs(best, study.config, splits)
     tasks = _tasks(best, study.config, cluster, epochs)
     networks = _trained(study, tasks, splits, cluster, listen)
-    if networks is None:
+    scores = networks and _scores(networks, study, splits, cluster, tasks[0].threads, place)
+    if not networks or not scores:
         return None
     card = facts | {
         "dataset": splits.name,
@@ -75,7 +79,7 @@ def train_champion(
         "recipe": {name: getattr(tasks[0].recipe, name) for name in RECIPE_FIELDS},
     }
     card |= {"place": place} if place > 1 else {}
-    card["metrics"] = _scores(networks, study, splits, cluster, place) | {METRIC: value_of(best)}
+    card["metrics"] = scores | {METRIC: value_of(best)}
     save_model(champion_folder(study.folder, place), networks[0], splits.info, card)
     with suppress(StorageError):  # what is left there costs room and nothing else
         for task in tasks:
@@ -115,7 +119,8 @@ def _tasks(best: FrozenTrial, config: Config, cluster: Cluster, epochs: int) -> 
     threads = config.cpus_per_trial
     if not cluster.resources["gpu"] and config.workers_per_trial == 1:
         # Side by side where there is room, each on one node
-        threads = max(threads, int(min(max(cores), sum(cores) // number)))
+        wide = int(min(max(cores), sum(cores) // number))
+        threads = wide if wide > threads and _has_room(wide, cluster.selector) else threads
     network = config.search_space.network(candidate)
     recipe = recipe_of(config, candidate, epochs)
     tasks = []
@@ -128,6 +133,15 @@ def _tasks(best: FrozenTrial, config: Config, cluster: Cluster, epochs: int) -> 
             TrainingTask(network, recipe, seed, max(1, int(threads)), checkpoints, whole=True)
         )
     return tasks
+
+
+def _has_room(cpus: int, selector: dict[str, str]) -> bool:
+    """Whether a node has so many cores free: others may hold some of them for good."""
+    group = placement_group([{"CPU": cpus}], bundle_label_selector=[selector] if selector else None)
+    try:
+        return bool(group.wait(ROOM_SECONDS))
+    finally:
+        remove_placement_group(group)
 
 
 def _train_seeds(
@@ -178,19 +192,24 @@ def _network(task: TrainingTask, weights: dict[str, np.ndarray]) -> VGG:
 
 
 def _scores(
-    networks: list[VGG], study: Study, splits: Splits, cluster: Cluster, place: int
-) -> dict[str, Any]:
-    """Test scores of the first network, and the accuracies of all; the worst images of the first
-    champion's are drawn to the study's folder. Raises DataError if the test split cannot be
-    read."""
-    images, labels = load_test(splits.name, study.config.data_dir, splits.info.reading)
-    resources, test = cluster.resources, (splits.info, images, labels)
-    if resources["gpu"]:  # where they were trained: at 224 px a CPU takes minutes
-        options: dict[str, Any] = {"num_cpus": resources["cpu"], "num_gpus": resources["gpu"]}
-        task = ray.remote(**options, label_selector=cluster.selector)(_test)
-        scores = ray.get(task.remote(networks, *test, True))
-    else:
-        scores = _test(networks, *test, False)
+    networks: list[VGG], study: Study, splits: Splits, cluster: Cluster, threads: int, place: int
+) -> dict[str, Any] | None:
+    """Test scores of the first network, and the accuracies of all; None if the study was told to
+    stop. The worst images of the first champion's are drawn to the study's folder. Raises DataError
+    if the test split cannot be read."""
+    images, labels = load_test(
+        splits.name, study.config.data_dir, splits.info.reading, splits.digest
+    )
+    # Where they were trained, and not here: it takes minutes at 224 px, in which Ctrl-C is heard
+    gpus = cluster.resources["gpu"]
+    options: dict[str, Any] = {"num_cpus": threads, "num_gpus": gpus}
+    task = ray.remote(**options, label_selector=cluster.selector)(_test)
+    answer = task.remote(networks, splits.info, images, labels, gpus > 0, threads)
+    while not ray.wait([answer], timeout=0.2)[0]:
+        if study.stopping:
+            ray.cancel(answer, force=True)
+            return None
+    scores = ray.get(answer)
     if place == 1:
         worst = contact_sheet(images[[row["image"] for row in scores[0]["worst"]]])
         worst.save(study.folder / WORST_IMAGES)
@@ -204,20 +223,28 @@ def _scores(
 
 
 def _test(
-    networks: list[VGG], info: DatasetInfo, images: np.ndarray, labels: np.ndarray, gpu: bool
+    networks: list[VGG],
+    info: DatasetInfo,
+    images: np.ndarray,
+    labels: np.ndarray,
+    gpu: bool,
+    threads: int,
 ) -> list[dict[str, Any]]:
+    prepare_process(threads)
     device = pick_device(gpu)
     return [evaluate(Classifier(network, info).to(device), images, labels) for network in networks]
 
 
-def planned_epochs(best: FrozenTrial, config: Config, splits: Splits) -> int:
+def planned_epochs(best: FrozenTrial, config: Config, splits: Splits, slots: int) -> int:
     """Epochs of a champion: what is asked for, or what its share of the time budget has room
-    for, judged by what the trial's epochs took; of several, each has an equal share."""
+    for, judged by what the trial's epochs took; of several, each has an equal share, and so has
+    each round of its seeds, of which `slots` are trained at a time."""
     if config.time_budget is None:
         return config.champion_epochs
     more = 1 + len(splits.val_images) / len(splits.train_images)
     seconds = more * float(np.mean([row["epoch_seconds"] for row in rows_of(best)]))
-    share = TIME_SHARE * config.time_budget / config.champions
+    rounds = math.ceil(config.champion_seeds / max(1, slots))
+    share = TIME_SHARE * config.time_budget / (config.champions * rounds)
     return max(1, min(config.champion_epochs, int(share / seconds)))
 
 

@@ -28,6 +28,7 @@ from vgg_search.training.train import Resident, Training
 log = logging.getLogger("vgg_search")
 Row = dict[str, Any]
 OUTAGE_SECONDS = 300.0  # of the storage, which a training that has to go on waits out
+ATTEMPTS = 10  # in which a worker does, that is to say between them that it is well
 LONGEST_PAUSE = 15.0  # between two attempts
 
 
@@ -47,20 +48,21 @@ class TrainingCheckpoints:
     def of_trial(cls, place: Place, segment: Segment, every: int) -> "TrainingCheckpoints":
         return cls(place, trial_folder(segment.number), segment.until, every, segment)
 
-    def resume(self, training: Training) -> None:
-        """Go on from the last checkpoint, if there is one of this training.
+    def resume(self, training: Training, attempts: int = 1) -> None:
+        """Go on from the last checkpoint, if there is one of this training. An outage is waited out
+        in one of so many `attempts`.
 
         A number alone names no training: a driver that goes on from a copy of the record proposes
         the trials that the copy lacks anew, and the sampler may answer otherwise. A file that does
         not say what it is of is of another version, and is not trusted either.
         """
-        state = self._read(training.lr.device)
+        state = self._read(training.lr.device, OUTAGE_SECONDS / attempts)
         if state and state.get("of") == identity(training):
             training.load_state_dict(state)
 
-    def _read(self, device: torch.device) -> dict[str, Any] | None:
-        """The last checkpoint. An outage is waited out: it is no worker's, and no trial's fault."""
-        until, pause = time.monotonic() + OUTAGE_SECONDS, 0.5
+    def _read(self, device: torch.device, patience: float) -> dict[str, Any] | None:
+        """The last checkpoint. An outage is no worker's, and no trial's fault."""
+        until, pause = time.monotonic() + patience, 0.5
         while True:
             try:
                 with self.place.reading(f"{self.folder}/{LAST}") as file:
@@ -83,7 +85,8 @@ class TrainingCheckpoints:
         """Rows that a crash kept from the record: from the checkpoint, not trained again."""
         known = self.segment.known if self.segment else 0
         unreported = [row for row in training.rows if row["epoch"] > known]
-        return unreported or (training.rows[-1:] if training.epoch >= self.until else [])
+        ended = training.epoch >= self.until or training.diverged
+        return unreported or (training.rows[-1:] if ended else [])
 
     def save(self, row: Row, training: Training) -> None:
         """To be called after each epoch, before more is trained.

@@ -21,14 +21,13 @@ from ray.util.queue import Empty, Queue
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vgg_search.engine.checkpoints import TrainingTask
+from vgg_search.engine.checkpoints import Row, TrainingTask
 from vgg_search.storage.place import StorageError
 from vgg_search.training.device import peak_memory_mib, pick_device, prepare_process
 from vgg_search.training.model import VGG, build
 from vgg_search.training.recipe import Recipe
 from vgg_search.training.train import Resident, Training
 
-Row = dict[str, Any]
 RESTARTS = 2  # of all ranks, because one of them died
 
 
@@ -112,7 +111,7 @@ def _new_rows(rows: Queue, fit: Future[Any]) -> Iterator[Row]:
     while True:
         ended = fit.done()
         try:
-            row = rows.get(timeout=None if ended and rows.qsize() else 0.2)
+            row = rows.get(timeout=0.2)
         except Empty:
             if ended:
                 return

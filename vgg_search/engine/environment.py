@@ -2,8 +2,6 @@
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import cache
 
 from vgg_search.config import Config
@@ -54,16 +52,3 @@ def ray_environment(config: Config, in_python: bool = False) -> dict[str, str]:
     own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token()}
     loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     return RAY_ENVIRONMENT | loopback | ({} if in_python else own)
-
-
-@contextmanager
-def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """The variables where they are not set; afterwards without any that came meanwhile, for Ray and
-    torch set some of their own."""
-    before = set(os.environ)
-    os.environ.update({name: text for name, text in variables.items() if name not in before})
-    try:
-        yield
-    finally:
-        for name in set(os.environ) - before:
-            del os.environ[name]

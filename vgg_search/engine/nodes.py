@@ -7,7 +7,6 @@ it sees the study's storage. Nodes that join later get trials too, and are not a
 import hashlib
 import importlib.metadata
 import logging
-import math
 import platform
 import time
 import uuid
@@ -23,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from vgg_search.config import Config
 from vgg_search.engine.connection import PACKAGE
 from vgg_search.engine.environment import LOCAL, address_of
+from vgg_search.engine.room import at_a_time, packed, resources, room
 from vgg_search.errors import DeviceError, InputError, last_line
 from vgg_search.storage.place import Place, StorageError
 
@@ -132,7 +132,7 @@ class Cluster:
         self.config, self.place = config, place
         self._unsound: set[str] = set()  # ids of nodes
         self._alive, self._listed = alive(), time.monotonic()
-        if address_of(config) != LOCAL:
+        if address_of(config) != LOCAL or len(self._alive) > 1:  # of a Ray joined in Python
             self._check_nodes()
         elif config.gpus_per_trial and self._gpus() and (trouble := gpu_trouble()):
             raise DeviceError(f"{trouble}; --gpus-per-trial 0 trains on the CPU")
@@ -211,15 +211,6 @@ class Cluster:
         return {name.upper(): amount for name, amount in self.resources.items() if amount}
 
 
-def packed(config: Config, memory: "GpuMemory", nodes: list[dict[str, float]]) -> int:
-    """How many trials share each GPU of `nodes`: as many as have room and cores, fewer where there
-    are GPUs enough, for Ray fills one before it takes the next."""
-    cores = min(node.get("CPU", 0.0) / node["GPU"] for node in nodes)
-    at_once = min(config.max_concurrent or config.num_trials, config.num_trials)
-    fair = math.ceil(at_once / sum(node["GPU"] for node in nodes))
-    return min(memory.trials(int(cores / config.cpus_per_trial)), fair)
-
-
 def _smallest(config: Config, nodes: list[dict[str, Any]]) -> "GpuMemory | str":
     """What the largest network leaves of a GPU: measured on one of each kind, that of the least
     room; or why that is not known."""
@@ -250,53 +241,3 @@ def _accelerator(node: dict[str, Any]) -> str:
 
 def alive() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
-
-
-def resources(config: Config, nodes: list[dict[str, float]]) -> tuple[dict[str, float], int]:
-    """(what a trial asks for, trials at a time). Raises DeviceError if no node has room for one."""
-    there = {name: max(node.get(name.upper(), 0.0) for node in nodes) for name in ("cpu", "gpu")}
-    gpus = config.gpus_per_trial
-    if gpus == "auto":
-        gpus = 1.0 if there["gpu"] else 0.0
-    if config.needs_gpu and not there["gpu"]:
-        raise DeviceError(
-            "this experiment needs a GPU, none found; add --needs-gpu false to train on the CPU"
-        )
-    if config.workers_per_trial > 1 and 0 < gpus < 1:
-        raise DeviceError(  # NCCL refuses two of them on one
-            "gpus_per_trial must be a whole number with workers_per_trial > 1, for each process "
-            f"has GPUs of its own, got {gpus:g}"
-        )
-    needed = {"cpu": config.cpus_per_trial, "gpu": float(gpus)}
-    for name, amount in needed.items():
-        if amount > there[name]:
-            raise DeviceError(
-                f"{name}s_per_trial must be <= {there[name]:g}, the most that a node has, "
-                f"got {amount:g}"
-            )
-    processes = sum(room(node, **needed) for node in nodes)
-    if not processes:
-        raise DeviceError(
-            f"no node has what a trial asks for: {needed['cpu']:g} CPUs and {needed['gpu']:g} GPUs"
-        )
-    if config.workers_per_trial > processes:
-        raise DeviceError(
-            f"workers_per_trial must be <= {processes}, the processes that there is room for, "
-            f"got {config.workers_per_trial}"
-        )
-    return needed, at_a_time(config, processes)
-
-
-def at_a_time(config: Config, processes: int) -> int:
-    """Trials that so many processes train side by side, those of a trial perhaps on several nodes;
-    never more than asked for."""
-    there = processes // config.workers_per_trial
-    return min(there, config.max_concurrent or there)
-
-
-def room(node: dict[str, float], cpu: float, gpu: float) -> int:
-    """How many trials a node has room for; a share of a GPU is one GPU's."""
-    by_cpu, gpus = int(node.get("CPU", 0.0) / cpu), node.get("GPU", 0.0)
-    if not gpu:
-        return by_cpu
-    return min(by_cpu, int(gpus) * int(1 / gpu) if gpu < 1 else int(gpus / gpu))

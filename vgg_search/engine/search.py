@@ -43,10 +43,12 @@ def _until_fault(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def call(searcher: "StudySearcher", *args: Any, **more: Any) -> Any:
         try:
-            return method(searcher, *args, **more) if searcher.fault is None else None
+            if searcher.fault is None:
+                return method(searcher, *args, **more)
         except Exception as error:
-            searcher.fault, searcher.study.stopping = searcher.fault or error, True
-            return None
+            searcher.fault, searcher.study.stopping = error, True
+        # Of `suggest`, which Tune would ask again for ten minutes where nothing runs
+        return Searcher.FINISHED
 
     return call
 
@@ -89,6 +91,9 @@ class StudySearcher(_Unsaved, Searcher):
     @_until_fault
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Called with each result but a segment's last."""
+        self._hear(trial_id, result)
+
+    def _hear(self, trial_id: str, result: dict[str, Any]) -> None:
         self._worker_of[trial_id] = name = result["worker"]
         if "actor" in result:
             self.workers[name], self._last_change = result["actor"], time.monotonic()
@@ -107,15 +112,20 @@ class StudySearcher(_Unsaved, Searcher):
     ) -> None:
         """Called with a segment's last result, or with none where its worker is gone."""
         if error or result is None:
-            self.workers.pop(self._worker_of.pop(trial_id, ""), None)
+            name = self._worker_of.pop(trial_id, None)
+            if name is None:  # it had yet to say so: one of those without a segment
+                name = next(iter(self.workers.keys() - set(self._worker_of.values())), "")
+            self.workers.pop(name, None)
             self._last_change = time.monotonic()
             number = self.numbers.pop(trial_id)
             self.silence.ended(trial_id)
             self.study.segment_ended(number, "died", "the worker or its node died")
             return
-        self.on_trial_result(trial_id, result)
+        self._hear(trial_id, result)
         self.silence.ended(trial_id)
         del self._worker_of[trial_id]
+        for other in self.numbers.keys() - self._worker_of.keys() - {trial_id}:
+            self.silence.heard(other, ())  # it may have waited for this worker
         self.study.segment_ended(self.numbers.pop(trial_id), result["end"], result.get("error"))
 
     def worker_is_starting(self) -> bool:

@@ -18,7 +18,12 @@ from ray.actor import ActorHandle
 
 from vgg_search.config import Config
 from vgg_search.data.splits import Splits
-from vgg_search.engine.checkpoints import DistributedTraining, TrainingCheckpoints, TrainingTask
+from vgg_search.engine.checkpoints import (
+    ATTEMPTS,
+    DistributedTraining,
+    TrainingCheckpoints,
+    TrainingTask,
+)
 from vgg_search.records import diverged
 from vgg_search.storage.place import Place, StorageError
 from vgg_search.study.segment import Segment
@@ -91,7 +96,7 @@ class TrialWorker(tune.Trainable):
             time.sleep(END_SECONDS)
             return result | self.end
         row = self._next_row()
-        if row is None:
+        if not row:
             return result | (self.end or {})
         if self.training:
             result["plan"] = str(self.training.plan)
@@ -102,8 +107,9 @@ class TrialWorker(tune.Trainable):
         return result | {"rows": [row]} | (self.end or {})
 
     def _next_row(self) -> dict[str, Any] | None:
-        """The next epoch's; None after an error of the trial's own, which is then in `end`. Raises
-        what another worker may not meet: StorageError, SpoiledProcessError, the loss of the GPU."""
+        """The next epoch's, empty while the storage is away; None after an error of the trial's
+        own, which is then in `end`. Raises what another worker may not meet: StorageError,
+        SpoiledProcessError, the loss of the GPU."""
         try:
             row = next(self.rows)
         except (StorageError, SpoiledProcessError):
@@ -116,6 +122,8 @@ class TrialWorker(tune.Trainable):
         if self.end:  # the error is gone by now, and with it its hold on the network
             self._free_training()
             return None
+        if not row:
+            return row
         memory = {"peak_memory_mib": peak_memory_mib(self.device)}  # a rank's row has its own
         return memory | row | {"worker": self.worker, "ended": time.time()}
 
@@ -128,7 +136,15 @@ class TrialWorker(tune.Trainable):
             task = TrainingTask(network, recipe, segment.seed, self.threads, checkpoints)
             yield from self.distributed(task, self.splits_ref)
             return
-        yield from checkpoints.train(self._resume(segment, checkpoints))
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                training = self._resume(segment, checkpoints)
+                break
+            except StorageError:
+                if attempt == ATTEMPTS:
+                    raise
+            yield {}  # a worker that says nothing for a minute is taken for a stopped one
+        yield from checkpoints.train(training)
 
     def _network_and_recipe(self, segment: Segment) -> tuple[dict[str, Any], Recipe]:
         """What a segment's network is built from, and its recipe."""
@@ -145,7 +161,7 @@ class TrialWorker(tune.Trainable):
         self._free_training()
         network, recipe = self._network_and_recipe(segment)
         training = Training(build(network, segment.seed), self.data, recipe, segment.seed)
-        checkpoints.resume(training)
+        checkpoints.resume(training, ATTEMPTS)
         self.training, self.number = training, segment.number
         return training
 

@@ -77,7 +77,7 @@ def _write(path: Path, **values: Any) -> Path:
     }
     page = environment.get_template("page.html").render(plotlyjs=get_plotlyjs(), **values)
     with replacing(path) as temporary:
-        temporary.write_text(page, "utf-8")
+        temporary.write_text(page, "utf-8", "replace")  # names of files need not be text
     return path
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,7 @@ class Run:
     @cached_property
     def completed(self) -> list[Row]:
         """Completed trials, best first."""
-        rows = [row for row in self.ranked if row["state"] == "completed"]
-        return sorted(rows, key=lambda row: -row[METRIC])
+        return [row for row in self.ranked if row["state"] == "completed"]
 
     @cached_property
     def top(self) -> list[Row]:
@@ -139,7 +138,11 @@ def load(folder: Path) -> Run:
     config, summary = _content(folder, CONFIG), _content(folder, SUMMARY)
     spec, resolution, batch_size = (config[key] for key in ("space", "resolution", "batch_size"))
     try:
-        space = Space(spec, int(resolution or ASSUMED.resolution), int(batch_size))
+        channels = int(summary.get("channels", ASSUMED.channels))  # older ones do not say it
+        data = replace(
+            ASSUMED, channels=channels, classes=int(summary.get("classes", ASSUMED.classes))
+        )
+        space = Space(spec, int(resolution or ASSUMED.resolution), int(batch_size), data)
     except (TypeError, ValueError) as error:
         raise ReportError(f"{CONFIG}: {error}") from None
     read_cards(folder)  # damaged ones are named

@@ -122,11 +122,12 @@ def _of_the_lead(run: Run, first: Row, second: Row) -> list[str]:
     lead = first[METRIC] - second[METRIC]
     if lead >= 2 * noise:
         return []
-    smaller = min(first, second, key=lambda row: row["num_params"])
+    smaller = min(first, second, key=lambda row: row["num_params"])["number"]
+    equal = first["num_params"] == second["num_params"]
     return [
         f"Trial {first['number']} leads trial {second['number']} by {lead:.4f}, within "
-        f"{2 * noise:.4f} of noise (twice the {source}): their order may be chance, and trial "
-        f"{smaller['number']} is the smaller network."
+        f"{2 * noise:.4f} of noise (twice the {source}): their order may be chance"
+        + ("." if equal else f", and trial {smaller} is the smaller network.")
     ]
 
 

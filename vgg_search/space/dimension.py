@@ -94,11 +94,11 @@ def parse_dim(name: str, row: Dimension, spec: Any) -> Dim:
     """
     log, log_required = row.log, False
     if isinstance(spec, Mapping):
-        is_range = {"low", "high"} <= set(spec) <= {"low", "high", "log"}
+        is_number_ = row.kind in (int, float)
+        is_range = is_number_ and {"low", "high"} <= set(spec) <= {"low", "high", "log"}
         if not is_range and set(spec) != {"choices"}:
-            raise ValueError(
-                f"space.{name} must be {{low, high, log}} or {{choices}}, got {dict(spec)}"
-            )
+            forms = "{low, high, log} or {choices}" if is_number_ else "{choices}"
+            raise ValueError(f"space.{name} must be {forms}, got {dict(spec)}")
         log, log_required = bool(spec.get("log", log)), bool(spec.get("log"))
         values = [spec["low"], spec["high"]] if is_range else spec["choices"]
     else:

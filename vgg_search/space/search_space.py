@@ -9,10 +9,10 @@ one before it.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, ClassVar
 
+from vgg_search.errors import did_you_mean
 from vgg_search.space.arch import Arch, block_values, check_arch, most_blocks, network_costs
 from vgg_search.space.candidate import BLOCK_DIMENSIONS, DIMENSIONS, Candidate, Dimension
 from vgg_search.space.data_shape import ASSUMED, DataShape
@@ -84,8 +84,7 @@ class Space:
         spec = [name for name in self.spec if name not in OTHERS]
         for name in spec:
             if name not in names:
-                near = get_close_matches(str(name), [*names, *OTHERS], 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
+                hint = did_you_mean(str(name), [*names, *OTHERS])
                 raise ValueError(f"space has no dimension {name!r}{hint}")
         for needed in ("num_blocks", "lr", "out_channels"):  # the last perhaps block by block
             if not any(name.startswith(needed) for name in spec):

@@ -1,16 +1,48 @@
-"""Addresses and commands as they are shown: without secrets, and ready to be pasted."""
+"""Addresses of trackers and buckets: which there can be, and how they and commands are shown,
+without secrets and ready to be pasted."""
 
 import re
 import shlex
 from pathlib import Path
 from urllib.parse import quote
 
-from vgg_search.storage.folder import RUNS, is_remote
+from vgg_search.storage.folder import RUNS, expanded, is_remote
+
+TRACKERS = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "file", "databricks")
+_SERVER = (r"//([^/@\s]*@)?(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)(:\d+)?(/\S*)?$", "://HOST:PORT")
+FORMS = {  # what follows a scheme, and how it is said
+    "http": _SERVER,
+    "https": _SERVER,
+    "sqlite": (r"///(?!:memory:)[^?]+(\?.*)?$", ":///FILE, FILE a path"),
+}
 
 # A name, its password, which may hold a / (only after a host do digits and a / follow the colon),
 # and the @ that ends it; a driver's database may be given it by a parameter instead
 _PASSWORD = r"(?<=://)([^/:@\s]*):(?!\d+(?:[/?#\s]|$))[^@\s]*@"
 _PARAMETER = r"([?&])(?:password|passwd|pwd)=[^&\s'\"]*"
+
+
+def check_tracker(value: str | None) -> str | None:
+    """The address of a tracker. Raises ValueError if MLflow has no such kind of address."""
+    scheme, colon, rest = (value or "").partition(":")
+    kind = scheme.split("+")[0]
+    if colon and kind not in TRACKERS:
+        raise ValueError(f"be a path or an address that begins with {', '.join(TRACKERS)}")
+    if kind in FORMS and not re.match(FORMS[kind][0], rest):
+        raise ValueError(f"be {scheme}{FORMS[kind][1]}")
+    port = re.search(r":(\d+)(?:/|$)", rest.rpartition("@")[2])
+    if FORMS.get(kind) == _SERVER and port and not 0 < int(port[1]) < 2**16:
+        raise ValueError("have a PORT of 1 to 65535")
+    return value
+
+
+def check_storage(value: str) -> str:
+    """A folder, or a bucket's address. Raises ValueError for one with secrets: it is shown."""
+    if is_remote(value) and re.search("[@?]", value):
+        raise ValueError("have no credentials or parameters: the environment has them")
+    if value.startswith("file:"):
+        raise ValueError("be a path or an address of a bucket")
+    return expanded(value)
 
 
 def masked(text: str) -> str:

@@ -66,7 +66,7 @@ def new_name(stem: str, storage_path: str | Path) -> str:
     """A study's name that nobody has: the stem and the time, to the microsecond, for another search
     may start in the same second."""
     while True:
-        name = f"{stem}-{datetime.now():%Y%m%d-%H%M%S.%f}"
+        name = f"{stem[:77]}-{datetime.now():%Y%m%d-%H%M%S.%f}"  # 100 characters at most
         if not local_folder(storage_path, name).exists():
             return name
 

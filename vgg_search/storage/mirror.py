@@ -32,6 +32,8 @@ DRIVER = ".driver"  # in the bucket while a driver works, written again and agai
 COPY_SECONDS = 3.0  # between two copies, and two signs of life
 PAUSES = 4  # as long as a copy took: of a long record it takes a fifth of the time, and no more
 ALIVE_SECONDS = 12.0  # a driver that has not written for so long is gone
+# The bucket's; a file that was there is not any more; no room for the outbox's copy
+COPY_ERRORS = StorageError, OSError, sqlite3.Error
 
 log = logging.getLogger("vgg_search")
 
@@ -56,7 +58,7 @@ def bring(place: Place, folder: Path) -> None:
     # The journal comes last: until all the rest is here, what is there is ahead
     for name in sorted(files, key=lambda name: name == JOURNAL):
         trial, best, _ = name.partition(f"/{BEST}/")
-        skipped = name.startswith(TRIALS) and (not best or trial in live)
+        skipped = name.startswith(f"{TRIALS}/") and (not best or trial in live)
         if not skipped and not name.startswith(DRIVER):
             place.get(name, folder / name)
 
@@ -162,10 +164,7 @@ class Mirror(Checkpoints):
 
     def _sign(self) -> None:
         """The driver's sign of life."""
-        with tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
-            file = Path(scratch, "sign")
-            file.write_text(self.sign)
-            self.place.put(file, self.sign)
+        self.place.put(Path(os.devnull), self.sign)  # its name and time say it
 
     def _others(self) -> set[str]:
         return self.place.files(DRIVER).keys() - {self.sign}
@@ -178,9 +177,10 @@ class Mirror(Checkpoints):
         self._copier.join()
         try:
             self.copy()
-        except (StorageError, OSError) as error:
+        except COPY_ERRORS as error:
             log.warning("%s; the last of the run folder is here only", error)
-        self._left.set()
+        finally:
+            self._left.set()
         self._signer.join()
         with suppress(StorageError, OSError):
             self.place.remove(DRIVER)
@@ -198,7 +198,7 @@ class Mirror(Checkpoints):
             try:
                 self.copy()
                 failing = False
-            except (StorageError, OSError) as error:  # or a file that was there is not any more
+            except COPY_ERRORS as error:
                 if not failing:
                     log.warning("%s; the run folder is copied when it can be", error)
                 failing = True
@@ -209,7 +209,7 @@ class Mirror(Checkpoints):
         removals = self._removals[:]  # of what a record that is at least this old gives up
         with tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
             # The journal before the outbox: what MLflow is to get is then never behind it
-            for file in (self.folder / JOURNAL, *sorted(self.folder.rglob("*"))):
+            for file in sorted(self.folder.rglob("*"), key=lambda file: file.name != JOURNAL):
                 self._copy(file, Path(scratch))
         for name in removals:
             self.place.remove(name)
@@ -217,7 +217,7 @@ class Mirror(Checkpoints):
 
     def _copy(self, file: Path, scratch: Path) -> None:
         name = file.relative_to(self.folder).as_posix()
-        skipped = file.name.startswith((".", f"{OUTBOX}-")) or name.startswith(TRIALS)
+        skipped = file.name.startswith((".", f"{OUTBOX}-")) or name.startswith(f"{TRIALS}/")
         if skipped or not file.is_file():
             return
         # SQLite writes to a log beside the file first

@@ -143,9 +143,8 @@ class Place:
         if not self.remote:
             shutil.rmtree(Path(self.root, name), ignore_errors=True)
             return
-        files = self.files(name) or [name]
-        with self._reached():
+        with self._reached(), suppress(FileNotFoundError):
             file_system, path = _file_system(self.root)
-            for file in files:
-                with suppress(FileNotFoundError):
-                    file_system.delete_file(f"{path}/{file}")
+            where = f"{path}/{name}".rstrip("/")
+            is_file = file_system.get_file_info(where).is_file
+            (file_system.delete_file if is_file else file_system.delete_dir)(where)

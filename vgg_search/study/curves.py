@@ -50,6 +50,18 @@ class Axis:
         number = round(number) if self.dim.kind is int else number
         return min(max(number, self.dim.low), self.dim.high)
 
+    def values(self, places: Array) -> Array:
+        """The numbers at these places; NaN where there is none."""
+        return np.array([math.nan if math.isnan(x) else self.value(x) for x in places.tolist()])
+
+    def places(self, numbers: Array) -> Array:
+        """Where numbers lie, also those that the dimension has not: between two choices, or at an
+        end."""
+        marks = np.array(self.choices or self.dim.ends, float)
+        scale = np.log if self.dim.log else np.asarray
+        at = np.linspace(0, 1, len(marks))
+        return np.interp(scale(np.maximum(numbers, marks[0])), scale(marks), at)
+
 
 class Process:
     """Gaussian process of rows (N, D + 1): a place, and the logarithm of an epoch, 1 for the last.
@@ -194,20 +206,18 @@ class CurveSampler(optuna.samplers.RandomSampler):
     def _resolved(self, places: Array) -> Array:
         """What of a configuration makes a difference: a block that is not there lies at 0, and one
         that must not be narrower than the last is not."""
-        names, places, before = list(self.axes), places.copy(), None
+        places, widest = places.copy(), np.zeros(len(places))
         blocks = np.full(len(places), math.inf)
-        if "num_blocks" in names:
-            low, high = self.axes["num_blocks"].dim.ends
-            blocks = low + (high - low) * places[:, names.index("num_blocks")]
-        for j, name in enumerate(names):
+        for j, (name, axis) in enumerate(self.axes.items()):
             kind, _, block = name.rpartition("_")
+            if name == "num_blocks":  # before any block's
+                blocks = axis.values(places[:, j])
             if kind not in BLOCK_DIMENSIONS:
                 continue
             if kind == "out_channels" and getattr(self.space, "non_decreasing", False):
-                if before is not None:
-                    places[:, j] = np.fmax(places[:, j], places[:, before])
-                before = j
-            places[blocks < int(block) - 0.5, j] = 0.0
+                widest = np.fmax(widest, axis.values(places[:, j]))
+                places[:, j] = axis.places(widest)
+            places[blocks < int(block), j] = 0.0
         return np.nan_to_num(places)
 
     def _best_and_others(self, y: Array, most: int) -> Array:

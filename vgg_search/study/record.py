@@ -108,12 +108,6 @@ def candidate_of(attrs: dict[str, Any]) -> Candidate:
     return Candidate.from_dict(attrs["candidate"])
 
 
-def write_proposal(trial: optuna.Trial, description: dict[str, Any], seed: int) -> None:
-    """Add a resolved proposal, as its space describes it, to a trial's record."""
-    for key, value in ({"seed": seed} | description).items():
-        trial.set_user_attr(key, value)
-
-
 def write_row(trial: optuna.Trial, row: EpochRow) -> None:
     """Add an epoch's row to a trial's record, and its value where it is finite."""
     epoch, value = row["epoch"], row[METRIC]

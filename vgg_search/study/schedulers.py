@@ -37,7 +37,9 @@ class Scheduler(ABC):
     came: a resumed study derives it again.
     """
 
-    epochs: tuple[int, ...]  # the rungs, ascending; the last is max_epochs
+    epochs: tuple[
+        int, ...
+    ]  # the rungs, ascending; a new trial trains to the first, none past the last
     waiting: dict[int, int]  # trials that wait at a rung for promotion -> the rung's epoch
 
     @property
@@ -56,10 +58,6 @@ class Scheduler(ABC):
     @abstractmethod
     def arrived(self, number: int, epoch: int, value: float, costs: Vector = ()) -> int | str:
         """A trial reached its rung: the epoch it may train to, or WAIT, or STOP (last rung too)."""
-
-    def first(self, number: int) -> int:
-        """Epochs that the new trial `number` may train."""
-        return self.epochs[0]
 
     def next_rung(self, epoch: int) -> int:
         """The first rung after `epoch`."""

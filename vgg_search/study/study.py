@@ -16,6 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from vgg_search.config import Config
+from vgg_search.errors import InputError
 from vgg_search.objectives import within
 from vgg_search.records import METRIC, UNTRAINED, UNUSABLE, EpochRow, diverged
 from vgg_search.space.arch import as_arch
@@ -29,7 +30,7 @@ from vgg_search.study.ranking import Ranking
 from vgg_search.study.sampling import PROPOSING, VALUES_ONLY, make_sampler, trial_seed
 from vgg_search.study.schedulers import STOP, WAIT, make_scheduler
 from vgg_search.study.segment import Event, EventKind, Listener, Segment
-from vgg_search.study.warm_start import KNOWN, as_trials
+from vgg_search.study.warm_start import DIGEST, KNOWN, as_trials
 
 FINISHED: Literal["finished"] = "finished"
 # Study attributes: what a resume may have changed and decides how far the search goes
@@ -43,7 +44,8 @@ class Study:
 
     `space`: another than the experiment's, of whatever it is that is searched.
 
-    Raises StudyError if another process holds the run folder.
+    Raises FolderInUseError if another process holds the run folder, StudyError if the study began
+    on other data, and JournalDamagedError.
     """
 
     def __init__(
@@ -56,9 +58,14 @@ class Study:
     ) -> None:
         self.folder, self.config, self.listeners = folder, config, list(listeners)
         self.space = space or config.search_space
-        self._lock = FolderLock(folder)
-        self.optuna, self._storage = record.open_journal(folder, config.objectives)
         self._facts = {**(facts or {}), NUM_TRIALS: config.num_trials}
+        self._lock = FolderLock(folder)
+        try:
+            self.optuna, self._storage = record.open_journal(folder, config.objectives)
+            self._check_data()
+        except InputError:
+            self._lock.release()
+            raise
         if config.stop_when_converged or CONVERGES in self.optuna.user_attrs:
             self._facts[CONVERGES] = config.stop_when_converged
         self.scheduler = make_scheduler(config)
@@ -74,6 +81,14 @@ class Study:
         self._deaths: Counter[int] = Counter()
         self._rows: dict[int, dict[int, EpochRow]] = {}  # none of what has ended: the record has it
         self._done: dict[Any, int] = {}  # by candidate
+
+    def _check_data(self) -> None:
+        """Values of two data sets would be ranked as one, and validation images trained on."""
+        began_on, digest = self.optuna.user_attrs.get(DIGEST), self._facts.get(DIGEST)
+        if began_on and digest and began_on != digest:
+            raise record.StudyError(
+                f"a resumed study's data must be what it began on ({began_on}), got {digest}"
+            )
 
     def open(self) -> None:
         """Enqueue a new study's first trials, or take up an old one where its record ends."""
@@ -159,7 +174,8 @@ class Study:
         """Why more trials would not pay, where the search is to stop then."""
         if not self.config.stop_when_converged:
             return None
-        images = self.config.val_images or self.config.data.val_images
+        # Those that there are: the bundled sample has fewer than an experiment may ask for
+        images = self.config.data.val_images
         ahead = outlook((vector[0] for vector in self.ranking.completed.values()), images)
         return ahead if ahead and ahead.gain <= ahead.noise else None
 
@@ -222,14 +238,15 @@ class Study:
         with self._sampling():
             candidate = self.space.sample(trial, arch and as_arch(arch))
         seed = trial_seed(self.config.seed, trial.number)
-        record.write_proposal(trial, self.space.describe(candidate), seed)
+        for key, value in ({"seed": seed} | self.space.describe(candidate)).items():
+            trial.set_user_attr(key, value)
         # A trial by hand is trained whatever it costs
         excess = {} if attributes(trial).get("by_hand") else self.space.excess(candidate)
         twin = self._done.get(candidate)
         if twin is None and all(value <= 0 for value in excess.values()):
             self._untrained_in_a_row = 0
             self._announce("started", trial.number)
-            return self._segment(trial.number, self.scheduler.first(trial.number))
+            return self._segment(trial.number, self.scheduler.epochs[0])
         self.trained -= 1
         self._untrained_in_a_row += 1
         if twin is None:

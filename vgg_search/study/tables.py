@@ -11,6 +11,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from vgg_search.errors import last_line
 from vgg_search.objectives import COSTS
 from vgg_search.records import BEST_METRIC, COUNTED, EPOCH_COLUMNS, METRIC, UNTRAINED
 from vgg_search.space.arch import as_arch
@@ -66,7 +67,7 @@ def trial_rows(trials: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
                 "started": rows[0]["time"] - rows[0]["epoch_seconds"] if rows else None,
                 "ended": last.get("time"),
                 "worker": last.get("worker"),
-                "error": (attrs.get("error") or "").strip().rpartition("\n")[2] or None,
+                "error": last_line(attrs["error"]) if attrs.get("error") else None,
             }
         )
     return table
@@ -117,8 +118,8 @@ def summarise(trials: list[FrozenTrial], slots: int, search_seconds: float) -> d
     rows = [row for trial in ours for row in rows_of(trial)]
     completed = [trial for trial in ours if trial.state is TrialState.COMPLETE]
     best = max(completed, key=lambda trial: trial.values[0], default=None)
-    baseline = next((trial for trial in ours if trial.user_attrs.get("baseline")), None)
-    baseline_row = next((r for r in table if baseline and r["number"] == baseline.number), None)
+    numbers = {trial.number for trial in ours if trial.user_attrs.get("baseline")}
+    baseline = next((row for row in table if row["number"] in numbers), None)
     busy = sum(row["epoch_seconds"] for row in rows)
     startups = startup_seconds(trials)
     return {
@@ -130,8 +131,8 @@ def summarise(trials: list[FrozenTrial], slots: int, search_seconds: float) -> d
         "best_trial": best.number if best else None,
         "best_arch": [list(block) for block in as_arch(best.user_attrs["arch"])] if best else None,
         "best_lr": best.user_attrs["candidate"]["lr"] if best else None,
-        "baseline_val_accuracy": baseline_row[METRIC] if baseline_row else None,
-        "baseline_epochs": baseline_row["epochs"] if baseline_row else None,
+        "baseline_val_accuracy": baseline[METRIC] if baseline else None,
+        "baseline_epochs": baseline["epochs"] if baseline else None,
         "search_seconds": round(search_seconds, 3),
         "startup_seconds_per_trial": round(statistics.median(startups), 4) if startups else None,
         "slot_busy_fraction": round(busy / (slots * search_seconds), 4) if search_seconds else None,
@@ -144,10 +145,10 @@ def summarise(trials: list[FrozenTrial], slots: int, search_seconds: float) -> d
 def front_rows(trials: list[FrozenTrial], ranking: Ranking) -> list[dict[str, Any]]:
     """The front of several objectives, the most accurate network first, and which is the knee."""
     columns = ("number", "arch", "lr", METRIC, *COSTS)
-    table = {row["number"]: row for row in trial_rows(trials[n] for n in ranking.front)}
+    numbers, knee = ranking.front, ranking.knee
     return [
-        {name: table[n][name] for name in columns} | {"knee": n == ranking.knee}
-        for n in ranking.front
+        {name: row[name] for name in columns} | {"knee": row["number"] == knee}
+        for row in trial_rows(trials[n] for n in numbers)
     ]
 
 

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from vgg_search.errors import last_line
 from vgg_search.records import METRIC, UNTRAINED, EpochRow
 from vgg_search.space.arch import as_arch, describe
 from vgg_search.storage.addresses import (
@@ -21,7 +22,7 @@ from vgg_search.storage.addresses import (
     resume_command,
     sqlite_address,
 )
-from vgg_search.storage.folder import RUNS
+from vgg_search.storage.folder import REPORT, RUNS
 from vgg_search.study.segment import Event
 from vgg_search.study.study import Study
 from vgg_search.terminal.notebook import NotebookDisplay, in_notebook
@@ -91,7 +92,7 @@ class Progress:
             del self.rows[event.number]
             line += f": {state}" + (f" at {accuracy(shown['value'])}" if "value" in shown else "")
             if event.attrs.get("error"):
-                said = event.attrs["error"].strip().splitlines()[-1]
+                said = last_line(event.attrs["error"])
                 line += f" ({shorten(said, ERROR_LENGTH, placeholder=' …')})"
         else:
             line += f": {event.kind}"
@@ -174,7 +175,7 @@ class Progress:
             epochs = f"{row.get('epoch', 0)}/{self.study.config.max_epochs}"
             value = accuracy(row.get("value"))
             state = "running" if row["state"] in ("epoch", "started") else row["state"]
-            table.add_row(str(number), row["arch"], f"{row['lr']:.4f}", epochs, value, state)
+            table.add_row(str(number), row["arch"], f"{row['lr']:.4g}", epochs, value, state)
         return table
 
 
@@ -190,7 +191,7 @@ def closing(summary: dict[str, Any], folder: Path, uri: str, storage_path: str =
         arch, base = describe(as_arch(summary["best_arch"])), summary["baseline_val_accuracy"]
         after = "" if base is None else f" after epoch {summary['baseline_epochs']}"
         lines.append(
-            f"best      trial {summary['best_trial']}, {arch}, lr {summary['best_lr']:.4f}: "
+            f"best      trial {summary['best_trial']}, {arch}, lr {summary['best_lr']:.4g}: "
             f"{METRIC} {accuracy(summary['best_val_accuracy'])} "
             f"(baseline {accuracy(base)}{after})"
         )
@@ -209,7 +210,7 @@ def closing(summary: dict[str, Any], folder: Path, uri: str, storage_path: str =
         lines.append(f"warning   {summary['unsent']} rows are not in MLflow yet: {sync}")
     if summary["state"] == "interrupted":
         lines.append(f"go on     {resume_command(summary['study'], storage_path)}")
-    lines.append(f"report    {folder / 'report.html'}")
+    lines.append(f"report    {folder / REPORT}")
     here = uri == sqlite_address(Path.cwd() / "mlflow.db")
     database = "mlflow ui" if here else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
     lines.append(f"compare   {masked(uri if uri.startswith('http') else database)}")

@@ -14,6 +14,7 @@ from vgg_search.study.tables import summarise, trial_rows
 from vgg_search.terminal.progress import accuracy, duration
 
 MOST_LIVE = 12  # to show
+TOLD = ("num_trials", "epochs_trained", "best_trial", "best_val_accuracy", "baseline_val_accuracy")
 
 
 def status(folder: Path, sending: tuple[int, int, Sequence[str]] = (0, 0, ())) -> dict[str, Any]:
@@ -32,12 +33,8 @@ def status(folder: Path, sending: tuple[int, int, Sequence[str]] = (0, 0, ())) -
     return {
         "study": folder.name,
         "running": running,
-        "num_trials": found["num_trials"],
+        **{name: found[name] for name in TOLD},
         "trials": {state: count for state, count in counts.items() if count},
-        "epochs_trained": found["epochs_trained"],
-        "best_trial": found["best_trial"],
-        "best_val_accuracy": found["best_val_accuracy"],
-        "baseline_val_accuracy": found["baseline_val_accuracy"],
         "seconds": round(clock, 1),
         "unsent": unsent,
         "refused": refused,

@@ -6,7 +6,6 @@ leaves a doubt. A tracker that is merely away is none: what it is to get waits i
 """
 
 import json
-import os
 import shlex
 import sqlite3
 import subprocess
@@ -14,7 +13,8 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from contextlib import closing
+from contextlib import closing, suppress
+from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -26,7 +26,6 @@ from vgg_search.tracking.tracker import TrackerError
 
 LOOK_SECONDS = 5.0  # for a server to answer
 ASK_SECONDS = 20.0  # for MLflow to be imported and to answer; longer, and the tracker is away
-QUESTION = "_VGG_SEARCH_TRACKER"  # in the environment of the process that asks: it may be secret
 
 
 class Check:
@@ -113,7 +112,7 @@ def _look_at_server(uri: str, experiment: str) -> bool:
     except urllib.error.HTTPError as error:
         text = error.read().decode(errors="replace")
         return error.code >= 500 or '"RESOURCE_DOES_NOT_EXIST"' in text
-    except (OSError, ValueError, LookupError) as error:
+    except (OSError, ValueError, LookupError, HTTPException) as error:
         reason = getattr(error, "reason", error)  # of urllib, what went wrong below it
         return isinstance(reason, ConnectionError | TimeoutError)
     names = ("experiment_id", "lifecycle_stage", "artifact_location")
@@ -153,22 +152,17 @@ def refusal(uri: str, reason: str) -> TrackerError:
 def _ask_elsewhere(uri: str, experiment: str) -> None:
     """Asks MLflow in another process: two threads that import the same packages, as it and Ray do,
     can each get the other's half-made modules. Raises TrackerError."""
-    with subprocess.Popen(
-        [sys.executable, "-m", __name__],
-        env=os.environ | {QUESTION: json.dumps([uri, experiment])},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        try:
-            answer = process.communicate(timeout=ASK_SECONDS)[0]
-        except subprocess.TimeoutExpired:
-            answer = ""
-        finally:
-            process.kill()
-    if answer:
-        raise TrackerError(answer.strip())
+    with suppress(subprocess.TimeoutExpired):
+        answer = subprocess.run(
+            [sys.executable, "-m", __name__],
+            input=json.dumps([uri, experiment]),  # no argument: it may be secret
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            timeout=ASK_SECONDS,
+        ).stdout.strip()
+        if answer:
+            raise TrackerError(answer)
 
 
 def ask(uri: str, experiment: str) -> None:
@@ -187,6 +181,6 @@ def ask(uri: str, experiment: str) -> None:
 
 if __name__ == "__main__":
     try:
-        ask(*json.loads(os.environ.pop(QUESTION)))
+        ask(*json.load(sys.stdin))
     except TrackerError as error:
         print(error)

@@ -120,7 +120,8 @@ def connected(uri: str) -> "MlflowClient":
     """A client that says nothing on the terminal. A database that is not there is made, by one
     process at a time: those that make a fresh one together break it for each other. It is made
     aside: MLflow cannot open one whose making was killed (measured: it stays half migrated)."""
-    os.environ.update(ENVIRONMENT)
+    for name, text in ENVIRONMENT.items():
+        os.environ.setdefault(name, text)
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):
@@ -198,7 +199,7 @@ def in_a_line(error: BaseException) -> str:
     """The error without credentials; of a network's or disk's error, its origin. MLflow explains
     itself after a blank line: that is left out, and what it says how to go on is not."""
     origin = error
-    while origin.__context__:
-        origin = origin.__context__
+    while before := origin.__cause__ or (origin.__context__, None)[origin.__suppress_context__]:
+        origin = before
     text = str(origin if isinstance(origin, OSError) else error) or type(error).__name__
     return masked(" ".join(text.partition("\n\n")[0].split()))[:800]

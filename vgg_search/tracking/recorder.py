@@ -38,6 +38,12 @@ def champion_key(trial: int, epochs: int) -> str:
     return f"champion/{trial}-{epochs}"
 
 
+def key_of(card: dict[str, Any]) -> str:
+    """The key of the run of the model with this card."""
+    refined = "parent_model" in card
+    return REFINEMENT if refined else champion_key(card["trial"], card["epochs"])
+
+
 def start_run(
     tracker: Tracker,
     key: str,
@@ -120,8 +126,7 @@ class Recorder:
         for trial in trained:
             self._start(trial.number, trial.user_attrs)
         for card in read_cards(self.study.folder):
-            is_known = champion_key(card["trial"], card["epochs"]) in known
-            if not is_known and card["trial"] < len(trials):
+            if key_of(card) not in known and card["trial"] < len(trials):
                 self.champion_started(trials[card["trial"]], card["epochs"])
         if trained and not known:
             text = "tracker: there was no outbox; %d trials of the record are put anew, as new runs"
@@ -177,7 +182,7 @@ class Recorder:
             if trial.number not in self.study.unfinished:
                 self._end(trial.number, trial.user_attrs)
         cards = read_cards(self.study.folder)
-        champions = {champion_key(card["trial"], card["epochs"]): card for card in cards}
+        champions = {key_of(card): card for card in cards}
         for key in self.tracker.open_runs:
             if key in champions:
                 self.champion_ended(champions[key])
@@ -221,8 +226,7 @@ class Recorder:
         """The champion whose card this is lies in its folder."""
         folder = champion_folder(self.study.folder, card.get("place", 1))
         scores = {name: card["metrics"][name] for name in CHAMPION_METRICS}
-        key = champion_key(card["trial"], card["epochs"])
-        register_champion(self.tracker, key, scores, card["epochs"], folder)
+        register_champion(self.tracker, key_of(card), scores, card["epochs"], folder)
 
     def finish(self, state: str) -> None:
         """Say who is on the front of several objectives, send the run folder's files and close the

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from vgg_search.machine import environment
 from vgg_search.storage.folder import CARD, CHAMPION
 from vgg_search.tracking import mlflow_adapter
 
@@ -157,7 +158,8 @@ def _client_for(model_uri: str, tracking_uri: str | None) -> "Iterator[MlflowCli
     if file and not file.exists():  # MLflow would make one
         raise ValueError(f"no model {model_uri}: there is no database {file}")
     try:
-        yield mlflow_adapter.connected(uri)
+        with environment(mlflow_adapter.ENVIRONMENT):
+            yield mlflow_adapter.connected(uri)
     except Exception as error:
         text = mlflow_adapter.in_a_line(error)
         if mlflow_adapter.permanent(error):

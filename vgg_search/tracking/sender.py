@@ -24,7 +24,7 @@ from vgg_search.tracking import mlflow_adapter
 from vgg_search.tracking.check import Check, check_artifacts
 from vgg_search.tracking.mlflow_adapter import in_a_line, permanent
 from vgg_search.tracking.outbox import EMPTY, Lane, Outbox, OutboxError, Row
-from vgg_search.tracking.recorder import REFINEMENT, champion_key
+from vgg_search.tracking.recorder import key_of
 from vgg_search.tracking.registry import Servable, register
 from vgg_search.tracking.tracker import ANSWERS, Tracker, TrackerError
 
@@ -233,7 +233,7 @@ class MlflowTracker(Outbox):
         except Exception as error:
             # At the end of the process, helper threads cannot start: no fault of the row.
             ending = self._stop.is_set() or not threading.main_thread().is_alive()
-            if ending or not permanent(error):
+            if ending or isinstance(error, TrackerError) or not permanent(error):
                 raise
             self._check_run(call[0].run, run_id)
             if len(call) > 1:
@@ -260,6 +260,8 @@ class MlflowTracker(Outbox):
         """Sends rows of the kind "batch", or one row of another kind."""
         client, row = self._client, rows[0]
         body = row.body
+        if row.kind in ("artifact", "register"):  # MLflow would make their folder anew
+            check_artifacts(self.uri, self._place, self.experiment)
         if row.kind == "batch":
             self._send_batch(run_id, rows)
         elif row.kind == "run":
@@ -267,7 +269,6 @@ class MlflowTracker(Outbox):
         elif row.kind == "end":
             client.set_terminated(run_id, body["status"], row.time)
         elif row.kind == "artifact":
-            check_artifacts(self.uri, self._place, self.experiment)  # MLflow would make it anew
             path = self.folder / body["path"]
             send = client.log_artifacts if path.is_dir() else client.log_artifact
             send(run_id, str(path), body["artifact_path"])
@@ -366,9 +367,7 @@ def sync(folder: Path, servable: Servable, timeout: float) -> dict[str, Any]:
     if cards and summary.get("champion"):
         champions = [summary["champion"], *summary.get("more_champions", [])]
         for card, told in zip(cards, champions, strict=False):  # an older session had more
-            refined = "parent_model" in card
-            key = REFINEMENT if refined else champion_key(card["trial"], card["epochs"])
-            answers = tracker.results(key)
+            answers = tracker.results(key_of(card))
             told |= {name: answers[name] for name in ANSWERS if name in answers}
         write_summary(folder, summary)
     result = {"unsent": unsent, "refused": tracker.refused, "error": tracker.error}

@@ -88,7 +88,8 @@ def peak_memory_mib(device: torch.device) -> float:
     """The most memory this process has held: of the GPU where it trains there, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def out_of_memory(error: BaseException) -> bool:
