@@ -112,7 +112,7 @@ def alone(task: Any, splits: Any) -> Any:
     from vgg_search.training.device import prepare_process
 
     prepare_process(1)
-    training = task.training(splits, "cpu")
+    training = task.training(task.data(splits, "cpu"))
     for row in training.run(task.checkpoints.until):
         task.checkpoints.save(row, training)
         yield row

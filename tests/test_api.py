@@ -9,6 +9,7 @@ import pytest
 
 import vgg_search
 from vgg_search.engine.environment import RAY_ENVIRONMENT
+from vgg_search.study.study import Study
 
 HEAD = """
 import logging, os, signal, sys, threading
@@ -70,6 +71,16 @@ def test_bad_input_is_raised_and_nothing_is_written(
     with pytest.raises(vgg_search.ConfigError, match=text):
         vgg_search.search(**fields)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_search_that_was_stopped_before_its_first_trial_has_empty_tables(tmp_path: Path) -> None:
+    study = Study(tmp_path, vgg_search.Config(baseline=None))
+    study.open()
+    study.release()
+    result = vgg_search.Result(tmp_path, {"champion": None})
+    assert result.trials.empty
+    assert result.epochs.empty
+    assert result.trials.index.name == "number"
 
 
 SCRIPT = """

@@ -232,6 +232,47 @@ def test_a_stored_experiment_whose_checksum_comes_last_is_read(stored: Config) -
         load("--resume", "old")
 
 
+def test_fields_that_belong_together_are_judged_with_those_of_the_study() -> None:
+    fields = {"name": "old", "objectives": ("val_accuracy", "num_params"), "max_epochs": 12}
+    Path("runs/old").mkdir(parents=True)
+    Path("runs/old/config.yaml").write_text(Config(**fields, grace_epochs=6).dump())
+    assert load("--resume", "old", "--pick", "knee").pick == "knee"
+    assert load("--resume", "old", "--grace-epochs", "6").grace_epochs == 6
+    with pytest.raises(ConfigError, match=r"^stop_when_converged must have one objective"):
+        load("--resume", "old", "--stop-when-converged", "true")
+    with pytest.raises(ConfigError, match=r"^pick must be knee with several objectives only$"):
+        load("--resume", "new", "--name", "new", "--pick", "knee")
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_limit_of_null_is_no_limit_and_no_difference(stored: Config, said: bool) -> None:
+    without = {k: v for k, v in stored.space.items() if k != "max_params"}
+    spaces = [without, without | {"max_params": None}]
+    Path("runs/old/config.yaml").write_text(Config(name="old", space=spaces[said]).dump())
+    assert load("--resume", "old", "--space", json.dumps(spaces[not said])).name == "old"
+
+
+def test_paths_are_taken_as_python_has_them() -> None:
+    Path("mine").mkdir()
+    config = Config(dataset=Path("mine"), storage_path=Path("out"), warm_start=Path("runs/a"))
+    assert config.dataset == str(Path("mine").absolute())
+    assert (config.storage_path, config.warm_start) == ("out", "runs/a")
+
+
+@pytest.mark.parametrize(
+    ("path", "rule"),
+    [
+        ("s3://KEY:SECRET@bucket/p", "have no credentials or parameters: the environment has them"),
+        ("s3://b/p?scheme=http", "have no credentials or parameters: the environment has them"),
+        ("file:///tmp/x", "be a path or an address of a bucket"),
+    ],
+)
+def test_a_storage_path_holds_no_secret(path: str, rule: str) -> None:
+    with pytest.raises(ConfigError, match=f"^storage_path must {rule}, got ") as raised:
+        load("--storage-path", path)
+    assert "SECRET" not in str(raised.value)
+
+
 OTHER = {
     "seed": (1, "0"), "dataset": ("sample", "'auto'"), "resolution": (32, "None"),
     "max_epochs": (7, "4"), "grace_epochs": (2, "1"), "reduction_factor": (4, "3"),

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fake_cuda import Batch, FakeCuda
@@ -11,6 +12,7 @@ from fake_workers import SPACE, experiment
 from torch._subclasses import FakeTensorMode
 
 from vgg_search import dry_run
+from vgg_search.config import Config
 from vgg_search.data.splits import load
 from vgg_search.dry_run import PROBE_BATCHES, SAMPLES, forecast, images_per_second, slots_here
 from vgg_search.engine.packing import GpuMemory
@@ -45,6 +47,18 @@ def test_it_prints_networks_and_time_and_writes_nothing(
     assert "on 2 workers of this machine (CPU cores), 2.0 epochs a trial" in out.splitlines()[-1]
     seconds = sum(network["epoch_seconds"] for network in result["networks"]) / SAMPLES
     assert result["search_seconds"] == pytest.approx(10 * 2.0 * seconds / 2, abs=0.06)
+
+
+def test_networks_of_less_than_a_hundredth_of_a_second_have_a_forecast(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(256, size=(24, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "few.npz", x_train=images, y_train=np.arange(24) % 2)
+    config = Config(
+        dataset=tmp_path / "few.npz",
+        space={"num_blocks": 1, "out_channels": 1, "hidden_features": 1, "lr": [0.01, 0.1]},
+        baseline=None,
+        batch_size=8,
+    )
+    assert forecast(config)["trials"] >= 1
 
 
 def test_a_time_budget_says_how_many_trials_it_bears(capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,14 +143,26 @@ def test_the_epoch_that_counts_only_replays(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("each", "cores", "slots"),
-    [("auto", 16, 8), ("auto", 4, 4), (0.25, 16, 8), (1, 16, 2), (2, 16, 1)],
+    ("each", "cores", "slots", "fields"),
+    [
+        ("auto", 16, 8, {}),
+        ("auto", 4, 4, {}),
+        (0.25, 16, 8, {}),
+        (0.25, 4, 4, {}),
+        (1, 16, 2, {}),
+        (2, 16, 1, {}),
+        (1, 16, 1, {"workers_per_trial": 2}),
+        ("auto", 16, 1, {"workers_per_trial": 2}),
+        (1, 2, 2, {"max_concurrent": 64}),
+        (0.25, 16, 3, {"max_concurrent": 3}),
+    ],
 )
 def test_workers_of_two_gpus(
-    monkeypatch: pytest.MonkeyPatch, each: Any, cores: int, slots: int
+    monkeypatch: pytest.MonkeyPatch, each: Any, cores: int, slots: int, fields: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(dry_run, "cuda_trouble", lambda: "")
     monkeypatch.setattr(dry_run, "cores", lambda: cores)
     monkeypatch.setattr(dry_run, "measure", lambda _: GpuMemory(own=1, others=0, total=80))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert slots_here(experiment(gpus_per_trial=each)) == slots
+    config = experiment(gpus_per_trial=each, num_trials=100, **fields)
+    assert slots_here(config) == slots

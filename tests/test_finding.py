@@ -1,15 +1,18 @@
 """A model by any of its names."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from champions import network, save_champion
+from mlflow import MlflowClient
 
 import vgg_search
 from vgg_search.finding import find_model
 from vgg_search.models.files import ModelError
+from vgg_search.tracking.mlflow_adapter import ENVIRONMENT
 
 
 @pytest.fixture
@@ -57,3 +60,32 @@ def test_load_gives_the_network_by_any_name_with_logits(saved: Path) -> None:
     assert answer.shape == (3, 10)
     assert by_run.network.options() == network().options()
     assert by_run.info.classes[9] == "Ankle boot"
+
+
+@pytest.mark.parametrize("number", ["1", "2"])  # the second is not there
+def test_a_model_out_of_the_tracker_leaves_the_environment_as_it_was(
+    saved: Path,
+    tmp_path: Path,
+    empty_database: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: str,
+) -> None:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    run = client.create_run(client.create_experiment("e", (tmp_path / "mlruns").as_uri()))
+    client.log_artifacts(run.info.run_id, str(saved), "champion")
+    client.create_registered_model("net")
+    client.create_model_version("net", f"{run.info.artifact_uri}/model", run.info.run_id)
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
+    before = set(os.environ)
+    if number == "1":
+        loaded = vgg_search.load("models:/net/1", tracking_uri=uri)
+        assert loaded.network.options() == network().options()
+    else:
+        with pytest.raises(ModelError, match=r"^no model models:/net/2 in the tracker: "):
+            vgg_search.load("models:/net/2", tracking_uri=uri)
+    assert set(os.environ) == before
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "600"

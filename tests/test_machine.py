@@ -157,6 +157,22 @@ def test_a_home_that_is_set_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "HOME" not in user_environment()
 
 
+@pytest.mark.parametrize(
+    ("errors", "printed"), [("strict", b"caf\xe9.png"), ("backslashreplace", rb"caf\udce9.png")]
+)
+def test_a_file_name_that_is_not_text_can_be_printed(errors: str, printed: bytes) -> None:
+    """As it is, unless the user asks for another way."""
+    script = (
+        "import os\n"
+        "from vgg_search.machine import lasting_output\n"
+        "with lasting_output():\n"
+        "    print(os.fsdecode(b'caf\\xe9.png'))\n"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": f"utf-8:{errors}"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, printed + b"\n", b"")
+
+
 ON_WINDOWS = "import sys; sys.platform = 'win32'\n"
 
 

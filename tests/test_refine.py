@@ -12,8 +12,9 @@ from mlflow import MlflowClient
 from vgg_search.cli.commands import main
 from vgg_search.data.bundled import SOURCE
 from vgg_search.data.splits import load_splits
+from vgg_search.models.evaluation import evaluate
 from vgg_search.models.files import load_folder, save_model, servable
-from vgg_search.refine import KEPT, RUN, refine
+from vgg_search.refine import KEPT, RUN, lineage, refine
 from vgg_search.space.candidate import Candidate
 from vgg_search.tracking.recorder import champion_key
 from vgg_search.tracking.sender import connect
@@ -159,18 +160,88 @@ def test_a_training_that_diverges(
     assert not (tmp_path / "runs" / told["study"] / "champion").exists()
 
 
-def test_a_stop_closes_its_run(offer: Offer, tmp_path: Path) -> None:
-    folder, uri = offer(), f"sqlite:///{tmp_path / 'mlflow.db'}"
+def refine_into(tmp_path: Path, folder: Path, listen: Callable[..., Any]) -> None:
+    """Into the run "r"."""
+    sent = {"tracking_uri": f"sqlite:///{tmp_path / 'mlflow.db'}", "experiment": "vgg-search"}
+    refine(folder, {"model_uri": "x"}, tmp_path / "runs" / "r", sent, {"commit": None}, listen)
 
+
+def ended(tmp_path: Path) -> tuple[str, str]:
+    """How MLflow shows the run of "r"."""
+    assert main(["sync", "r"]) == 0
+    (run,) = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"])
+    return run.info.status, run.data.tags["state"]
+
+
+def test_a_stop_closes_its_run(offer: Offer, tmp_path: Path) -> None:
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    sent = {"tracking_uri": uri, "experiment": "vgg-search"}
     with pytest.raises(KeyboardInterrupt):
-        refine(folder, {"model_uri": "x"}, tmp_path / "runs" / "r", sent, {"commit": None}, stop)
-    assert main(["sync", "r"]) == 0
-    (run,) = MlflowClient(uri).search_runs(["1"])
-    assert (run.info.status, run.data.tags["state"]) == ("KILLED", "interrupted")
+        refine_into(tmp_path, offer(), stop)
+    assert ended(tmp_path) == ("KILLED", "interrupted")
+
+
+@pytest.mark.parametrize(
+    ("fault", "end"),
+    [(KeyboardInterrupt, ("KILLED", "interrupted")), (RuntimeError, ("FAILED", "failed"))],
+)
+def test_what_ends_it_while_it_is_tested_closes_its_run(
+    offer: Offer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: type[BaseException],
+    end: tuple[str, str],
+) -> None:
+    trained = list[Any]()
+
+    def tested(*given: Any) -> dict[str, Any]:
+        if trained:
+            raise fault
+        return evaluate(*given)
+
+    monkeypatch.setattr("vgg_search.refine.evaluate", tested)
+    with pytest.raises(fault):
+        refine_into(tmp_path, offer(), lambda *row: trained.append(row))
+    assert ended(tmp_path) == end
+
+
+def test_a_model_that_cannot_be_saved_closes_its_run(offer: Offer, tmp_path: Path) -> None:
+    def obstruct(*_: Any) -> None:
+        (tmp_path / "runs" / "r" / "champion").touch()
+
+    with pytest.raises(FileExistsError):
+        refine_into(tmp_path, offer(), obstruct)
+    assert ended(tmp_path) == ("FAILED", "failed")
+
+
+def test_the_lineage_is_that_of_the_champion_in_the_folder(offer: Offer) -> None:
+    first = offer()
+    second, summary = first.with_name("champion-2"), first.parent / "summary.json"
+    network, card = load_folder(first)
+    save_model(second, network, SOURCE.info, card | {"place": 2})
+    one, two = ({"model_uri": f"models:/vgg-search/{n}", "run_id": f"r{n}"} for n in (1, 2))
+    summary.write_text(json.dumps({"champion": one, "more_champions": [two]}))
+    assert lineage(None, first, None) == one
+    assert lineage(str(second), second, None) == two
+    summary.write_text(json.dumps({"champion": one}))
+    assert lineage(None, second, None) == {"model_uri": str(second)}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"champion": None},  # the search was stopped, or is resumed
+        {"champion": {"trial": 3, "model_uri": None, "run_id": None}},  # the tracker was away
+        {},
+    ],
+)
+def test_the_lineage_of_what_the_summary_does_not_tell_is_the_folder(
+    offer: Offer, told: dict[str, Any]
+) -> None:
+    folder = offer()
+    (folder.parent / "summary.json").write_text(json.dumps(told))
+    assert lineage(None, folder, None) == {"model_uri": str(folder)}
 
 
 def test_with_a_bucket_it_is_beside_the_driver(

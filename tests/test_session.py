@@ -17,16 +17,19 @@ from nodes import cluster_of
 
 from vgg_search import session
 from vgg_search.config import ConfigError
+from vgg_search.data.bundled import SOURCE
 from vgg_search.data.fashion_mnist import find_split
 from vgg_search.data.splits import Splits
 from vgg_search.machine import cores
-from vgg_search.models.files import servable
+from vgg_search.models.files import save_model, servable
 from vgg_search.provenance import PACKAGES, provenance
 from vgg_search.session import Session, claim, exit_code, run_folder
 from vgg_search.stop import StopSignals
+from vgg_search.storage.folder import champion_folder
 from vgg_search.storage.log import log_file
 from vgg_search.study.study import Study
 from vgg_search.tracking.sender import MlflowTracker
+from vgg_search.training.model import build
 
 
 def test_a_new_study_does_not_take_an_old_ones_place(tmp_path: Path) -> None:
@@ -290,7 +293,52 @@ def test_no_champion_is_trained_where_none_is_asked_for(part: Part) -> None:
     assert part.put() == []
 
 
+@pytest.mark.usefixtures("cluster")
 def test_no_champion_is_trained_once_the_study_is_stopped(part: Part) -> None:
     part.study.stopping = True
     assert part.crown() is None
     assert part.put() == []
+
+
+def crowned(folder: Path, number: int, place: int = 1) -> None:
+    """A champion of trial `number`, as an earlier session left it."""
+    network = build({"arch": ((1, 4),), "hidden_features": 8, "resolution": 28}, number)
+    metrics = {"val_accuracy": 0.5, "test_accuracy": 0.4, "test_loss": 1.0}
+    card = {"trial": number, "epochs": 1, "num_params": network.num_params, "metrics": metrics}
+    card |= {"place": place} if place > 1 else {}
+    save_model(champion_folder(folder, place), network, SOURCE.info, card)
+
+
+TWO = {"num_trials": 2, "champions": 2}
+TWO |= {"enqueue": [{"arch": ((1, 8),), "lr": lr} for lr in (0.05, 0.5)]}
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("part", [TWO], indirect=True)
+@pytest.mark.parametrize(
+    ("there", "told"),
+    [
+        ([1, 0], [1, 0]),
+        ([1], [1]),
+        ([0, 1], []),  # both of another trial by now
+    ],
+)
+def test_a_stopped_study_keeps_the_champions_that_it_has(
+    part: Part, there: list[int], told: list[int]
+) -> None:
+    """Those that are still its best trials'."""
+    assert part.study.crowned() == [1, 0]
+    for place, number in enumerate(there, 1):
+        crowned(part.study.folder, number, place)
+    part.study.stopping = True
+    signals = StopSignals()
+    signals.received.append(15)
+    cards = part.session.train_champions(cluster_of(part.study))
+    (part.study.folder / "config.yaml").write_text(part.study.config.dump())
+    summary = part.session.conclude(cards, 1, signals)
+    written = json.loads((part.study.folder / "summary.json").read_text())
+    for said in (summary, written):
+        assert said["state"] == "interrupted"
+        champions = [said["champion"], *said.get("more_champions", [])]
+        assert [card["trial"] for card in champions if card] == told
+    assert not [key for key in part.tracker.keys if key.startswith("champion/")]

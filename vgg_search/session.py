@@ -101,8 +101,7 @@ def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[s
             claim(folder, config, resume)
             study = Study(folder, config, facts=facts)
             stack.callback(study.release)
-            session = stack.enter_context(_session(study, splits, cluster.place, quiet))
-            stack.callback(session.last_copy, stop)  # whatever ends it
+            session = stack.enter_context(_session(study, splits, cluster.place, quiet, stop))
             stop.attach(study)
             session.open()
             session.began = began - session.seconds_before
@@ -118,22 +117,33 @@ def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[s
 
 
 @contextmanager
-def _session(study: Study, splits: "Splits", place: Place, quiet: bool) -> Iterator["Session"]:
-    """A session with its log and its tracker, whose thread ends with it."""
+def _session(
+    study: Study, splits: "Splits", place: Place, quiet: bool, stop: StopSignals
+) -> Iterator["Session"]:
+    """A session with its log, its tracker and its copies, whose threads end with it."""
+    from vgg_search.models.files import servable
+
     folder, config = study.folder, study.config
     checkpoints = Mirror(folder, place) if place.remote else Checkpoints(folder)
     checkpoints.start()
-    write_config(folder, config)
-    with log_file(folder / LOG):
-        from vgg_search.models.files import servable
-
+    with ExitStack() as stack:
+        stack.callback(_last_copy, checkpoints, stop)
+        write_config(folder, config)
+        stack.enter_context(log_file(folder / LOG))
         for note in splits.notes:  # said before there was a log
             log.info(note)
         tracker = connect(folder, config.tracking_uri, config.experiment, folder.name, servable)
-        try:
-            yield Session(study, splits, tracker, provenance(), checkpoints, Progress(study, quiet))
-        finally:
-            tracker.close(0.0)
+        stack.callback(tracker.close, 0.0)
+        yield Session(study, splits, tracker, provenance(), checkpoints, Progress(study, quiet))
+
+
+def _last_copy(checkpoints: Checkpoints, stop: StopSignals) -> None:
+    """Let a bucket have the end of the run folder; it may be away, so a signal ends the wait."""
+    last_copy = threading.Thread(target=checkpoints.stop, daemon=True)
+    last_copy.start()
+    while last_copy.is_alive() and not stop:
+        last_copy.join(LOOK_SECONDS)
+    last_copy.join(STOPPED_SECONDS)
 
 
 def run_folder(config: Config, resume: bool) -> Path:
@@ -336,15 +346,6 @@ class Session:
             answers = tracker.results(PARENT) and not tracker.error
             if time.monotonic() > began + (SEND_SECONDS if answers else SEND_SECONDS / 4):
                 break
-
-    def last_copy(self, stop: StopSignals) -> None:
-        """Let a bucket have the end of the run folder; it may be away, so a signal ends the
-        wait."""
-        last_copy = threading.Thread(target=self.checkpoints.stop, daemon=True)
-        last_copy.start()
-        while last_copy.is_alive() and not stop:
-            last_copy.join(LOOK_SECONDS)
-        last_copy.join(STOPPED_SECONDS)
 
 
 def exit_code(summary: dict[str, Any], signals: list[int]) -> int:

@@ -496,7 +496,10 @@ def test_a_home_is_expanded_in_every_path(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("file", "stem"),
-    [("é.yaml", "quick"), (".my exp.yaml", "my-exp"), ("-x%2Fy#.yaml", "x-2Fy-"), ("a.yaml", "a")],
+    [
+        *[("é.yaml", "quick"), (".my exp.yaml", "my-exp"), ("-x%2Fy#.yaml", "x-2Fy-")],
+        *[("a.yaml", "a"), (f"{'a' * 90}.yaml", "a" * 77)],
+    ],
 )
 def test_a_file_of_any_name_gives_a_study_a_name(file: str, stem: str) -> None:
     Path(file).write_text("seed: 1\n")

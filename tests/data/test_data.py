@@ -445,6 +445,21 @@ def test_download_fills_the_cache(
     assert LOUD not in caplog.text
 
 
+@needs_real
+def test_a_download_takes_the_place_of_a_damaged_folder(
+    cache: Path, packed: Path, serve: Callable[[Callable[[str], bytes]], None]
+) -> None:
+    """As of the data sets whose folder is kept whole."""
+    kept = cache / "FashionMNIST" / "raw"
+    kept.mkdir(parents=True)
+    (kept / f"{FILES[0]}.gz").write_bytes(b"cut")
+    serve(lambda name: (packed / name).read_bytes())
+    download.download("FashionMNIST", "", "*", cache)
+    for name in os.listdir(packed):
+        assert (kept / name).read_bytes() == (packed / name).read_bytes()
+    assert os.listdir(cache) == ["FashionMNIST"]
+
+
 def test_class_names() -> None:
     classes = load_splits("sample").info.classes
     assert classes == SOURCE.info.classes

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vgg_search.data import cache, own_images
+from vgg_search.data import cache, folder, own_images
 from vgg_search.data.source import DataError, Reading
 from vgg_search.data.splits import load_splits, load_test
 
@@ -87,6 +87,51 @@ def test_a_test_part_is_the_test_split(tmp_path: Path) -> None:
     assert len(splits.whole()[1]) == 36  # the copy is not trained on
 
 
+def test_a_class_may_lack_test_images_but_not_training_images(tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos", test=3)
+    shutil.rmtree(root / "test" / "green")
+    splits, (_, labels) = load(root), load_test(str(root))
+    assert splits.info.classes == ("blue", "green", "red")
+    assert np.bincount(splits.whole()[1]).tolist() == [12, 12, 12]
+    assert np.bincount(labels).tolist() == [3, 0, 3]
+    shutil.rmtree(root / "train" / "red")
+    with pytest.raises(DataError, match=rf"^{root}/train/red must hold images, found none \(--"):
+        load(root)
+    left = load(root, skip_broken=True)
+    assert left.info.classes == ("blue", "green")
+    assert "red must hold images, found none" in left.notes[0]
+    assert np.bincount(load_test(str(root), None, left.info.reading)[1]).tolist() == [3]
+
+
+def test_an_empty_test_part_is_as_none(tmp_path: Path) -> None:
+    photos(tmp_path / "photos" / "train")
+    (tmp_path / "photos" / "test").mkdir()
+    assert load(tmp_path / "photos").info.drawn_test
+
+
+def test_a_drawn_test_split_is_refused_once_its_folder_has_changed(tmp_path: Path) -> None:
+    """Drawn anew, it would hold images that the network was trained on."""
+    root = photos(tmp_path / "photos")
+    for resolution in (None, 16):
+        splits = load(root, resolution=resolution)
+        reading, digest = splits.info.reading, splits.digest
+        assert len(load_test(str(root), None, reading, digest)[1]) == 6
+    picture(COLOURS["blue"]).save(root / "blue" / "new.png")
+    rule = rf"^{root} must be what the network was trained on \({digest}\), got [0-9a-f]{{16}}: .*$"
+    with pytest.raises(DataError, match=rule) as caught:
+        load_test(str(root), None, reading, digest)
+    assert "\n" not in str(caught.value)
+    assert len(load_test(str(root), None, reading)[1]) == 6
+
+
+def test_a_test_split_of_its_own_does_not_change_with_the_training_images(tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos", test=3)
+    digest, before = load(root).digest, load_test(str(root))[0]
+    picture(COLOURS["blue"]).save(root / "train" / "blue" / "new.png")
+    assert load(root).digest != digest
+    np.testing.assert_array_equal(load_test(str(root), digest=digest)[0], before)
+
+
 def test_a_grey_folder_has_one_channel_and_a_size_is_followed(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos")
     assert load(root, resolution=16).train_images.shape[1:] == (3, 16, 16)
@@ -137,6 +182,25 @@ def test_a_damaged_entry_is_made_anew(tmp_path: Path, own_cache: Path) -> None:
     assert load(root).digest == first.digest
 
 
+def test_many_images_are_announced_once_in_the_log(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Standard output is for a command's result."""
+    root, line = photos(tmp_path / "photos"), "decoding 36 images of {}, once"
+    monkeypatch.setattr(folder, "MANY", 36)
+    for _ in range(2):
+        load(root)
+    said = [(r.levelname, r.getMessage()) for r in caplog.records if "decoding" in r.getMessage()]
+    assert said == [("WARNING", line.format(root))]
+    monkeypatch.setattr(folder, "MANY", 37)
+    load(shutil.copytree(root, tmp_path / "few"))
+    assert line.format(tmp_path / "few") not in caplog.messages
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("damage", ["mean", "[]", "5", ""])
 def test_a_card_that_is_damaged_is_made_anew(damage: str, tmp_path: Path, own_cache: Path) -> None:
     """It says how images are scaled, and where the test split begins."""
@@ -164,6 +228,23 @@ def test_the_cache_is_bounded(
     assert len([path for path in own_cache.iterdir() if path.is_dir()]) == 1
     line = [text for text in caplog.messages if text.startswith("decoded images are kept")][-1]
     assert line.endswith(f"0.1 MB in all (at most 0 MB): rm -r {own_cache}")
+
+
+def test_what_was_not_used_for_longest_leaves_the_cache_first(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: dict[str, Path] = {}
+    for age, name in enumerate(("often", "once")):
+        load(photos(tmp_path / name))
+        (places[name],) = {p for p in own_cache.iterdir() if p.is_dir()} - {*places.values()}
+        os.utime(places[name], (age, age))
+    load(tmp_path / "often")
+    monkeypatch.setattr(cache, "MOST_BYTES", 400_000)  # two entries of 36 x 3 x 40 x 40
+    load(photos(tmp_path / "new"))
+    assert {name: place.exists() for name, place in places.items()} == {
+        "often": True,
+        "once": False,
+    }
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, own_cache: Path) -> None:
@@ -209,6 +290,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         "x.png",
         "must lie in the folder of its class",
     ),
+    "a circle beside the classes": (
+        lambda red: (red.parent / "x.png").symlink_to("x.png"),
+        "x.png",
+        "must lie in the folder of its class",
+    ),
     "two classes": (
         lambda red: shutil.copy(red / "0.png", red.parent / "blue" / "x.png"),
         "red/0.png",
@@ -250,11 +336,23 @@ def test_what_systems_leave_is_passed_over(tmp_path: Path) -> None:
     assert len(load(root).info.classes) == 3
 
 
+@pytest.mark.parametrize("name", ["loop", "train", "test"])
+def test_a_link_in_a_circle_beside_the_classes_is_passed_over(name: str, tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos")
+    (root / name).symlink_to(name)
+    assert load(root).info.classes == ("blue", "green", "red")
+
+
+@pytest.mark.parametrize("suffix", ["", ".npz"])
+def test_a_path_that_is_too_long_is_one_line(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 300 + suffix)
+    with pytest.raises(DataError, match=rf"^dataset must be an? [^\n]*, got {path}$"):
+        load(path)
+
+
 def test_a_file_that_changes_meanwhile_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vgg_search.data import folder
-
     root = photos(tmp_path / "photos")
     listed = folder.list_images
 
@@ -327,6 +425,18 @@ def test_an_npz_is_read(tmp_path: Path) -> None:
         assert by_pixels[np.moveaxis(image, 0, 2).tobytes()] == label
     np.testing.assert_allclose(splits.info.mean, splits.whole()[0].mean((0, 2, 3)) / 255, atol=1e-4)
     assert len(load_test(str(tmp_path / "a.npz"))[1]) == 12
+
+
+@pytest.mark.parametrize("max_images", [None, 68])
+def test_images_of_an_npz_are_named_by_their_index_in_the_file(
+    max_images: int | None, tmp_path: Path
+) -> None:
+    given = arrays()
+    given["x_train"][50] = given["x_train"][10]
+    np.savez(tmp_path / "a.npz", **given)
+    rule = r"a\.npz image 50 must be of one class, got a copy: [^ ]*/a\.npz image 10 \("
+    with pytest.raises(DataError, match=rule):
+        load(tmp_path / "a.npz", max_images=max_images)
 
 
 @pytest.mark.parametrize("shape", [(60, 30, 20), (60, 30, 20, 1), (60, 1, 30, 20)])

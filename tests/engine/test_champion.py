@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import torch
 from fake_workers import SPACE, Workers, experiment, opened
 from nodes import cluster_of
@@ -25,6 +26,7 @@ from vgg_search.engine.champion import (
 )
 from vgg_search.engine.checkpoints import TrainingCheckpoints, TrainingTask
 from vgg_search.engine.nodes import NodeError
+from vgg_search.machine import cores
 from vgg_search.models.evaluation import evaluate
 from vgg_search.models.files import load_classifier
 from vgg_search.models.images import contact_sheet
@@ -32,6 +34,7 @@ from vgg_search.storage.folder import WORST_IMAGES
 from vgg_search.storage.place import Place
 from vgg_search.study.sampling import trial_seed
 from vgg_search.study.study import Study
+from vgg_search.training.model import build
 from vgg_search.training.recipe import Recipe
 
 FACTS = {"commit": "abc", "versions": {"torch": torch.__version__}}
@@ -140,6 +143,36 @@ def test_a_stop_ends_it_without_a_champion(tmp_path: Path, splits: Splits) -> No
 
         assert train_champion(study, best, splits, cluster_of(study), FACTS, stop, 1000) is None
     assert not (tmp_path / "s" / "champion").exists()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_stop_while_it_is_tested_ends_that_too(tmp_path: Path, splits: Splits) -> None:
+    with opened(tmp_path / "s", tiny()) as study:
+        network = build({"arch": ((1, 8),), "hidden_features": 32, "resolution": 28}, 0)
+        study.stopping = True
+        assert champion._scores([network], study, splits, cluster_of(study), 1, 1) is None
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.skipif(cores() < 2, reason="there is no core to hold")
+def test_it_asks_for_no_cores_that_others_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(champion, "ROOM_SECONDS", 2.0)
+
+    class Holder:
+        def there(self) -> bool:
+            return True
+
+    with opened(tmp_path / "s", tiny()) as study:
+        best, cluster = searched(study), cluster_of(study)
+        (task,) = champion._tasks(best, study.config, cluster, 1)
+        assert task.threads == int(max(node["CPU"] for node in cluster.nodes()))
+        holder = ray.remote(num_cpus=1)(Holder).remote()
+        ray.get(holder.there.remote())
+        (task,) = champion._tasks(best, study.config, cluster, 1)
+        ray.kill(holder)
+    assert task.threads == 1
 
 
 def test_a_training_that_is_begun_again_tells_all_and_trains_the_rest(

@@ -206,6 +206,31 @@ def test_a_worker_that_is_gone_is_a_death_and_not_a_failure(
         assert again["segment"].number == 0
 
 
+def test_after_a_fault_the_study_is_told_and_asked_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write of the last row fails: without it there is no completed trial."""
+    with opened(tmp_path / "s", experiment(num_trials=2, scheduler="none")) as study:
+        searcher = StudySearcher(study, lambda: 2)
+        searcher.suggest("ray-a")
+        results = [heard(row) for row in rows(study, 4)]
+        for result in results[:3]:
+            searcher.on_trial_result("ray-a", result)
+
+        def full(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(study, "report", full)
+        searcher.on_trial_complete("ray-a", results[3] | {"end": "reached"})
+        assert isinstance(searcher.fault, OSError)
+        assert study.stopping
+        # Where nothing runs, Tune would ask again for ten minutes if it were told to wait
+        assert searcher.suggest("ray-b") == StudySearcher.FINISHED
+    (trial,) = read_trials(tmp_path / "s")
+    assert not trial.state.is_finished()
+    assert len(rows_of(trial)) == 3
+
+
 def test_no_more_segments_than_slots_are_handed_out(tmp_path: Path) -> None:
     slots = [1]
     with opened(tmp_path / "s", experiment(num_trials=9)) as study:
@@ -334,6 +359,21 @@ def test_a_dead_workers_successor_is_waited_for(
     a, b = driver.hand_out()
     driver.start(b, "node:2")
     assert driver.ends(a, "node:0")
+
+
+def test_the_successor_of_one_that_died_before_its_first_row_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = Driver(2, monkeypatch)
+    a, b = driver.hand_out()
+    driver.start(a, "node:0")
+    driver.start(b, "node:1")
+    assert driver.ends(b, "node:1")
+    (c,) = driver.hand_out()
+    driver.searcher.on_trial_complete(c, error=True)  # killed for its memory in the first epoch
+    assert driver.searcher.workers.keys() == {"node:0"}
+    driver.hand_out()
+    assert not driver.ends(a, "node:0")
 
 
 def test_a_worker_that_dies_in_its_start_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -515,3 +555,19 @@ def test_the_worker_of_a_segment_that_said_nothing_is_one_of_the_others(
         driver.searcher.end_silent_workers()
     assert killed == [handles["node:1"]]
     driver.searcher.on_trial_complete(c, error=True)
+
+
+def test_a_segment_that_waits_for_a_worker_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another job has the second slot: the one worker is well, and gets it next."""
+    driver, killed = Driver(2, monkeypatch), []
+    monkeypatch.setattr(ray, "kill", killed.append)
+    a, _ = driver.hand_out()
+    driver.start(a, "node:0")
+    driver.searcher.silence.heard(a, epoch_of(1.0))
+    for _ in range(100):
+        driver.now += 1.0
+        driver.searcher.on_trial_result(a, {"worker": "node:0"})
+        driver.searcher.end_silent_workers()
+    assert driver.ends(a, "node:0")
+    driver.searcher.end_silent_workers()  # before the worker has said what it trains now
+    assert killed == []

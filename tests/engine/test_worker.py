@@ -218,6 +218,22 @@ def test_a_storage_that_is_away_for_a_while_is_waited_for(
     assert measured(told) == measured(whole)
 
 
+def test_a_worker_that_waits_for_its_storage_says_that_it_is_there(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that says nothing is taken for a stopped one and ended."""
+    results(make(segment(2)))
+    file = checkpoint(tmp_path)
+    file.unlink()
+    file.mkdir()  # which nobody can read as a file
+    monkeypatch.setattr(checkpoints, "OUTAGE_SECONDS", 0.0)
+    worker = make(segment(4, known=2))
+    told = [worker.step() for _ in range(checkpoints.ATTEMPTS)]
+    assert all(result.keys() <= {"worker", "actor"} for result in told)
+    with pytest.raises(StorageError):
+        worker.step()
+
+
 @contextmanager
 def no_room() -> Iterator[None]:
     """No file of this process grows beyond 10 kB, which is less than a network."""

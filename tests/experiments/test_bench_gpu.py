@@ -74,6 +74,14 @@ def test_steps_are_a_share_of_what_the_device_does(tmp_path: Path) -> None:
         assert row["share_of_tflops"] == pytest.approx(rate / kept["ceilings"]["tflops"])
 
 
+def test_steps_of_colour_images(tmp_path: Path) -> None:
+    flags = ["--nets", "3x32", "--batches", "32", "--rounds", "1", "--out", str(tmp_path)]
+    assert bench_gpu.main(["steps", *TINY, "--images", "32", *flags]) == 0
+    (row,) = json.loads((tmp_path / "steps.json").read_text())["steps"]
+    assert (row["net"], row["batch_size"]) == ("3x32", 32)
+    assert row["us"] > 0
+
+
 # Programs of NVIDIA's that say what they were asked; the daemon is "on" between its two calls
 SMI = """#!/bin/sh
 trap 'exit 0' TERM

@@ -25,7 +25,9 @@ from vgg_search.report.page import PAGES, make_report, plots, warnings_of
 from vgg_search.report.run import ReportError, load
 from vgg_search.report.space_figures import importance
 from vgg_search.report.warnings import RANDOM_TRIALS, edges
+from vgg_search.space.data_shape import DataShape
 from vgg_search.storage.checksums import with_checksum, with_checksums
+from vgg_search.study.sampling import random_candidates
 from vgg_search.study.tables import summarise, write_summary
 
 NAMES = [figure.__name__ for _, figures in PAGES.values() for figure in figures]
@@ -139,6 +141,29 @@ def test_only_the_report_is_written(study: Path) -> None:
 def test_text_from_files_is_escaped(study: Path) -> None:
     edit(study, "summary.json", commit="<script>alert(1)</script>")
     assert "<script>alert" not in make_report(study).read_text()
+
+
+def test_names_of_files_need_not_be_text(study: Path) -> None:
+    """As Python has those that are not UTF-8."""
+    edit(study, "summary.json", dataset="/data/caf\udce9")
+    edit(study, "champion/model.json", classes=["caf\udce9", "Coat", "Bag"])
+    assert "/data/caf?" in make_report(study, hurry=True).read_text("utf-8")
+
+
+def test_long_lists_of_errors_are_cut_and_counted(tmp_path: Path) -> None:
+    """Ten trials with one error, and eleven with one of their own."""
+    trials = [{"arch": ARCH, "lr": lr / 100} for lr in range(10, 32)]
+    faults = {number: Fault("failed") for number in range(1, 22)}
+    folder = make_study(tmp_path / "a", num_trials=23, enqueue=trials, faults=faults)
+    journal, error = folder / "study.journal", "RuntimeError: failed"
+    ends = iter([""] * 10 + [f" in {i}" for i in range(11)])
+    lines = re.sub(r',"crc32":\d+', "", journal.read_text())  # as in older records
+    journal.write_text(re.sub(error, lambda _: error + next(ends), lines))
+    text = text_of(folder)
+    assert text.count(error) == 10
+    assert f"<td>1, 2, 3, 4, 5, 6, 7, 8 and 2 more</td><td>{error}</td>" in text
+    assert f"<td>11</td><td>{error} in 0</td>" in text
+    assert "<p>and 2 more kinds</p>" in text
 
 
 def test_every_figure_is_drawn_from_a_full_study(full: Path) -> None:
@@ -499,6 +524,45 @@ def test_an_edge_that_the_limits_of_the_space_make_is_no_warning(tmp_path: Path)
         )
         lines = [line for line in warnings_of(folder) if line.startswith(text)]
         assert any("out_channels_1 (5 of 5)" in line for line in lines) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "limit"),
+    [({"classes": 100}, 170_000), ({"channels": 3}, 63_200)],
+)
+def test_edges_are_judged_by_what_the_studys_own_data_leaves_room_for(
+    data: dict[str, int], limit: int, tmp_path: Path
+) -> None:
+    """Of grey images of ten classes, networks of 8, 16 and 32 channels are small enough; of 100
+    classes those of 8 alone, of colour those of 8 and 16."""
+    space = {"num_blocks": 1, "num_convs": 1, "out_channels": [8, 16, 32], "num_hidden": 0}
+    space |= {"hidden_features": 16, "dropout": 0.0, "lr": LRS, "max_params": limit}
+    trials = [{"arch": ((1, 8),), "lr": float(lr)} for lr in np.linspace(0.4, 0.5, 12)]
+    folder = make_study(
+        tmp_path / "a", num_trials=12, enqueue=trials, baseline=None, scheduler="none", space=space
+    )
+    text = "The best trials sit at the lower edge of out_channels_1 (5 of 5)"
+    assert warned(folder, text)  # an older summary, which does not say of which data
+    edit(folder, "summary.json", **{"classes": 10, "channels": 1} | data)
+    assert not warned(folder, text)
+    own = experiment(space=space).for_data(DataShape(**data)).search_space
+    widths = [c.arch[0][1] for c in random_candidates(own, seed=0, count=300)]
+    (edge,) = (e for e in edges(load(folder)) if e[:2] == ("out_channels_1", "lower"))
+    assert edge.chance == pytest.approx((widths.count(8) / 300) ** 5)
+
+
+@pytest.mark.parametrize("widths", [(8, 8), (8, 16), (16, 8)])
+def test_the_smaller_network_of_a_lead_within_noise_is_named(
+    widths: tuple[int, int], tmp_path: Path
+) -> None:
+    trials = [{"arch": ((1, w),), "lr": lr} for w, lr in zip(widths, (0.5, 0.501), strict=True)]
+    folder = make_study(
+        tmp_path / "a", num_trials=2, enqueue=trials, baseline=None, scheduler="none"
+    )
+    (line,) = (line for line in warnings_of(folder) if line.startswith("Trial 1 leads trial 0 by "))
+    smaller = {(8, 16): 0, (16, 8): 1}.get(widths)
+    end = "." if smaller is None else f", and trial {smaller} is the smaller network."
+    assert line.endswith(f"their order may be chance{end}")
 
 
 def test_warns_of_a_lead_within_noise(study: Path, full: Path) -> None:

@@ -108,6 +108,10 @@ def test_a_block_may_have_dimensions_of_its_own() -> None:
         ({"out_channels_2": 0}, "space.out_channels_2 must be an integer >= 1, got 0"),
         ({"dropout": 1.0}, "space.dropout must be in [0, 1), got 1.0"),
         ({"batch_norm": "yes"}, "space.batch_norm must be true or false, got 'yes'"),
+        (
+            {"batch_norm": {"low": False, "high": True}},
+            "space.batch_norm must be {choices}, got {'low': False, 'high': True}",
+        ),
         ({"batch_norm": [0, 1]}, "space.batch_norm must be true or false, got 0"),
         ({"hidden_features": 0}, "space.hidden_features must be an integer >= 1, got 0"),
         ({"kernel_size": 4}, "space.kernel_size must be an integer odd and >= 1, got 4"),

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
@@ -27,6 +27,7 @@ from vgg_search.storage.folder import FolderInUseError, FolderLock, in_use, loca
 from vgg_search.storage.mirror import Checkpoints, Mirror, bring
 from vgg_search.storage.place import Place, StorageError
 from vgg_search.study.segment import Segment
+from vgg_search.study.tables import write_tables
 from vgg_search.tracking.outbox import Outbox
 from vgg_search.training.model import build
 from vgg_search.training.recipe import Recipe
@@ -65,6 +66,23 @@ def test_what_is_written_is_read_everywhere(place: Place) -> None:
         assert file is None
 
 
+def test_what_is_removed_leaves_the_rest(bucket: str) -> None:
+    import boto3
+
+    place = Place.of(bucket, "removes")
+    for number in (1, 2, 10):
+        kept(place, number, "last.pt", "best/model.json")
+    place.remove("trials/1")  # a folder, in whose name another's begins
+    place.remove("trials/2/last.pt")  # a file
+    for name in ("nothing", "trials/3", "trials/2/nothing.pt"):
+        place.remove(name)
+    left = {"trials/2/best/model.json", "trials/10/last.pt", "trials/10/best/model.json"}
+    assert place.files().keys() == left
+    # Nor do the empty keys stay by which pyarrow marks a folder
+    listed = boto3.client("s3").list_objects_v2(Bucket="bucket", Prefix="removes/trials/1/")
+    assert listed["KeyCount"] == 0
+
+
 def test_a_block_that_fails_leaves_nothing_in_the_bucket(bucket: str) -> None:
     place = Place.of(bucket, "fails")
     with suppress(ZeroDivisionError), place.writing("trials/7") as folder:
@@ -95,6 +113,13 @@ def test_the_run_folder_stays_beside_the_driver() -> None:
     assert local_folder("s3://bucket/prefix", "study") == Path("runs/study")
     assert local_folder("/shared", "study") == Path("/shared/study")
     assert Place.of("s3://bucket/prefix/", "study").root == "s3://bucket/prefix/study"
+
+
+def until(holds: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def kept(place: Place, number: int, *names: str) -> None:
@@ -146,6 +171,36 @@ def test_keys_of_a_bucket_cannot_lead_out_of_the_run_folder(bucket: str, tmp_pat
     bring(Place.of(f"{bucket}/deep", "s"), folder)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert sorted(files) == [folder / "a" / "b", folder / "study.journal"]
+
+
+def test_the_tables_are_copied_and_brought_too(bucket: str, tmp_path: Path) -> None:
+    here, there, place = tmp_path / "here", tmp_path / "there", Place.of(bucket, "tables")
+    write_tables(here, search(here, experiment(num_trials=2), Workers()).optuna.get_trials())
+    Mirror(here, place).copy()
+    bring(place, there)
+    for name in ("trials.csv", "epochs.csv"):
+        assert (there / name).read_text() == (here / name).read_text()
+
+
+def test_a_round_puts_each_file_once_and_the_journal_first(bucket: str, tmp_path: Path) -> None:
+    """While the search goes on writing: what MLflow is to get is then never behind the record."""
+    folder, puts = tmp_path / "s", list[str]()
+    search(folder, experiment(num_trials=1), Workers())
+    Outbox(folder, "http://127.0.0.1:9", "vgg-search", "s").run("study", "s", {}, {})
+    for name in ("config.yaml", "summary.json", "trials.csv"):
+        (folder / name).write_text(name)
+
+    class Noted(Place):
+        def put(self, file: Path, name: str) -> None:
+            super().put(file, name)
+            puts.append(name)
+            with (folder / "study.journal").open("a") as journal:
+                journal.write("\n")
+
+    Mirror(folder, Noted.of(bucket, "round")).copy()
+    names = {"study.journal", "outbox.db", "config.yaml", "summary.json", "trials.csv"}
+    assert puts[0] == "study.journal"
+    assert sorted(puts) == sorted(names)
 
 
 def test_what_a_killed_driver_left_of_its_outbox_gives_way(bucket: str, tmp_path: Path) -> None:
@@ -302,6 +357,31 @@ def test_an_outage_is_said_once_and_outlived(
     checkpoints.stop()
     assert "outage cannot be reached" in caplog.text
     assert os.path.exists(tmp_path / "s" / "study.journal")
+
+
+def test_an_outbox_that_cannot_be_read_for_a_while_stops_no_copying(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mirror, "COPY_SECONDS", 0.1)
+    monkeypatch.setattr(mirror, "ALIVE_SECONDS", 0.1)
+    folder, place = tmp_path / "s", Place.of(bucket, "unreadable")
+    search(folder, experiment(num_trials=1), Workers())
+    outbox = folder / "outbox.db"
+    with closing(sqlite3.connect(outbox)) as made:
+        made.execute("CREATE TABLE rows (a)")
+    whole = outbox.read_bytes()
+    checkpoints = Mirror(folder, place)
+    checkpoints.start()
+    outbox.write_bytes(b"no database")
+    until(lambda: "file is not a database; the run folder is copied when it can be" in caplog.text)
+    place.remove("outbox.db")
+    outbox.write_bytes(whole)
+    until(lambda: "outbox.db" in place.files())
+    outbox.write_bytes(b"no database either")
+    checkpoints.stop()
+    assert "file is not a database; the last of the run folder is here only" in caplog.text
+    assert not checkpoints._signer.is_alive()
+    assert not place.files(mirror.DRIVER)
 
 
 def test_a_trial_outlives_an_outage_and_a_champion_says_so(

@@ -1,6 +1,7 @@
 """When more trials do not pay: the rule by hand, and a search that it ends."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,16 @@ def test_a_search_ends_when_more_trials_do_not_pay(tmp_path: Path) -> None:
     whole = search(tmp_path / "b", experiment(**fields()), Workers(3))
     assert whole.trained == 60
     assert whole.converged is None, "nobody asked"
+
+
+def test_noise_is_that_of_the_validation_images_there_are(tmp_path: Path) -> None:
+    """The bundled sample has fewer than an experiment may ask for."""
+    config = experiment(**fields(num_trials=30, val_images=10_000))
+    study = search(tmp_path / "a", config, Workers(3))
+    study.config = config.model_copy(update={"stop_when_converged": True})
+    for there, converged in ((100, True), (10**9, False)):
+        study.config._data = replace(config.data, val_images=there)
+        assert bool(study.converged) is converged
 
 
 def test_it_goes_on_where_the_rule_is_taken_back(tmp_path: Path) -> None:

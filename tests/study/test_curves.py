@@ -184,6 +184,40 @@ def test_what_makes_no_difference_is_not_seen() -> None:
     assert [np.array_equal(seen[0], row) for row in seen] == [True, True, True, False]
 
 
+@pytest.mark.parametrize(
+    ("dims", "networks"),
+    [
+        # Widths said by block: their places are not each other's
+        (
+            {"num_blocks": 2, "out_channels_1": [16, 32, 48], "out_channels_2": [64, 96, 128]},
+            [{"out_channels_1": 48, "out_channels_2": wide} for wide in (64, 96, 128)],
+        ),
+        # A choice of depths with a gap
+        (
+            {"num_blocks": [1, 3, 4], "out_channels": [8, 16, 32]},
+            [{"num_blocks": 3, "out_channels_1": 8, "out_channels_3": wide} for wide in (8, 16)],
+        ),
+    ],
+)
+def test_networks_that_differ_are_told_apart(
+    dims: dict[str, Any], networks: list[dict[str, Any]]
+) -> None:
+    space = Space({"num_convs": 1, "lr": 0.1} | dims, 32, 128)
+    sampler = CurveSampler(space, RUNGS, 0)
+    least = {name: dim.ends[0] for name, dim in space.sampled().items()}
+    rows = np.array([sampler._place(least | network) for network in networks])
+    assert len(np.unique(sampler._resolved(rows), axis=0)) == len(networks)
+
+
+def test_a_block_narrower_than_the_one_before_is_as_wide_as_that_one() -> None:
+    dims = {"num_blocks": 2, "out_channels_1": [16, 64], "out_channels_2": [32, 64, 128]}
+    sampler = CurveSampler(Space({"num_convs": 1, "lr": 0.1} | dims, 32, 128), RUNGS, 0)
+    wide = [(64, 32), (64, 64), (16, 32), (64, 128)]
+    places = [sampler._place({"out_channels_1": a, "out_channels_2": b}) for a, b in wide]
+    rows = sampler._resolved(np.array(places))
+    assert [np.array_equal(rows[0], row) for row in rows] == [True, True, False, False]
+
+
 def test_the_gradient_is_that_of_the_loss() -> None:
     rng = np.random.default_rng(0)
     rows = np.c_[rng.random((20, 3)), rng.choice([0.0, 0.5, 1.0], 20)]

@@ -518,6 +518,20 @@ def test_a_second_driver_is_refused(tmp_path: Path) -> None:
     Study(tmp_path / "mine", experiment()).release()
 
 
+def test_a_study_goes_on_with_the_data_that_it_began_on(tmp_path: Path) -> None:
+    Study(tmp_path, experiment()).release()  # as of a version that did not say
+    for digest in ("abc", "abc"):
+        study = Study(tmp_path, experiment(), facts={"digest": digest})
+        study.open()
+        study.release()
+    text = r"^a resumed study's data must be what it began on \(abc\), got def$"
+    with pytest.raises(StudyError, match=text):
+        Study(tmp_path, experiment(), facts={"digest": "def"})
+    study = Study(tmp_path, experiment())  # nobody holds the folder
+    assert study.optuna.user_attrs["digest"] == "abc"
+    study.release()
+
+
 def test_a_killed_driver_holds_nothing(tmp_path: Path) -> None:
     script = (
         "import os, sys; from pathlib import Path\n"

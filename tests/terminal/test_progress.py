@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_workers import Fault, Workers, experiment, opened
+from fake_workers import SPACE, Fault, Workers, experiment, opened
 from rich.console import Console
 
 from vgg_search.config import Config
@@ -103,7 +103,8 @@ def test_failures_are_told_with_the_last_line_of_the_error(
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_the_table_has_a_line_a_trial(tmp_path: Path, width: int) -> None:
-    config = experiment(num_trials=4, scheduler="asha-promote", enqueue=trials(0.5, 0.9, 0.1, 0.7))
+    space, lrs = SPACE | {"lr": [1e-5, 1]}, trials(0.5, 0.9, 3.2e-5, 0.7)
+    config = experiment(num_trials=4, scheduler="asha-promote", enqueue=lrs, space=space)
     with shown(tmp_path / "s", config) as (study, progress):
         progress.console = terminal(width)
         with progress:
@@ -114,10 +115,10 @@ def test_the_table_has_a_line_a_trial(tmp_path: Path, width: int) -> None:
     assert lines[0].split() == ["trial", "arch", "lr", "epoch", "val_accuracy", "state"]
     # Those that train come first: what waits may be cut off at the bottom of the screen.
     assert [line.split() for line in lines[1:]] == [
-        ["1", "2x16-2x32-2x32", "0.9000", "3/4", "0.6750", "running"],
-        ["0", "2x16-2x32-2x32", "0.5000", "1/4", "0.2500", "waiting"],
-        ["2", "2x16-2x32-2x32", "0.1000", "1/4", "0.0500", "waiting"],
-        ["3", "2x16-2x32-2x32", "0.7000", "2/4", "0.4667", "waiting"],
+        ["1", "2x16-2x32-2x32", "0.9", "3/4", "0.6750", "running"],
+        ["0", "2x16-2x32-2x32", "0.5", "1/4", "0.2500", "waiting"],
+        ["2", "2x16-2x32-2x32", "3.2e-05", "1/4", "0.0000", "waiting"],
+        ["3", "2x16-2x32-2x32", "0.7", "2/4", "0.4667", "waiting"],
     ]
     assert all(len(line) <= width for line in lines)
     assert "s: 0 of 4 trials" in written(progress.console)
@@ -253,6 +254,7 @@ def test_the_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "compare   mlflow ui",
         "use       python -m vgg_search predict IMAGE.png",
     ]
+    assert ", lr 3.2e-05: val_accuracy" in closing(SUMMARY | {"best_lr": 3.2e-5}, tmp_path, "x")
 
 
 def test_the_last_words_of_a_study_that_was_stopped(tmp_path: Path) -> None:

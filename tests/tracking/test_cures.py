@@ -5,21 +5,23 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import pytest
 from conftest import MlflowServer
 from mlflow import MlflowClient
 from proxy import Call, Proxy, error, proxied
-from test_sender import EPOCH, check_study, put_study, refusals, send, servable, trackers
+from test_sender import EPOCH, champion, check_study, put_study, refusals, send, servable, trackers
 
 from vgg_search.storage.addresses import sqlite_address
-from vgg_search.tracking.check import Check, ask
+from vgg_search.tracking.check import Check, ask, look
 from vgg_search.tracking.outbox import Outbox
 from vgg_search.tracking.sender import MlflowTracker, sync
 from vgg_search.tracking.tracker import TrackerError
@@ -291,6 +293,42 @@ def test_a_study_in_a_moved_project_finds_the_database_beside_it(tmp_path, empty
     assert not old.exists()
 
 
+@pytest.fixture
+def share(tmp_path: Path, uri: str) -> Path:
+    """Where the experiment keeps its files, as on a disk that can be unmounted."""
+    (tmp_path / "nas" / "us").mkdir(parents=True)
+    place = tmp_path / "nas" / "us" / "mlruns" / NAME
+    MlflowClient(uri).create_experiment(NAME, place.as_uri())
+    return tmp_path / "nas"
+
+
+@pytest.mark.parametrize("kind", ["artifact", "register"])
+def test_files_wait_while_their_place_is_away_and_it_is_not_made_anew(make, uri, share, kind):
+    tracker, away = make(), share.with_name("away")
+    tracker.run("champion", "net", {"kind": "champion"}, {})
+    tracker.start()
+    assert tracker.flush(60) == 0
+    share.rename(away)
+    folder = champion(tracker.folder / "champion", val_accuracy=0.9)
+    if kind == "artifact":
+        tracker.artifact("champion", folder, "champion")
+    else:
+        tracker.register("champion", "net", folder)
+    until(lambda: tracker.error or not tracker.unsent)
+    tracker.flush(3)  # it is tried again
+    assert (tracker.unsent, tracker.refused) == (1, 0)
+    cause = f"keeps its files in {share}/us/mlruns/{NAME}: there is no such folder; mend that, or"
+    assert cause in str(tracker.error)
+    assert "Errno" not in str(tracker.error)
+    assert not share.exists()
+    away.rename(share)
+    assert tracker.close(60) == 0
+    assert tracker.refused == 0
+    (run,) = names(uri, NAME).values()
+    files = MlflowClient(uri).list_artifacts(run.info.run_id, "champion")
+    assert [Path(file.path).name for file in files] == ["model.json", "model.safetensors"]
+
+
 @pytest.mark.parametrize("folder", ["a%2Fb", "c d#e", "f?g", "ué", "x@y:z", "h&i=j", "100%"])
 def test_a_folder_of_any_name_keeps_its_own_records(tmp_path, empty_database, monkeypatch, folder):
     here = tmp_path / folder
@@ -347,6 +385,67 @@ def test_a_tracker_that_is_away_stops_no_study(tmp_path):
     with proxied("http://127.0.0.1:9") as away:  # a proxy whose server is away
         Check(away.uri, NAME).result()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("address", ["http://me:s3cret@127.0.0.1", "https://me:12345@host/path"])
+def test_a_password_without_a_port_is_left_to_mlflow(address):
+    """Of Python's own client it would be the port, and be shown."""
+    assert not look(address, NAME)
+
+
+@contextmanager
+def saying(data: bytes) -> Iterator[str]:
+    """The address of a server that answers so, whatever it is asked."""
+
+    class Handler(StreamRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.wfile.write(data)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{",
+        b"HTTP/1.1 302 Found\r\nLocation: http://me:s3cret@host/\r\n\r\n",
+    ],
+)
+def test_a_port_that_does_not_speak_http_is_left_to_mlflow(data):
+    with saying(data) as address:
+        assert not look(address, NAME)
+
+
+def test_mlflow_is_asked_in_another_process_which_shows_no_password():
+    """Neither among its arguments and variables nor in what it says."""
+    commands, shown = list[str](), list[Path]()
+
+    def deny(_: Call) -> tuple[int, str]:
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended
+                parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+                if parent == str(os.getpid()):
+                    commands.append((process / "cmdline").read_text())
+                    files = (process / "cmdline", process / "environ")
+                    shown.extend(file for file in files if b"s3cret" in file.read_bytes())
+        return error(403, "PERMISSION_DENIED")
+
+    with proxied("http://127.0.0.1:9") as proxy:
+        proxy.answer = deny
+        address = proxy.uri.replace("//", "//me:s3cret@")
+        with pytest.raises(TrackerError, match="cannot take the study: .*PERMISSION") as raised:
+            Check(address, NAME).result()
+    assert "s3cret" not in str(raised.value)
+    assert any("vgg_search.tracking.check" in command for command in commands)
+    assert not shown
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from vgg_search.storage.addresses import masked, without_password
-from vgg_search.tracking.mlflow_adapter import address, connected
+from vgg_search.tracking.mlflow_adapter import ENVIRONMENT, address, connected
 from vgg_search.tracking.outbox import Outbox, Row, open_database
 from vgg_search.tracking.registry import fetch_champion
 from vgg_search.tracking.sender import MlflowTracker, calls, sync
@@ -693,6 +693,16 @@ def test_a_model_that_is_not_there(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(ConnectionError, match=r"the tracker does not answer: .*Connection refused"):
         fetch_champion("models:/net/1", "http://127.0.0.1:9", tmp_path)
+
+
+def test_mlflow_keeps_the_variables_that_the_user_has_set(uri, monkeypatch):
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    own = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "600", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "7"}
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    connected(uri)
+    assert {name: os.environ.get(name) for name in ENVIRONMENT} == ENVIRONMENT | own
 
 
 def test_the_default_tracker_is_the_database_of_this_folder(tmp_path, monkeypatch):

@@ -95,11 +95,10 @@ def list_images(root: Path, broken: Broken) -> tuple[list[str], list[ImageFile]]
             if not own and part != TEST:
                 broken.add(f"{folders.get(name, root / part / name)} must hold images, found none")
             files += own
-    with_images = sorted({classes[file.label] for file in files})
-    if with_images != classes:
-        labels = {name: i for i, name in enumerate(with_images)}
-        files = [file._replace(label=labels[classes[file.label]]) for file in files]
-    return with_images, files
+    kept = sorted({file.label for file in files if not file.is_test})  # what can be learned
+    labels = {label: i for i, label in enumerate(kept)}
+    files = [file._replace(label=labels[file.label]) for file in files if file.label in labels]
+    return [classes[label] for label in kept], files
 
 
 def _class_folders(folder: Path, broken: Broken) -> dict[str, Path]:

@@ -64,9 +64,12 @@ def _is_dataset(part: Any) -> bool:
 
 def _items(part: Any) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of a Dataset, whose items are (image, label)."""
-    if not len(part):
-        raise DataError("a Dataset must hold images, got none")
-    images, labels = zip(*(part[i] for i in range(len(part))), strict=True)
+    try:
+        images, labels = zip(*(part[i] for i in range(len(part))), strict=True)
+        numbers = np.array([int(np.asarray(label).item()) for label in labels])
+    except (TypeError, ValueError, LookupError) as error:
+        rule = "a Dataset must hold items (image, label), each label an integer"
+        raise DataError(f"{rule}, got {error!r}") from error
     if hasattr(images[0], "convert"):  # Pillow's: as those of files
         mode = "L" if {image.mode for image in images} <= {*GREY_MODES} else "RGB"
         try:
@@ -76,4 +79,4 @@ def _items(part: Any) -> tuple[np.ndarray, np.ndarray]:
     pixels = [np.asarray(image) for image in images]
     if len(shapes := {image.shape for image in pixels}) > 1:
         raise DataError(f"images of a Dataset must be of one size, got {sorted(shapes)[:3]}")
-    return np.stack(pixels), np.array([int(label) for label in labels])
+    return np.stack(pixels), numbers

@@ -258,7 +258,7 @@ def _train(
     """
     splits = ray.get(data[0])
     yield from distributed(task, data[0]) if distributed else _train_alone(task, splits, gpu)
-    training = task.training(splits, "cpu")
+    training = task.training(task.data(splits, "cpu"))
     if training.diverged or training.epoch < task.checkpoints.until:
         what = "the loss is not finite any more" if training.diverged else "it ended"
         raise RuntimeError(f"{what} after epoch {training.epoch} of {task.checkpoints.until}")
@@ -267,4 +267,4 @@ def _train(
 
 def _train_alone(task: TrainingTask, splits: Splits, gpu: bool) -> Iterator[Row]:
     prepare_process(task.threads)
-    yield from task.checkpoints.train(task.training(splits, pick_device(gpu)))
+    yield from task.checkpoints.train(task.training(task.data(splits, pick_device(gpu))))

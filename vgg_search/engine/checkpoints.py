@@ -122,11 +122,14 @@ class TrainingTask:
     whole: bool = False
     """Train on validation too, and have none."""
 
-    def training(self, splits: Splits, device: torch.device | str) -> Training:
-        """In one process, where its checkpoint ends."""
-        data = Resident.load(splits, device, self.whole)
+    def data(self, splits: Splits, device: torch.device | str) -> Resident:
+        """What it trains on."""
+        return Resident.load(splits, device, self.whole)
+
+    def training(self, data: Resident, attempts: int = 1) -> Training:
+        """In one process, where its checkpoint ends; `attempts` as of `resume`."""
         training = Training(build(self.network, self.seed), data, self.recipe, self.seed)
-        self.checkpoints.resume(training)
+        self.checkpoints.resume(training, attempts)
         return training
 
 

@@ -129,7 +129,7 @@ def train_rank(config: dict[str, Any]) -> None:
     device = pick_device(config["gpu"])
     if device.type == "cuda":  # all of a node's are visible to each of its ranks
         device = get_device()
-    data = Resident.load(ray.get(config["data"][0]), device, task.whole)
+    data = task.data(ray.get(config["data"][0]), device)
     if rank:  # the first alone looks at validation
         data = Resident(data.train_images, data.train_labels, data.info)
     training = Rank(build(task.network, task.seed), data, task.recipe, task.seed, rank, ranks)

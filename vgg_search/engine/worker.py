@@ -36,8 +36,7 @@ from vgg_search.training.device import (
     prepare_process,
 )
 from vgg_search.training.graphs import Graphs
-from vgg_search.training.model import build
-from vgg_search.training.recipe import Recipe, recipe_of
+from vgg_search.training.recipe import recipe_of
 from vgg_search.training.train import Resident, Training
 
 END_SECONDS = 0.05  # until a worker says again that its segment has ended
@@ -128,42 +127,39 @@ class TrialWorker(tune.Trainable):
         return memory | row | {"worker": self.worker, "ended": time.time()}
 
     def _train_rows(self, segment: Segment) -> Iterator[dict[str, Any]]:
-        checkpoints = TrainingCheckpoints.of_trial(
-            self.place, segment, self.experiment.checkpoint_every
-        )
+        task = self._task(segment)
         if self.distributed:  # this process only listens
-            network, recipe = self._network_and_recipe(segment)
-            task = TrainingTask(network, recipe, segment.seed, self.threads, checkpoints)
             yield from self.distributed(task, self.splits_ref)
             return
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                training = self._resume(segment, checkpoints)
+                training = self._resume(segment, task)
                 break
             except StorageError:
                 if attempt == ATTEMPTS:
                     raise
             yield {}  # a worker that says nothing for a minute is taken for a stopped one
-        yield from checkpoints.train(training)
+        yield from task.checkpoints.train(training)
 
-    def _network_and_recipe(self, segment: Segment) -> tuple[dict[str, Any], Recipe]:
-        """What a segment's network is built from, and its recipe."""
+    def _task(self, segment: Segment) -> TrainingTask:
         candidate, experiment = segment.candidate, self.experiment
-        recipe = recipe_of(experiment, candidate, experiment.max_epochs)
-        return experiment.search_space.network(candidate), recipe
+        return TrainingTask(
+            experiment.search_space.network(candidate),
+            recipe_of(experiment, candidate, experiment.max_epochs),
+            segment.seed,
+            self.threads,
+            TrainingCheckpoints.of_trial(self.place, segment, experiment.checkpoint_every),
+        )
 
-    def _resume(self, segment: Segment, checkpoints: TrainingCheckpoints) -> Training:
+    def _resume(self, segment: Segment, task: TrainingTask) -> Training:
         """The training as this process has it, else from its last checkpoint, else new."""
         if self.training and (self.number, self.training.epoch) == (segment.number, segment.known):
             return self.training
         if Graphs.spoiled:
             raise SpoiledProcessError("a capture of a CUDA graph broke off in this process")
         self._free_training()
-        network, recipe = self._network_and_recipe(segment)
-        training = Training(build(network, segment.seed), self.data, recipe, segment.seed)
-        checkpoints.resume(training, ATTEMPTS)
-        self.training, self.number = training, segment.number
-        return training
+        self.training, self.number = task.training(self.data, ATTEMPTS), segment.number
+        return self.training
 
     def _free_training(self) -> None:
         """Free the last network before the next is built, or both are in memory at once."""
