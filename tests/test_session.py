@@ -287,6 +287,7 @@ def test_a_champion_that_is_stopped_is_closed(part: Part, monkeypatch: pytest.Mo
     assert part.put("champion/0-1000")[-1] == ("end", "KILLED")
 
 
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("part", [{"champion_epochs": 0}], indirect=True)
 def test_no_champion_is_trained_where_none_is_asked_for(part: Part) -> None:
     assert part.crown() is None

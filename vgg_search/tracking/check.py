@@ -26,6 +26,7 @@ from vgg_search.tracking.tracker import TrackerError
 
 LOOK_SECONDS = 5.0  # for a server to answer
 ASK_SECONDS = 20.0  # for MLflow to be imported and to answer; longer, and the tracker is away
+NOT_MLFLOW = ValueError, LookupError, TypeError, AttributeError  # no JSON, or of another shape
 
 
 class Check:
@@ -109,14 +110,17 @@ def _look_at_server(uri: str, experiment: str) -> bool:
             f"{place}?experiment_name={quote(experiment, safe='')}", timeout=LOOK_SECONDS
         ) as answer:
             found: dict[str, Any] = json.load(answer)["experiment"]
+        names = ("experiment_id", "lifecycle_stage", "artifact_location")
+        facts = [str(found.get(name, "")) for name in names]
     except urllib.error.HTTPError as error:
-        text = error.read().decode(errors="replace")
+        text = ""
+        with suppress(OSError, HTTPException):  # an answer that was cut
+            text = error.read().decode(errors="replace")
         return error.code >= 500 or '"RESOURCE_DOES_NOT_EXIST"' in text
-    except (OSError, ValueError, LookupError, HTTPException) as error:
+    except (OSError, HTTPException, *NOT_MLFLOW) as error:
         reason = getattr(error, "reason", error)  # of urllib, what went wrong below it
         return isinstance(reason, ConnectionError | TimeoutError)
-    names = ("experiment_id", "lifecycle_stage", "artifact_location")
-    check_experiment(uri, experiment, *(str(found.get(name, "")) for name in names))
+    check_experiment(uri, experiment, *facts)
     return True
 
 

@@ -178,6 +178,8 @@ class MlflowTracker(Outbox):
                 place = mlflow_adapter.artifacts_beside(file, self.experiment) if file else None
                 self._experiment_id = client.create_experiment(self.experiment, place)
                 client.set_experiment_tag(self._experiment_id, *mlflow_adapter.trials_view())
+                made = client.get_experiment(self._experiment_id)
+                self._place = str(made.artifact_location)
             self._client = client
 
     def _look_for_runs(self, client: Any, experiment: bool) -> None:
@@ -260,7 +262,7 @@ class MlflowTracker(Outbox):
         """Sends rows of the kind "batch", or one row of another kind."""
         client, row = self._client, rows[0]
         body = row.body
-        if row.kind in ("artifact", "register"):  # MLflow would make their folder anew
+        if row.kind in ("artifact", "delete", "register"):  # MLflow would make their folder anew
             check_artifacts(self.uri, self._place, self.experiment)
         if row.kind == "batch":
             self._send_batch(run_id, rows)
