@@ -38,7 +38,7 @@ def check_tracker(value: str | None) -> str | None:
 
 def check_storage(value: str) -> str:
     """A folder, or a bucket's address. Raises ValueError for one with secrets: it is shown."""
-    if is_remote(value) and re.search("[@?]", value):
+    if is_remote(value) and re.search(r"://[^/]*@|\?", value):
         raise ValueError("have no credentials or parameters: the environment has them")
     if value.startswith("file:"):
         raise ValueError("be a path or an address of a bucket")
