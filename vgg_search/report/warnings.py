@@ -41,7 +41,7 @@ def _position(dim: Dim, value: Any) -> float | None:
     """Where a value lies between a dimension's ends, 0 to 1; None if it has no inside."""
     low, high = dim.ends
     few = len(dim.choices) < 3 if dim.choices else dim.kind is int and high - low < 2
-    if dim.kind is bool or few or not low <= value <= high:  # a given arch may lie outside
+    if dim.kind in (bool, str) or few or not low <= value <= high:  # a given arch may lie outside
         return None
     if dim.log:
         low, high, value = math.log(low), math.log(high), math.log(value)
