@@ -1,6 +1,7 @@
 """The champion: the best network on all training images, with fresh seeds, tested once."""
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -146,7 +147,13 @@ def test_a_stop_ends_it_without_a_champion(tmp_path: Path, splits: Splits) -> No
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_stop_while_it_is_tested_ends_that_too(tmp_path: Path, splits: Splits) -> None:
+def test_a_stop_while_it_is_tested_ends_that_too(
+    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def takes_minutes(*_: Any) -> None:
+        time.sleep(600)
+
+    monkeypatch.setattr(champion, "_test", takes_minutes)
     with opened(tmp_path / "s", tiny()) as study:
         network = build({"arch": ((1, 8),), "hidden_features": 32, "resolution": 28}, 0)
         study.stopping = True
