@@ -313,8 +313,7 @@ class Config(Fields):
 
 
 class Changes(Config):
-    """What a resumed study is given anew; what fields must be together is known with all of
-    them."""
+    """What a resumed study is given anew: fields are judged together with those it has."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Changes":

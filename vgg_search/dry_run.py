@@ -9,7 +9,7 @@ from vgg_search.config import Config, ConfigError
 from vgg_search.data.source import unknown
 from vgg_search.data.splits import load
 from vgg_search.engine.packing import measure, share
-from vgg_search.engine.room import at_a_time, packed, room
+from vgg_search.engine.room import at_a_time, packed
 from vgg_search.machine import cores
 from vgg_search.space.arch import depth, describe
 from vgg_search.space.candidate import Candidate
@@ -112,4 +112,4 @@ def slots_here(config: Config) -> int:
     if gpus == "auto":
         shared = config.workers_per_trial == 1
         gpus = share(packed(config, measure(config), [node])) if shared else 1.0
-    return max(1, at_a_time(config, room(node, config.cpus_per_trial, gpus)))
+    return max(1, at_a_time(config, [node], config.cpus_per_trial, gpus))

@@ -14,7 +14,7 @@ from vgg_search.config import Config, ConfigError
 from vgg_search.engine.connection import ray_cluster, refusal
 from vgg_search.engine.nodes import alive, probe, versions
 from vgg_search.engine.packing import GpuMemory
-from vgg_search.engine.room import packed, resources
+from vgg_search.engine.room import at_a_time, packed, resources
 from vgg_search.errors import DeviceError
 from vgg_search.machine import cores
 from vgg_search.storage.place import Place
@@ -22,8 +22,14 @@ from vgg_search.storage.place import Place
 CORES = cores()
 
 
+def asked_of(config: Config, nodes: list[dict[str, float]]) -> tuple[dict[str, float], int]:
+    """What a trial asks for, and how many there is room for at a time."""
+    needed = resources(config, nodes)
+    return needed, at_a_time(config, nodes, **needed)
+
+
 def resources_of(config: Config) -> tuple[dict[str, float], int]:
-    return resources(config, [node["Resources"] for node in alive()])
+    return asked_of(config, [node["Resources"] for node in alive()])
 
 
 @pytest.mark.usefixtures("cluster")
@@ -60,8 +66,8 @@ def test_processes_of_a_trial_share_no_gpu() -> None:
     text = r"^gpus_per_trial must be a whole number with workers_per_trial > 1, .*, got 0\.5$"
     with pytest.raises(DeviceError, match=text):
         resources(Config(workers_per_trial=2, gpus_per_trial=0.5), nodes)
-    assert resources(Config(workers_per_trial=2, gpus_per_trial=1), nodes)[1] == 1
-    assert resources(Config(workers_per_trial=2, gpus_per_trial=0), nodes)[1] == 4
+    assert asked_of(Config(workers_per_trial=2, gpus_per_trial=1), nodes)[1] == 1
+    assert asked_of(Config(workers_per_trial=2, gpus_per_trial=0), nodes)[1] == 4
 
 
 @pytest.mark.parametrize(
@@ -145,7 +151,7 @@ from ray.cluster_utils import Cluster
 from vgg_search.config import Config, ConfigError
 from vgg_search.storage.place import Place
 from vgg_search.engine import nodes
-from vgg_search.engine.room import resources
+from vgg_search.engine.room import at_a_time, resources
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 cluster.add_node(num_cpus=3, num_gpus=2)
@@ -155,7 +161,9 @@ answers = []
 for fields in json.loads(sys.argv[1]):
     try:
         there = [node["Resources"] for node in nodes.alive()]
-        answers.append(resources(Config(**fields), there))
+        config = Config(**fields)
+        needed = resources(config, there)
+        answers.append((needed, at_a_time(config, there, **needed)))
     except ValueError as error:
         answers.append(str(error))
 with tempfile.TemporaryDirectory() as folder:

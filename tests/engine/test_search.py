@@ -346,13 +346,17 @@ def test_fewer_trials_than_slots_wait_for_none(monkeypatch: pytest.MonkeyPatch) 
     assert driver.ends(a, "node:0")
 
 
-def test_a_dead_workers_successor_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def two_at_work(monkeypatch: pytest.MonkeyPatch) -> tuple[Driver, str, str]:
+    """A driver whose two workers have said that they are there; Ray's ids of their segments."""
     driver = Driver(2, monkeypatch)
     a, b = driver.hand_out()
     driver.start(a, "node:0")
     driver.start(b, "node:1")
+    return driver, a, b
+
+
+def test_a_dead_workers_successor_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, a, b = two_at_work(monkeypatch)
     driver.now = 1000.0
     driver.searcher.on_trial_complete(b, error=True)
     assert driver.ends(a, "node:0")  # one segment, one worker
@@ -364,10 +368,7 @@ def test_a_dead_workers_successor_is_waited_for(
 def test_the_successor_of_one_that_died_before_its_first_row_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    driver = Driver(2, monkeypatch)
-    a, b = driver.hand_out()
-    driver.start(a, "node:0")
-    driver.start(b, "node:1")
+    driver, a, b = two_at_work(monkeypatch)
     assert driver.ends(b, "node:1")
     (c,) = driver.hand_out()
     driver.searcher.on_trial_complete(c, error=True)  # killed for its memory in the first epoch

@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from vgg_search.config import Config
 from vgg_search.engine.connection import PACKAGE
 from vgg_search.engine.environment import LOCAL, address_of
-from vgg_search.engine.room import at_a_time, packed, resources, room
+from vgg_search.engine.room import at_a_time, packed, resources
 from vgg_search.errors import DeviceError, InputError, last_line
 from vgg_search.storage.place import Place, StorageError
 
@@ -142,7 +142,7 @@ class Cluster:
         self.packing = ""  # how many trials share a GPU, and why
         if config.gpus_per_trial == "auto" and config.workers_per_trial == 1:
             config = self._packed(config)
-        self.resources, _ = resources(config, self.nodes())  # of a trial, "cpu" and "gpu"
+        self.resources = resources(config, self.nodes())  # of a trial
 
     def _check_nodes(self) -> None:
         nodes = {node["NodeID"]: node for node in self._alive}
@@ -190,8 +190,7 @@ class Cluster:
         """Trials that there is room for now, as nodes come and go."""
         if time.monotonic() - self._listed > LIST_SECONDS:
             self._alive, self._listed = alive(), time.monotonic()
-        processes = sum(room(node, **self.resources) for node in self.nodes())
-        return at_a_time(self.config, processes)
+        return at_a_time(self.config, self.nodes(), **self.resources)
 
     def distributed_training(self) -> "DistributedTraining | None":
         """How several processes train one network; None where a trial has one."""

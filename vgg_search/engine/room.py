@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from vgg_search.engine.packing import GpuMemory
 
 
-def resources(config: Config, nodes: list[dict[str, float]]) -> tuple[dict[str, float], int]:
-    """(what a trial asks for, trials at a time). Raises DeviceError if no node has room for one."""
+def resources(config: Config, nodes: list[dict[str, float]]) -> dict[str, float]:
+    """What a trial asks for, "cpu" and "gpu". Raises DeviceError if no node has room for one."""
     there = {name: max(node.get(name.upper(), 0.0) for node in nodes) for name in ("cpu", "gpu")}
     gpus = config.gpus_per_trial
     if gpus == "auto":
@@ -42,13 +42,13 @@ def resources(config: Config, nodes: list[dict[str, float]]) -> tuple[dict[str, 
             f"workers_per_trial must be <= {processes}, the processes that there is room for, "
             f"got {config.workers_per_trial}"
         )
-    return needed, at_a_time(config, processes)
+    return needed
 
 
-def at_a_time(config: Config, processes: int) -> int:
-    """Trials that so many processes train side by side, those of a trial perhaps on several nodes;
-    never more than asked for."""
-    there = processes // config.workers_per_trial
+def at_a_time(config: Config, nodes: list[dict[str, float]], cpu: float, gpu: float) -> int:
+    """Trials that nodes train side by side, the processes of one perhaps on several; never more
+    than asked for."""
+    there = sum(room(node, cpu, gpu) for node in nodes) // config.workers_per_trial
     return min(there, config.max_concurrent or there)
 
 

@@ -94,10 +94,10 @@ def parse_dim(name: str, row: Dimension, spec: Any) -> Dim:
     """
     log, log_required = row.log, False
     if isinstance(spec, Mapping):
-        is_number_ = row.kind in (int, float)
-        is_range = is_number_ and {"low", "high"} <= set(spec) <= {"low", "high", "log"}
+        numeric = row.kind in (int, float)
+        is_range = numeric and {"low", "high"} <= set(spec) <= {"low", "high", "log"}
         if not is_range and set(spec) != {"choices"}:
-            forms = "{low, high, log} or {choices}" if is_number_ else "{choices}"
+            forms = "{low, high, log} or {choices}" if numeric else "{choices}"
             raise ValueError(f"space.{name} must be {forms}, got {dict(spec)}")
         log, log_required = bool(spec.get("log", log)), bool(spec.get("log"))
         values = [spec["low"], spec["high"]] if is_range else spec["choices"]

@@ -37,9 +37,7 @@ class Scheduler(ABC):
     came: a resumed study derives it again.
     """
 
-    epochs: tuple[
-        int, ...
-    ]  # the rungs, ascending; a new trial trains to the first, none past the last
+    epochs: tuple[int, ...]  # the rungs, ascending; the last is max_epochs
     waiting: dict[int, int]  # trials that wait at a rung for promotion -> the rung's epoch
 
     @property

@@ -199,7 +199,7 @@ def in_a_line(error: BaseException) -> str:
     """The error without credentials; of a network's or disk's error, its origin. MLflow explains
     itself after a blank line: that is left out, and what it says how to go on is not."""
     origin = error
-    while before := origin.__cause__ or (origin.__context__, None)[origin.__suppress_context__]:
+    while before := origin.__cause__ or (not origin.__suppress_context__ and origin.__context__):
         origin = before
     text = str(origin if isinstance(origin, OSError) else error) or type(error).__name__
     return masked(" ".join(text.partition("\n\n")[0].split()))[:800]
