@@ -83,7 +83,8 @@ def ranks() -> None:
 
     network = {"arch": ARCH, "resolution": 28, "hidden_features": 64, "num_hidden": 1}
     network |= {"dropout": 0.2, "batch_norm": False}
-    recipe = Recipe(EPOCHS, 128, 0.1, flip=True, ema=True, precision="fp32")
+    options = {"flip": True, "ema": True, "precision": "fp32"}
+    recipe = Recipe(max_epochs=EPOCHS, batch_size=128, lr=0.1, **options)
     splits = load_splits("auto", os.environ.get("VGG_SEARCH_DATA_DIR"), 10_000, 10_000)
     with tempfile.TemporaryDirectory() as folder, ray_cluster(Config(address="local")):
         stored = ray.put(splits)

@@ -24,7 +24,7 @@ from mlflow import MlflowClient
 
 from vgg_search.models.files import servable
 from vgg_search.records import EPOCH_METRICS
-from vgg_search.tracking.sender import connect
+from vgg_search.tracking.choice import connect
 from vgg_search.tracking.tracker import Tracker
 
 TRIALS, EPOCHS = 200, 10

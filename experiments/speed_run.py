@@ -65,7 +65,8 @@ def run(entry: Entry, seed: int, validate: bool) -> tuple[float, float]:
     began = time.perf_counter()
     data = Resident(torch.from_numpy(images), torch.from_numpy(labels).long(), splits.info)
     network = build(candidate.network(splits.info.side), seed)
-    training = Training(network, data, Recipe(epochs, **fields, **candidate.recipe()), seed)
+    recipe = Recipe(max_epochs=epochs, **fields, **candidate.recipe())
+    training = Training(network, data, recipe, seed)
     for _ in training.run(epochs):
         pass
     seconds = time.perf_counter() - began

@@ -20,8 +20,8 @@ from vgg_search.records import METRIC
 from vgg_search.storage.folder import trial_folder
 from vgg_search.study.segment import Segment
 from vgg_search.study.study import Study
+from vgg_search.tracking.choice import connect
 from vgg_search.tracking.outbox import Outbox
-from vgg_search.tracking.sender import connect
 from vgg_search.tracking.tracker import Tracker
 
 NAME = "scale"

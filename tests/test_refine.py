@@ -16,8 +16,8 @@ from vgg_search.models.evaluation import evaluate
 from vgg_search.models.files import load_folder, save_model, servable
 from vgg_search.refine import KEPT, RUN, lineage, refine
 from vgg_search.space.candidate import Candidate
+from vgg_search.tracking.choice import connect
 from vgg_search.tracking.recorder import champion_key
-from vgg_search.tracking.sender import connect
 from vgg_search.tracking.tracker import ANSWERS
 from vgg_search.training.model import build
 from vgg_search.training.recipe import RECIPE_FIELDS

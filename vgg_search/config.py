@@ -123,8 +123,8 @@ class Fields(BaseSettings):
         return (init_settings,)
 
 
-class Config(Fields):
-    """One experiment. Every field has its unit in its name or its text."""
+class SearchFields(Fields):
+    """What is searched, on which images, and for how long."""
 
     name: Name | None = None
     """Name of the study and its run folder; without it, the file's stem and the time."""
@@ -188,14 +188,19 @@ class Config(Fields):
 
     batch_size: Positive = 128
     """Images a step, where the space does not sample it."""
+    flip: bool | None = None
+    """Flip half of the training images left to right; without it, unless they are characters."""
+
+
+class RecipeFields(Fields):
+    """How all networks are trained: `training.recipe.Recipe` has them too."""
+
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Nesterov momentum of SGD; 0 is plain SGD."""
     schedule: Literal["one-cycle", "constant"] = "one-cycle"
     """Learning rate over a trial: up to `lr` and down to nothing, or `lr` throughout."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a label that is spread over all classes."""
-    flip: bool | None = None
-    """Flip half of the training images left to right; without it, unless they are characters."""
     crop: Annotated[int, Field(ge=0, le=16)] = 0
     """Shift training images by up to so many px each way, in an image of 28 px."""
     erase: Annotated[int, Field(ge=0, le=27)] = 0
@@ -204,6 +209,11 @@ class Config(Fields):
     """Validate on an exponential moving average of the weights."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where the device has it natively."""
+
+
+class Config(RecipeFields, SearchFields):
+    """One experiment. Every field has its unit in its name or its text."""
+
     needs_gpu: bool = False
     """Refuse to train without a GPU."""
 

@@ -28,11 +28,10 @@ from vgg_search.models.files import (
 from vgg_search.space.candidate import Candidate
 from vgg_search.storage.folder import CARD, CHAMPION, SUMMARY
 from vgg_search.study.tables import write_summary
-from vgg_search.tracking.check import Check
+from vgg_search.tracking.choice import Check, connect
 from vgg_search.tracking.recorder import REFINEMENT as RUN
 from vgg_search.tracking.recorder import end_run, log_row, register_champion, start_run
 from vgg_search.tracking.registry import version_of
-from vgg_search.tracking.sender import connect
 from vgg_search.tracking.tracker import ANSWERS, SEND_SECONDS, STOPPED_SECONDS, Tracker
 from vgg_search.training.device import best_device, prepare_process
 from vgg_search.training.model import VGG

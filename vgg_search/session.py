@@ -48,11 +48,10 @@ from vgg_search.study.tables import (
 )
 from vgg_search.study.warm_start import DIGEST, KNOWN, knowledge
 from vgg_search.terminal.progress import Progress, closing
-from vgg_search.tracking.check import Check
+from vgg_search.tracking.choice import Check, connect
 from vgg_search.tracking.mlflow_adapter import ENVIRONMENT as MLFLOW_ENVIRONMENT
 from vgg_search.tracking.recorder import PARENT, Recorder
 from vgg_search.tracking.retention import Retention
-from vgg_search.tracking.sender import connect
 from vgg_search.tracking.tracker import SEND_SECONDS, STOPPED_SECONDS, Tracker
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[s
         with session.salvaged(slots):
             summary = session.conclude(champions, slots, stop)
     if not (quiet and stop.in_python):
-        print(closing(summary, folder, session.tracker.uri, config.storage_path))
+        print(closing(summary, folder, session.tracker.viewed_by, config.storage_path))
     return summary
 
 

@@ -151,7 +151,8 @@ def test_torchvisions_files_are_read_and_trained_on(
     np.testing.assert_allclose(info.mean, splits.whole()[0].mean((0, 2, 3)) / 255, atol=1e-3)
     options = {"arch": ((1, 8),), "resolution": side, "hidden_features": 16, "num_hidden": 1}
     network = build(options | splits.shape.network(), 0)
-    training = Training(network, Resident.load(splits, "cpu"), Recipe(1, 100, 0.01, crop=2), 0)
+    recipe = Recipe(max_epochs=1, batch_size=100, lr=0.01, crop=2)
+    training = Training(network, Resident.load(splits, "cpu"), recipe, 0)
     (row,) = training.run(1)
     assert np.isfinite(row["val_loss"])
 

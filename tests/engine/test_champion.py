@@ -188,7 +188,8 @@ def test_a_training_that_is_begun_again_tells_all_and_trains_the_rest(
     """Ray runs a task again whose node is gone, and drops as many rows as it had."""
     network = {"arch": ((1, 8),), "hidden_features": 32, "num_hidden": 1, "resolution": 28}
     checkpoints = TrainingCheckpoints(Place(str(tmp_path)), "trials/champion", 3)
-    task = TrainingTask(network, Recipe(3, 64, 0.05), 7, 1, checkpoints, whole=True)
+    recipe = Recipe(max_epochs=3, batch_size=64, lr=0.05)
+    task = TrainingTask(network, recipe, 7, 1, checkpoints, whole=True)
     rows = _train_alone(task, splits, gpu=False)
     before = [next(rows), next(rows)]
     rows.close()

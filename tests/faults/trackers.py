@@ -27,7 +27,7 @@ from proxy import Call, error, proxied
 
 from vgg_search.models.files import servable
 from vgg_search.provenance import provenance
-from vgg_search.tracking.sender import connect
+from vgg_search.tracking.choice import connect
 
 EXPERIMENT = "ill"
 SLOW_SECONDS = 5.0  # of an answer

@@ -395,9 +395,8 @@ def test_a_trial_outlives_an_outage_and_a_champion_says_so(
     candidate = Candidate(
         arch=((1, 8),), lr=0.05, batch_size=64, dropout=0.0, hidden_features=32, num_hidden=1
     )
-    training = Training(
-        build(candidate.network(28), 0), Resident.load(splits, "cpu"), Recipe(2, 64, 0.05), 0
-    )
+    network, recipe = build(candidate.network(28), 0), Recipe(max_epochs=2, **candidate.recipe())
+    training = Training(network, Resident.load(splits, "cpu"), recipe, 0)
     (row,) = training.run(1)
     segment = Segment(number=7, candidate=candidate, seed=0, until=1, known=0, keep_above=0.0)
     TrainingCheckpoints.of_trial(place, segment, 1).save(row, training)

@@ -21,7 +21,8 @@ from proxy import Call, Proxy, error, proxied
 from test_sender import EPOCH, champion, check_study, put_study, refusals, send, servable, trackers
 
 from vgg_search.storage.addresses import sqlite_address
-from vgg_search.tracking.check import Check, ask, look
+from vgg_search.tracking.check import ask, look
+from vgg_search.tracking.choice import Check
 from vgg_search.tracking.outbox import Outbox
 from vgg_search.tracking.sender import MlflowTracker, sync
 from vgg_search.tracking.tracker import TrackerError
@@ -337,7 +338,7 @@ def test_a_folder_of_any_name_keeps_its_own_records(tmp_path, empty_database, mo
     shutil.copy(empty_database, here / "mlflow.db")
     monkeypatch.chdir(here)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    from vgg_search.tracking.sender import connect
+    from vgg_search.tracking.choice import connect
 
     (here / "runs" / "s1").mkdir(parents=True)
     tracker = connect(here / "runs" / "s1", None, "/../ab/so%2Flute #?", "s1", servable)

@@ -774,3 +774,19 @@ def test_a_server_on_postgresql(make, postgres, tmp_path):
         check_champion(make, server.uri, tmp_path / "fetched")
     finally:
         server.kill()
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("sqlite:///mlflow.db", "mlflow ui"),
+        ("sqlite:////tmp/x y.db", "mlflow ui --backend-store-uri sqlite:////tmp/x%20y.db"),
+        ("http://me:secret@host:5000", "http://***@host:5000"),
+        ("postgresql://me:s@host/db", "mlflow ui --backend-store-uri postgresql://***@host/db"),
+    ],
+)
+def test_how_its_runs_are_viewed(
+    address: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert MlflowTracker(tmp_path, address, "e", "s", servable).viewed_by == shown

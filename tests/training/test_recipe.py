@@ -1,7 +1,5 @@
 """The recipe: who sets its fields and defaults, and its learning rate."""
 
-from dataclasses import fields, replace
-
 import pytest
 
 from vgg_search.config import Config
@@ -9,20 +7,19 @@ from vgg_search.space.candidate import Candidate
 from vgg_search.training.recipe import RECIPE_FIELDS, Recipe, lr_at, recipe_of
 
 ONE_CYCLE = Recipe(max_epochs=3, batch_size=128, lr=0.1)
-CONSTANT = replace(ONE_CYCLE, schedule="constant")
+CONSTANT = ONE_CYCLE.model_copy(update={"schedule": "constant"})
 CANDIDATE = Candidate(arch=((1, 8),), lr=0.05, weight_decay=1e-4, batch_size=60)
 
 
 def test_the_recipe_is_the_experiments_with_what_was_sampled() -> None:
-    names = {field.name for field in fields(Recipe)}
-    assert names == {*RECIPE_FIELDS, *CANDIDATE.recipe(), "max_epochs", "warmup"}
+    assert {*Recipe.model_fields} == {*RECIPE_FIELDS, *CANDIDATE.recipe(), "max_epochs", "warmup"}
     recipe = recipe_of(Config(erase=3, flip=False), CANDIDATE, 9)
     assert (recipe.max_epochs, recipe.lr, recipe.erase, recipe.flip) == (9, 0.05, 3, False)
     assert (recipe.batch_size, recipe.weight_decay) == (60, 1e-4)
 
 
 def test_defaults_are_the_experiments() -> None:
-    assert Recipe(9, **CANDIDATE.recipe()) == recipe_of(Config(), CANDIDATE, 9)
+    assert Recipe(max_epochs=9, **CANDIDATE.recipe()) == recipe_of(Config(), CANDIDATE, 9)
     assert set(RECIPE_FIELDS) == {
         *("momentum", "schedule", "label_smoothing", "flip"),
         *("crop", "erase", "ema", "precision"),
@@ -30,7 +27,7 @@ def test_defaults_are_the_experiments() -> None:
 
 
 def test_one_cycle_goes_up_to_lr_and_down_to_almost_nothing() -> None:
-    recipe = replace(ONE_CYCLE, lr=0.4, warmup=0.25)
+    recipe = ONE_CYCLE.model_copy(update={"lr": 0.4, "warmup": 0.25})
     rates = [lr_at(step, 40, recipe) for step in range(40)]
     assert rates[10] == max(rates) == 0.4
     assert rates[:11] == sorted(rates[:11])
@@ -42,7 +39,8 @@ def test_one_cycle_goes_up_to_lr_and_down_to_almost_nothing() -> None:
 @pytest.mark.parametrize("total", [1, 2, 3, 1000])
 def test_learning_rates_of_short_and_long_trainings_are_positive(total: int) -> None:
     for warmup in (0.0, 0.25, 0.9):
-        rates = [lr_at(step, total, replace(ONE_CYCLE, warmup=warmup)) for step in range(total)]
+        recipe = ONE_CYCLE.model_copy(update={"warmup": warmup})
+        rates = [lr_at(step, total, recipe) for step in range(total)]
         assert all(0 < rate <= ONE_CYCLE.lr for rate in rates)
         assert max(rates) == ONE_CYCLE.lr
     assert {lr_at(step, total, CONSTANT) for step in range(total)} == {CONSTANT.lr}

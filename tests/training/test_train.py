@@ -3,6 +3,7 @@
 import io
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import scipy.stats
@@ -63,6 +64,10 @@ def splits():
 @pytest.fixture(scope="module")
 def data(splits):
     return Resident.load(splits, "cpu")
+
+
+def altered(recipe: Recipe, **fields: Any) -> Recipe:
+    return recipe.model_copy(update=fields)
 
 
 def training(data, recipe, seed=1, **options):
@@ -155,7 +160,7 @@ def test_the_whole_set_has_no_validation(splits):
 
 
 def test_rows_are_complete_and_the_loss_decreases(data):
-    run = training(data, replace(FULL, max_epochs=4))
+    run = training(data, altered(FULL, max_epochs=4))
     rows = list(run.run(4))
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert rows == run.rows
@@ -222,14 +227,14 @@ def first_batches(run, epochs):
 
 def test_every_epoch_has_its_own_order_and_its_own_changes(data):
     few = Resident(data.train_images[:100], data.train_labels[:100], data.info)
-    first, second = first_batches(training(few, replace(PLAIN, batch_size=50)), 2)
+    first, second = first_batches(training(few, altered(PLAIN, batch_size=50)), 2)
     assert not torch.equal(first, second)
     # One batch holds the whole epoch: without changes the same images, in another order
-    first, second = first_batches(training(few, replace(PLAIN, batch_size=100)), 2)
+    first, second = first_batches(training(few, altered(PLAIN, batch_size=100)), 2)
     sums = [images.sum((1, 2, 3)) for images in (first, second)]
     assert not torch.equal(*sums)
     torch.testing.assert_close(sums[0].sort().values, sums[1].sort().values)
-    first, second = first_batches(training(few, replace(FULL, batch_size=100)), 2)
+    first, second = first_batches(training(few, altered(FULL, batch_size=100)), 2)
     sums = [images.sum((1, 2, 3)).sort().values for images in (first, second)]
     assert not torch.allclose(*sums)
 
@@ -249,7 +254,7 @@ def test_every_rank_has_dropout_of_its_own_and_nothing_else(data):
 
 def test_every_epoch_has_dropout_of_its_own(data):
     """Seen in a network that stands still: only its dropout tells one epoch from the next."""
-    run = training(data, replace(PLAIN, lr=1e-30, batch_size=1000), dropout=0.5)
+    run = training(data, altered(PLAIN, lr=1e-30, batch_size=1000), dropout=0.5)
     first, second = (row["train_loss"] for row in run.run(2))
     assert abs(first - second) > 1e-6
 
@@ -280,7 +285,7 @@ def test_the_plain_recipe_is_the_notebooks_loop(data):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_steps_are_those_of_torchs_sgd(data, momentum):
-    recipe = replace(PLAIN, momentum=momentum, weight_decay=5e-3)
+    recipe = altered(PLAIN, momentum=momentum, weight_decay=5e-3)
     run, twin = training(data, recipe, dropout=0.0), training(data, recipe, dropout=0.0)
     theirs = torch.optim.SGD(
         twin.parameters,
@@ -300,7 +305,7 @@ def test_steps_are_those_of_torchs_sgd(data, momentum):
 def test_an_epoch_sees_every_image_once_in_even_batches(data, batch_size):
     count = 40 if batch_size == 1 else 1000
     few = Resident(data.train_images[:count], data.train_labels[:count], data.info)
-    run = training(few, replace(PLAIN, batch_size=batch_size, lr=0.001))
+    run = training(few, altered(PLAIN, batch_size=batch_size, lr=0.001))
     sizes = []
     run.network.register_forward_hook(lambda _, images, __: sizes.append(len(images[0])))
     list(run.run(1))
@@ -311,7 +316,7 @@ def test_an_epoch_sees_every_image_once_in_even_batches(data, batch_size):
 
 @pytest.mark.parametrize("ema", [False, True])
 def test_divergence_yields_its_row_and_ends(data, ema):
-    run = training(data, replace(FULL, lr=1e6, warmup=0.0, ema=ema))
+    run = training(data, altered(FULL, lr=1e6, warmup=0.0, ema=ema))
     rows = list(run.run(3))
     assert len(rows) == 1
     assert run.diverged
@@ -325,7 +330,7 @@ def test_divergence_yields_its_row_and_ends(data, ema):
 
 
 def test_what_is_left_of_a_lost_epoch_is_not_trained_on_a_cpu(data):
-    run = training(data, replace(PLAIN, lr=1e30))
+    run = training(data, altered(PLAIN, lr=1e30))
     batches = []
     run.network.register_forward_pre_hook(lambda *_: batches.append(1))
     (row,) = run.run(3)
@@ -356,13 +361,13 @@ def test_validation_sees_the_average_of_weights_and_statistics(data):
     network.load_state_dict(averaged)
     again = validate(network, data.val_images, data.val_labels, INFO, FP32)
     assert again == pytest.approx({name: row[name] for name in VAL_METRICS})
-    without = training(data, replace(FULL, ema=False))
+    without = training(data, altered(FULL, ema=False))
     assert without.measured is without.network
 
 
 @pytest.mark.parametrize("batch_size", [1000, 300, 50])
 def test_the_average_is_near_the_weights_from_the_first_epoch_on(data, batch_size):
-    run = training(data, replace(FULL, batch_size=batch_size))
+    run = training(data, altered(FULL, batch_size=batch_size))
     name = "layers.output.weight"
     start = run.weights()[name].clone()
     list(run.run(1))
@@ -371,9 +376,9 @@ def test_the_average_is_near_the_weights_from_the_first_epoch_on(data, batch_siz
 
 
 def test_label_smoothing_changes_what_is_trained_on_not_what_is_measured(data):
-    still = replace(FULL, lr=1e-9, label_smoothing=0.0)
+    still = altered(FULL, lr=1e-9, label_smoothing=0.0)
     sharp = next(training(data, still).run(1))
-    smooth = next(training(data, replace(still, label_smoothing=0.2)).run(1))
+    smooth = next(training(data, altered(still, label_smoothing=0.2)).run(1))
     assert smooth["train_loss"] != sharp["train_loss"]
     assert smooth["val_loss"] == pytest.approx(sharp["val_loss"], rel=1e-4)
 
@@ -412,9 +417,9 @@ def round_weights(network):
 
 def test_loss_curves_of_bf16_and_fp32_agree_within_the_spread_of_seeds(data):
     """And the test can tell: weights of 8 bits, 3 of them the mantissa's, do not pass it."""
-    recipe = replace(FULL, batch_size=32, max_epochs=4, erase=0)
+    recipe = altered(FULL, batch_size=32, max_epochs=4, erase=0)
     fp32 = curves(data, recipe, SEEDS)
-    recipe = replace(recipe, precision="bf16")
+    recipe = altered(recipe, precision="bf16")
     bf16 = curves(data, recipe, SEEDS)
     assert not torch.equal(bf16, fp32)
     assert distance(fp32, bf16) < 1

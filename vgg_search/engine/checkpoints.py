@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -139,7 +139,7 @@ DistributedTraining = Callable[[TrainingTask, Any], Iterator[Row]]
 
 def identity(training: Training) -> dict[str, Any]:
     """What makes two trainings on the same images the same, in plain values."""
-    recipe = asdict(training.recipe)
+    recipe = training.recipe.model_dump()
     return {"network": training.network.options(), "recipe": recipe, "seed": training.seed}
 
 

@@ -8,7 +8,10 @@ from urllib.parse import quote
 
 from vgg_search.storage.folder import RUNS, expanded, is_remote
 
-TRACKERS = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "file", "databricks")
+MLFLOW = "vgg_search.tracking.sender:MlflowTracker"
+TRACKERS = dict.fromkeys(  # the class of each kind of address, a subclass of `Tracker`
+    ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "file", "databricks"), MLFLOW
+)
 _SERVER = (r"//([^/@\s]*@)?(\[[0-9a-fA-F:.]+\]|[^/@:\s]+)(:\d+)?(/\S*)?$", "://HOST:PORT")
 FORMS = {  # what follows a scheme, and how it is said
     "http": _SERVER,
@@ -23,9 +26,9 @@ _PARAMETER = r"([?&])(?:password|passwd|pwd)=[^&\s'\"]*"
 
 
 def check_tracker(value: str | None) -> str | None:
-    """The address of a tracker. Raises ValueError if MLflow has no such kind of address."""
+    """The address of a tracker. Raises ValueError if none has such a kind of address."""
     scheme, colon, rest = (value or "").partition(":")
-    kind = scheme.split("+")[0]
+    kind = _kind(scheme)
     if colon and kind not in TRACKERS:
         raise ValueError(f"be a path or an address that begins with {', '.join(TRACKERS)}")
     if kind in FORMS and not re.match(FORMS[kind][0], rest):
@@ -34,6 +37,15 @@ def check_tracker(value: str | None) -> str | None:
     if FORMS.get(kind) == _SERVER and port and not 0 < int(port[1]) < 2**16:
         raise ValueError("have a PORT of 1 to 65535")
     return value
+
+
+def tracker_at(value: str) -> str:
+    """The class of trackers at an address; MLflow's at a path."""
+    return TRACKERS.get(_kind(value.partition(":")[0]), MLFLOW)
+
+
+def _kind(scheme: str) -> str:
+    return scheme.split("+")[0]  # what follows names a driver
 
 
 def check_storage(value: str) -> str:

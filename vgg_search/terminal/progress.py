@@ -1,7 +1,6 @@
 """What the terminal shows during a search: a live table, or a line an event where it is piped."""
 
 import logging
-import shlex
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,12 +15,7 @@ from rich.text import Text
 from vgg_search.errors import last_line
 from vgg_search.records import METRIC, UNTRAINED, EpochRow
 from vgg_search.space.arch import as_arch, describe
-from vgg_search.storage.addresses import (
-    command,
-    masked,
-    resume_command,
-    sqlite_address,
-)
+from vgg_search.storage.addresses import command, resume_command
 from vgg_search.storage.folder import REPORT, RUNS
 from vgg_search.study.segment import Event
 from vgg_search.study.study import Study
@@ -179,8 +173,8 @@ class Progress:
         return table
 
 
-def closing(summary: dict[str, Any], folder: Path, uri: str, storage_path: str = RUNS) -> str:
-    """What came out, and what to do next."""
+def closing(summary: dict[str, Any], folder: Path, viewed_by: str, storage_path: str = RUNS) -> str:
+    """What came out, and what to do next. `viewed_by` shows the trials in the tracker."""
     states = {name: n for name, n in summary["trials"].items() if n}
     lines = [
         f"study {summary['study']} {summary['state']}: {summary['num_trials']} trials ("
@@ -211,9 +205,7 @@ def closing(summary: dict[str, Any], folder: Path, uri: str, storage_path: str =
     if summary["state"] == "interrupted":
         lines.append(f"go on     {resume_command(summary['study'], storage_path)}")
     lines.append(f"report    {folder / REPORT}")
-    here = uri == sqlite_address(Path.cwd() / "mlflow.db")
-    database = "mlflow ui" if here else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
-    lines.append(f"compare   {masked(uri if uri.startswith('http') else database)}")
+    lines.append(f"compare   {viewed_by}")
     if why_not := summary.get("none_completed"):
         lines.append(f"failed    {why_not}")
     if summary["champion"]:

@@ -1,8 +1,8 @@
-"""Whether a tracker can take a study: tried once, before anything is trained.
+"""Whether MLflow can take a study.
 
 What can be seen without MLflow is looked at without it, in milliseconds; MLflow, which takes
 seconds to import, is asked in a process of its own, while Ray starts, and only where the look
-leaves a doubt. A tracker that is merely away is none: what it is to get waits in the outbox.
+leaves a doubt.
 """
 
 import json
@@ -10,7 +10,6 @@ import shlex
 import sqlite3
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 from contextlib import closing, suppress
@@ -29,28 +28,10 @@ ASK_SECONDS = 20.0  # for MLflow to be imported and to answer; longer, and the t
 NOT_MLFLOW = ValueError, LookupError, TypeError, AttributeError  # no JSON, or of another shape
 
 
-class Check:
-    """The look at a tracker, in a thread, so that nobody waits for it before its `result`."""
-
-    def __init__(self, tracking_uri: str | None, experiment: str) -> None:
-        self.uri, self.experiment = mlflow_adapter.address(tracking_uri), experiment
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="tracker check", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            if not look(self.uri, self.experiment):
-                _ask_elsewhere(self.uri, self.experiment)
-        except Exception as error:  # told by `result`
-            self._error = error
-
-    def result(self, seconds: float = LOOK_SECONDS + ASK_SECONDS) -> None:
-        """Waits for the answer, at most so long; a tracker that gives none by then is away. Raises
-        TrackerError if it cannot take the study."""
-        self._thread.join(seconds)
-        if self._error:
-            raise self._error
+def check_mlflow(uri: str, experiment: str) -> None:
+    """Raises TrackerError if MLflow there cannot take a study, and not if it is away."""
+    if not look(uri, experiment):
+        _ask_elsewhere(uri, experiment)
 
 
 def look(uri: str, experiment: str) -> bool:

@@ -7,7 +7,7 @@ champions of a study only to the first.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vgg_search.machine import environment
 from vgg_search.storage.folder import CARD, CHAMPION
 from vgg_search.tracking import mlflow_adapter
+from vgg_search.tracking.tracker import Servable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-# Of a champion folder: a network from uint8 (N, 1, 28, 28) to probabilities (N, 10), and an
-# example of N >= 2 images (from a single one torch.export fixes the batch size at 1).
-Servable = Callable[[Path], "tuple[torch.nn.Module, np.ndarray]"]
 FOLDER, PROGRAM = CHAMPION, "model"  # among the artifacts of the run: our files, MLflow's model
 COMPARED = ("dataset", "resolution")
 # Of a version. A refined one has no val_accuracy, and names the model that it goes on from.

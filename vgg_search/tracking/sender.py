@@ -8,6 +8,7 @@ found by a tag, points have fixed timestamps. MLflow takes seconds to import; th
 import fcntl
 import json
 import logging
+import shlex
 import threading
 import time
 from collections import Counter
@@ -16,17 +17,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from vgg_search.storage.addresses import masked
+from vgg_search.storage.addresses import masked, sqlite_address
 from vgg_search.storage.checksums import read_cards
 from vgg_search.storage.folder import OUTBOX, OUTBOX_LOCK, SUMMARY
 from vgg_search.study.tables import write_summary
 from vgg_search.tracking import mlflow_adapter
-from vgg_search.tracking.check import Check, check_artifacts
+from vgg_search.tracking.check import check_artifacts, check_mlflow
+from vgg_search.tracking.choice import Check, connect
 from vgg_search.tracking.mlflow_adapter import in_a_line, permanent
 from vgg_search.tracking.outbox import EMPTY, Lane, Outbox, OutboxError, Row
 from vgg_search.tracking.recorder import key_of
-from vgg_search.tracking.registry import Servable, register
-from vgg_search.tracking.tracker import ANSWERS, Tracker, TrackerError
+from vgg_search.tracking.registry import register
+from vgg_search.tracking.tracker import ANSWERS, Servable, TrackerError
 
 KEY_TAG = "vgg_search.key"
 PARENT_TAG = "mlflow.parentRunId"
@@ -98,6 +100,18 @@ class MlflowTracker(Outbox):
         self._experiment_id, self._place = "", ""  # where its artifacts go
         self._file: mlflow_adapter.FileId = None  # of the database that is written to
         self._waits = Waits()
+
+    @classmethod
+    def check(cls, tracking_uri: str | None, experiment: str) -> None:
+        check_mlflow(mlflow_adapter.address(tracking_uri), experiment)
+
+    @property
+    def viewed_by(self) -> str:
+        if self.uri.startswith("http"):
+            return masked(self.uri)
+        here = self.uri == sqlite_address(Path.cwd() / "mlflow.db")
+        store = "" if here else f" --backend-store-uri {shlex.quote(self.uri)}"
+        return masked(f"mlflow ui{store}")
 
     def start(self, after: float = 0.0) -> None:
         """As Tracker says. Import torch and Ray first: two threads that import the same packages
@@ -342,14 +356,6 @@ def calls(rows: list[Row], limits: dict[str, int]) -> Iterator[list[Row]]:
         while any(items.values()):
             yield [row for sort, most in limits.items() for row in items[sort][:most]]
             items = {sort: items[sort][most:] for sort, most in limits.items()}
-
-
-def connect(
-    folder: Path, tracking_uri: str | None, experiment: str, study: str, servable: Servable
-) -> Tracker:
-    """The tracker of the study in `folder`, by default MLflow's own default: the one place that
-    chooses. Nothing is sent before its `start`."""
-    return MlflowTracker(folder, tracking_uri, experiment, study, servable)
 
 
 def sync(folder: Path, servable: Servable, timeout: float) -> dict[str, Any]:

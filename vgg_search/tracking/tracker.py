@@ -1,13 +1,22 @@
 """What a search says to a tracker. `Tracker` itself does nothing: it is a search without one.
 
-To write another, subclass it in a file of its own and choose it in `sender.connect`.
+To write another, subclass it in a file of its own and name it in `TRACKERS` of
+`storage/addresses.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vgg_search.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+# Of a champion folder: a network from uint8 (N, 1, 28, 28) to probabilities (N, 10), and an
+# example of N >= 2 images (from a single one torch.export fixes the batch size at 1).
+Servable = Callable[[Path], "tuple[torch.nn.Module, np.ndarray]"]
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 ANSWERS = ("model_uri", "run_id", "alias_text")  # of `results`, what a champion's summary tells
@@ -22,12 +31,24 @@ class TrackerError(InputError):
 class Tracker:
     """The runs of one study. Each has a key, unique in the study: "study", "trial/7".
 
+    A subclass is made of what `connect` gives it (choice.py), and sends nothing before its `start`.
+
     No call waits for a server or raises because of one. `run` comes before any other call for its
     key. A resumed search repeats calls: a run that exists is opened again, a repeated step dropped.
     """
 
     uri = ""  # its address, as the user is told it
     error: str | None = None  # of the last attempt to send, one line; None if that worked
+
+    @classmethod
+    def check(cls, tracking_uri: str | None, experiment: str) -> None:
+        """The look at a tracker before anything is trained. Raises TrackerError if it cannot take a
+        study, and not if it is away."""
+
+    @property
+    def viewed_by(self) -> str:
+        """An address or a command that shows the runs, without secrets."""
+        return self.uri
 
     def run(
         self,

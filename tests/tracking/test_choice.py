@@ -1,0 +1,97 @@
+"""Which tracker an address stands for, and a search with one that is nobody's but this test's."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+import vgg_search
+from vgg_search.errors import InputError
+from vgg_search.storage.addresses import TRACKERS, check_tracker, tracker_at
+from vgg_search.tracking.choice import kind_of
+from vgg_search.tracking.sender import MlflowTracker
+from vgg_search.tracking.tracker import Servable, Status, Tracker, TrackerError
+
+TINY = {"dataset": "sample", "train_images": 300, "val_images": 100, "num_trials": 2}
+TINY |= {"max_epochs": 1, "champion_epochs": 0, "time_budget": None}
+
+
+class Notes(Tracker):
+    """What a search says, as a list of (run, what)."""
+
+    said: ClassVar[list[tuple[str, str]]] = []
+
+    def __init__(
+        self, folder: Path, uri: str, experiment: str, study: str, servable: Servable
+    ) -> None:
+        self.uri = uri
+
+    @classmethod
+    def check(cls, tracking_uri: str | None, experiment: str) -> None:
+        if experiment == "full":
+            raise TrackerError(f"no room at {tracking_uri}")
+
+    @property
+    def viewed_by(self) -> str:
+        return "less the.notes"
+
+    def run(
+        self,
+        key: str,
+        name: str,
+        tags: Mapping[str, Any],
+        params: Mapping[str, Any],
+        parent: str | None = None,
+    ) -> None:
+        self.said.append((key, "run"))
+
+    def log(self, key: str, metrics: Mapping[str, float], step: int) -> None:
+        self.said.append((key, f"step {step}"))
+
+    def end(self, key: str, status: Status) -> None:
+        self.said.append((key, status))
+
+
+@pytest.fixture
+def notes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    monkeypatch.setitem(TRACKERS, "notes", f"{__name__}:Notes")
+    Notes.said.clear()
+    return Notes.said
+
+
+@pytest.mark.parametrize(
+    "address", ["mlflow.db", "mlruns", "sqlite:///a.db", "mysql+pymysql://h/d", "databricks", None]
+)
+def test_mlflow_is_at_its_addresses_and_by_default(address: str | None) -> None:
+    assert kind_of(address) is MlflowTracker
+
+
+@pytest.mark.usefixtures("notes")
+def test_another_is_at_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in ("notes:here", "notes+file:there"):
+        assert check_tracker(address) == address
+        assert tracker_at(address).endswith(":Notes")
+        assert kind_of(address).__name__ == "Notes"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "notes:elsewhere")
+    assert kind_of(None).__name__ == "Notes"
+
+
+@pytest.mark.slow
+def test_a_search_with_it(
+    notes: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^no room at notes:here$"):
+        vgg_search.search(**TINY, name="none", tracking_uri="notes:here", experiment="full")
+    assert not notes
+    assert not (tmp_path / "runs" / "none").exists()
+    vgg_search.search(**TINY, name="noted", tracking_uri="notes:here")
+    assert "compare   less the.notes\n" in capsys.readouterr().out
+    assert notes[0] == ("study", "run")
+    assert notes[-1] == ("study", "FINISHED")
+    for number in range(2):
+        expected = [(f"trial/{number}", what) for what in ("run", "step 1", "FINISHED")]
+        told = [entry for entry in notes if entry[0] == f"trial/{number}"]
+        assert [*dict.fromkeys(told)] == expected, "metrics of a step come in several rows"
+    assert not list(tmp_path.rglob("mlflow.db"))
