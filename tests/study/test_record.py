@@ -9,7 +9,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from fake_workers import Workers, experiment, opened, record, search
+from fake_workers import SPACE, Fault, Workers, experiment, opened, record, search
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -24,6 +24,7 @@ from vgg_search.study.record import (
     candidate_of,
     constrain,
     open_journal,
+    read_outlines,
     read_trials,
     rows_by_epoch,
     rows_of,
@@ -78,6 +79,22 @@ def test_reading_leaves_every_byte_and_makes_no_file(folder: Path) -> None:
     assert [trial.state for trial in trials] == [TrialState.RUNNING] * 2
     assert [len(rows_of(trial)) for trial in trials] == [1, 1]
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_an_outline_says_the_same_of_state_values_and_attributes(tmp_path: Path) -> None:
+    """Of trials in each state, those that are open or wait among them."""
+    faults = {1: Fault("diverged"), 2: Fault("failed"), 4: Fault("diverged", epoch=2)}
+    limits = SPACE | {"max_params": 20_000}
+    with opened(tmp_path / "s", experiment(num_trials=40, max_epochs=9, space=limits)) as study:
+        Workers(slots=3, faults=faults).run(study, turns=12)
+    trials, outlines = read_trials(tmp_path / "s"), read_outlines(tmp_path / "s")
+    states = {trial.user_attrs.get("state") for trial in trials}
+    assert states >= {"completed", "diverged", "failed", "infeasible", None}
+    for trial, outline in zip(trials, outlines, strict=True):
+        assert outline.number == trial.number
+        assert outline.state == trial.state
+        assert outline.values == trial.values
+        assert outline.user_attrs == trial.user_attrs
 
 
 def test_what_is_no_study_is_said_in_a_line(tmp_path: Path) -> None:
@@ -297,12 +314,14 @@ def test_a_damaged_journal_is_named_with_its_line(tmp_path: Path, damage: str) -
         "changed": [lines[number].replace("1.5", "1.6")],
         "removed": [],
         "swapped": [lines[number + 1], lines[number]],
-        "no JSON": ["{]" + lines[number]],
+        "no JSON": ['{"loss":1.5]\n'],
     }[damage]
     rest = lines[number + (2 if damage == "swapped" else 1) :]
     journal.write_text("".join(lines[:number] + damaged + rest))
-    with pytest.raises(InputError, match=f"line {number + 1} of .*study.journal is n.*; restore"):
-        read_trials(tmp_path)
+    for read in (read_trials, read_outlines):
+        rule = rf"line {number + 1} of .*study\.journal is n.*; restore"
+        with pytest.raises(InputError, match=rule):
+            read(tmp_path)
     journal.write_text("".join(lines[:number]))  # as the message says
     assert len(read_trials(tmp_path)) == 1
 

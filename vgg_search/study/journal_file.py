@@ -9,7 +9,8 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileSymlinkLock
 from vgg_search.errors import InputError
 
 CHECKSUM = b',"crc32":'  # before the checksum, of what is before this
+BATCH = 500  # lines that are decoded at once, in half of the time
 SYNC_SECONDS = 1.0  # between two lines after which the file is made sure to be on the disk
 
 
@@ -66,25 +68,39 @@ class JournalFile(BaseJournalBackend):
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         if log_number_from != self._line:  # only where it stopped are the sums known
             self._line = self._offset = self._checksum = 0
+        for text in self._texts():
+            if self._line > log_number_from:
+                yield self._log(text)
+
+    def logs_without(self, beginnings: tuple[bytes, ...]) -> Iterator[dict[str, Any]]:
+        """All logs but those of lines that begin so, which are checked and not decoded."""
+        self._line = self._offset = self._checksum = 0
+        texts = (text for text in self._texts() if not text.startswith(beginnings))
+        try:
+            while batch := list(islice(texts, BATCH)):
+                yield from json.loads(b"[%s]" % b",".join(batch))
+        except (ValueError, JournalDamagedError):
+            yield from self.read_logs(0)  # which names the first such line
+
+    def _texts(self) -> Iterator[bytes]:
+        """The JSON of each line after the last that was read, which is then the last."""
         with self._path.open("rb") as file:
             file.seek(self._offset)
             for line in file:
                 if not line.endswith(b"\n"):
                     return  # another process is writing it
-                log = self._read(line)
-                if self._line > log_number_from:
-                    yield log
+                text, mark, told = line.rpartition(CHECKSUM)
+                if mark:
+                    self._checksum = zlib.crc32(text, self._checksum)
+                self._line, self._offset = self._line + 1, self._offset + len(line)
+                if mark and told != b"%d}\n" % self._checksum:
+                    raise JournalDamagedError(self._path, self._line, "is not as it was written")
+                yield text + b"}" if mark else line
 
-    def _read(self, line: bytes) -> dict[str, Any]:
-        """The log of the line after the last that was read, which is then the last."""
-        text, mark, told = line.rpartition(CHECKSUM)
-        checksum = zlib.crc32(text, self._checksum) if mark else self._checksum
-        if mark and told != b"%d}\n" % checksum:
-            raise JournalDamagedError(self._path, self._line + 1, "is not as it was written")
+    def _log(self, text: bytes) -> dict[str, Any]:
+        """What the line that was read last says."""
         try:
-            log: dict[str, Any] = json.loads((text + b"}" if mark else line).decode())
+            log: dict[str, Any] = json.loads(text)
         except ValueError as error:
-            raise JournalDamagedError(self._path, self._line + 1, "is no JSON") from error
-        self._line, self._offset = self._line + 1, self._offset + len(line)
-        self._checksum = checksum
+            raise JournalDamagedError(self._path, self._line, "is no JSON") from error
         return log

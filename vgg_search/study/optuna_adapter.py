@@ -4,6 +4,8 @@
   copy of the record where its proposal has to be drawn anew.
 - A value at an epoch can be recorded with several objectives too.
 - A live trial's attributes can be read without a copy of them all.
+- Of a long record, what a status needs can be read without Optuna's replay, which copies a trial
+  for each line: of 10,000 trials in a quarter of the time.
 - A sampler sees the study otherwise than the record has it: it asks the storage for all trials, so
   the storage answers with a view. Constraints are kept in system attributes.
 """
@@ -16,7 +18,9 @@ from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from vgg_search.study.journal_file import JournalFile
 
 
 class Journal(JournalStorage):
@@ -93,6 +97,30 @@ def _last_scores(trial: FrozenTrial, costs: Sequence[str]) -> list[float] | None
         return None
     value = trial.intermediate_values[trial.last_step]
     return [value, *(math.log(trial.user_attrs[name]) for name in costs)]
+
+
+# Lines of a journal, by what they do: Optuna's own numbers
+_CREATE_STUDY, _CREATE_TRIAL, _SET_STATE, _SET_ATTRIBUTE = 0, 4, 6, 8
+_DETAILS = tuple(b'{"op_code":%d,' % op for op in (5, 7, 9))  # parameters, values, system's
+
+
+def outlines(journal: JournalFile) -> list[FrozenTrial] | None:
+    """Trials with state, final values and user attributes alone; None without a study."""
+    trials: list[FrozenTrial] | None = None
+    for log in journal.logs_without(_DETAILS):
+        operation = log["op_code"]
+        if operation == _CREATE_STUDY:
+            trials = []
+        elif trials is not None and operation == _CREATE_TRIAL:
+            trial = create_trial(state=TrialState.RUNNING, user_attrs=log.get("user_attrs"))
+            trial.number = len(trials)
+            trials.append(trial)
+        elif trials is not None and operation == _SET_STATE:
+            trial = trials[log["trial_id"]]
+            trial.state, trial.values = TrialState(log["state"]), log["values"]
+        elif trials is not None and operation == _SET_ATTRIBUTE:
+            trials[log["trial_id"]].user_attrs.update(log["user_attr"])
+    return trials
 
 
 def attributes(trial: optuna.Trial) -> dict[str, Any]:

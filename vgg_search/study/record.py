@@ -15,7 +15,7 @@ from vgg_search.records import METRIC, EpochRow
 from vgg_search.space.candidate import Candidate
 from vgg_search.storage.folder import JOURNAL
 from vgg_search.study.journal_file import JournalFile
-from vgg_search.study.optuna_adapter import Journal, journal_trial, report
+from vgg_search.study.optuna_adapter import Journal, journal_trial, outlines, report
 from vgg_search.study.pareto import Vector
 
 EPOCH_KEY = "epoch_"  # user attribute of one epoch's row: epoch_1, epoch_2, ...
@@ -71,12 +71,25 @@ def read_trials(folder: Path) -> list[FrozenTrial]:
     just begun."""
     study = read_study(folder)
     if study is None:
-        path = folder / JOURNAL
-        if path.is_file():
-            rule = f"if no search runs, restore it from a copy, or --resume {folder.name} anew"
-            raise StudyError(f"no study in {path} yet: {rule}")
-        raise StudyError(f"no study in {folder}: {JOURNAL} is missing")
+        raise _without_study(folder)
     return study.get_trials(deepcopy=False)
+
+
+def read_outlines(folder: Path) -> list[FrozenTrial]:
+    """The same trials with state, final values and user attributes alone, sooner."""
+    path = folder / JOURNAL
+    trials = outlines(JournalFile(path)) if path.is_file() else None
+    if trials is None:
+        raise _without_study(folder)
+    return trials
+
+
+def _without_study(folder: Path) -> StudyError:
+    path = folder / JOURNAL
+    if path.is_file():
+        rule = f"if no search runs, restore it from a copy, or --resume {folder.name} anew"
+        return StudyError(f"no study in {path} yet: {rule}")
+    return StudyError(f"no study in {folder}: {JOURNAL} is missing")
 
 
 def rows_of(trial: FrozenTrial) -> list[EpochRow]:

@@ -113,13 +113,12 @@ def startup_seconds(trials: Iterable[FrozenTrial]) -> list[float]:
 
 def summarise(trials: list[FrozenTrial], slots: int, search_seconds: float) -> dict[str, Any]:
     """The search's part of summary.json."""
-    ours, table = trained(trials), trial_rows(trials)
-    states = Counter(row["state"] for row in table)
+    ours = trained(trials)
+    states = Counter(state_of(trial) for trial in trials if WHOLE in trial.user_attrs)
     rows = [row for trial in ours for row in rows_of(trial)]
     completed = [trial for trial in ours if trial.state is TrialState.COMPLETE]
     best = max(completed, key=lambda trial: trial.values[0], default=None)
-    numbers = {trial.number for trial in ours if trial.user_attrs.get("baseline")}
-    baseline = next((row for row in table if row["number"] in numbers), None)
+    baseline = next(iter(trial_rows(t for t in ours if t.user_attrs.get("baseline"))), None)
     busy = sum(row["epoch_seconds"] for row in rows)
     startups = startup_seconds(trials)
     return {

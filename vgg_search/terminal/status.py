@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial
 
 from vgg_search.records import METRIC
 from vgg_search.storage.folder import in_use
-from vgg_search.study.record import read_trials, rows_of
+from vgg_search.study.record import read_outlines, rows_of
 from vgg_search.study.tables import summarise, trial_rows
 from vgg_search.terminal.progress import accuracy, duration
 
@@ -20,7 +20,7 @@ TOLD = ("num_trials", "epochs_trained", "best_trial", "best_val_accuracy", "base
 def status(folder: Path, sending: tuple[int, int, Sequence[str]] = (0, 0, ())) -> dict[str, Any]:
     """The state of the study in `folder`, with the rows that its tracker has yet to get, those that
     it refused, and reasons. Raises StudyError if there is none."""
-    trials = read_trials(folder)
+    trials = read_outlines(folder)
     table = trial_rows(trials)
     clock = max((row["ended"] for row in table if row["ended"]), default=0.0)
     running = in_use(folder)
