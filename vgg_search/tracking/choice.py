@@ -36,13 +36,14 @@ class Check:
 
     def __init__(self, tracking_uri: str | None, experiment: str) -> None:
         self.tracking_uri, self.experiment = tracking_uri, experiment
+        self._kind = kind_of(tracking_uri)  # here: two threads are not to import the same packages
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="tracker check", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            kind_of(self.tracking_uri).check(self.tracking_uri, self.experiment)
+            self._kind.check(self.tracking_uri, self.experiment)
         except Exception as error:  # told by `result`
             self._error = error
 
