@@ -82,11 +82,13 @@ def test_reading_leaves_every_byte_and_makes_no_file(folder: Path) -> None:
 
 
 def test_an_outline_says_the_same_of_state_values_and_attributes(tmp_path: Path) -> None:
-    """Of trials in each state, those that are open or wait among them."""
+    """Of trials in each state, those that are open or wait among them, of a study that was gone on
+    with."""
     faults = {1: Fault("diverged"), 2: Fault("failed"), 4: Fault("diverged", epoch=2)}
-    limits = SPACE | {"max_params": 20_000}
-    with opened(tmp_path / "s", experiment(num_trials=40, max_epochs=9, space=limits)) as study:
-        Workers(slots=3, faults=faults).run(study, turns=12)
+    config = experiment(num_trials=40, max_epochs=9, space=SPACE | {"max_params": 20_000})
+    for turns in (4, 10):
+        with opened(tmp_path / "s", config) as study:
+            Workers(slots=3, faults=faults).run(study, turns=turns)
     trials, outlines = read_trials(tmp_path / "s"), read_outlines(tmp_path / "s")
     states = {trial.user_attrs.get("state") for trial in trials}
     assert states >= {"completed", "diverged", "failed", "infeasible", None}

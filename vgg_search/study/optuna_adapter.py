@@ -109,8 +109,8 @@ def outlines(journal: JournalFile) -> list[FrozenTrial] | None:
     trials: list[FrozenTrial] | None = None
     for log in journal.logs_without(_DETAILS):
         operation = log["op_code"]
-        if operation == _CREATE_STUDY:
-            trials = []
+        if operation == _CREATE_STUDY:  # of a resumed study once more, without effect
+            trials = trials or []
         elif trials is not None and operation == _CREATE_TRIAL:
             trial = create_trial(state=TrialState.RUNNING, user_attrs=log.get("user_attrs"))
             trial.number = len(trials)
