@@ -20,7 +20,6 @@ from vgg_search.tracking.choice import connect
 from vgg_search.tracking.recorder import champion_key
 from vgg_search.tracking.tracker import ANSWERS
 from vgg_search.training.model import build
-from vgg_search.training.recipe import RECIPE_FIELDS
 
 EPOCHS = 2
 CANDIDATE = Candidate(
@@ -33,7 +32,8 @@ CANDIDATE = Candidate(
     num_hidden=1,
     batch_norm=False,
 )
-RECIPE = dict(zip(RECIPE_FIELDS, (0.9, "one-cycle", 0.0, True, 1, 0, True, "fp32"), strict=True))
+RECIPE = {"momentum": 0.9, "schedule": "one-cycle", "label_smoothing": 0.0, "flip": True}
+RECIPE |= {"crop": 1, "erase": 0, "ema": True, "precision": "fp32"}
 Offer = Callable[..., Path]
 
 

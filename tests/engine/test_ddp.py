@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,7 @@ def test_ranks_whose_parts_differ_are_weighted_by_their_images(
     tmp_path: Path, splits: Splits
 ) -> None:
     """Of three images one rank has two; unweighted, the epoch's loss was 3.5 % off."""
-    uneven = replace(RECIPE, batch_size=3, max_epochs=1, lr=0.01)
+    uneven = RECIPE.model_copy(update={"batch_size": 3, "max_epochs": 1, "lr": 0.01})
     plain, (first, _) = alone(splits, uneven), trained_by(2, tmp_path / "two", uneven)
     assert first.rows[0]["train_loss"] == pytest.approx(plain.rows[0]["train_loss"], rel=1e-4)
     for name, ours in plain.weights.items():

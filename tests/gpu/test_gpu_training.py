@@ -8,7 +8,6 @@ import hashlib
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,8 @@ def test_resumed_in_another_process_it_is_the_same_to_the_bit(tmp_path: Path) ->
 FORTY = """
 resident, used = on_card(), []
 for i in range(40):
-    run = training(resident, replace(RECIPE, max_epochs=1), arch=((1, 16),) * (1 + i % 3))
+    recipe = RECIPE.model_copy(update={"max_epochs": 1})
+    run = training(resident, recipe, arch=((1, 16),) * (1 + i % 3))
     list(run.run(1))
     del run
     torch.cuda.empty_cache()
@@ -165,7 +165,7 @@ free, _ = torch.cuda.mem_get_info()
 held = torch.empty(free - 2**30, dtype=torch.uint8, device="cuda")
 resident = on_card()
 try:
-    run = training(resident, replace(RECIPE, batch_size=1000), resolution=224,
+    run = training(resident, RECIPE.model_copy(update={"batch_size": 1000}), resolution=224,
         arch=((2, 512), (1, 32)))
     list(run.run(1))
     error = None
@@ -226,7 +226,7 @@ def test_bf16_learns_like_float32() -> None:
     resident = on_card(4000)
     losses = {}
     for precision in ("bf16", "fp32"):
-        run = training(resident, replace(RECIPE, precision=precision))
+        run = training(resident, RECIPE.model_copy(update={"precision": precision}))
         losses[precision] = [row["val_loss"] for row in run.run(3)]
     assert losses["bf16"][-1] == pytest.approx(losses["fp32"][-1], rel=0.1)
 
