@@ -33,6 +33,7 @@ def test_progress_is_drawn_in_the_cell(tmp_path: Path) -> None:
     assert len(pages) == 2, "the one that is drawn again, and the last state"
     assert "tiny: " in pages[1]
     assert "val_accuracy" in pages[1]
+    assert "tiny: 3 of 3 trials · 0 open" in pages[1]
     text = "".join(out.text for out in first.outputs if out.output_type == "stream")
     assert "study tiny completed: 3 trials" in text
     assert "\x1b" not in text
@@ -66,8 +67,9 @@ SEARCH = {"num_trials": 3, "max_epochs": 2, "champion_epochs": 1, "time_budget":
     assert sum("application/vnd.plotly.v1+json" in kind for kind in kinds) == 2
 
 
-def test_the_shipped_notebook_was_run_to_its_end() -> None:
-    cells = nbformat.read(QUICKSTART, as_version=4).cells
+@pytest.mark.parametrize("shipped", [QUICKSTART, STORY], ids=lambda file: file.stem)
+def test_a_shipped_notebook_was_run_to_its_end(shipped: Path) -> None:
+    cells = nbformat.read(shipped, as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not any(out.output_type == "error" for cell in code for out in cell.outputs)

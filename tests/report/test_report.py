@@ -618,6 +618,18 @@ def test_warns_when_the_baseline_stands(study: Path) -> None:
     assert warned(study, f"Nothing beat the baseline: best {best:.4f}, baseline 0.9900")
 
 
+def test_one_network_alone_is_no_search(tmp_path: Path) -> None:
+    fixed = {"num_blocks": 1, "num_convs": 1, "out_channels": 8, "hidden_features": 16}
+    fixed |= {"num_hidden": 1, "dropout": 0.0, "lr": 0.1, "weight_decay": 0.0, "batch_norm": True}
+    folder = make_study(tmp_path / "one", num_trials=1, space=fixed, baseline=[[1, 8]])
+    best = load(folder).summary["best_val_accuracy"]
+    edit(folder, "summary.json", champion={"test_accuracy": best - 0.03})
+    (text,) = warnings_of(folder)
+    assert text.endswith(
+        f"the test score {best - 0.03:.4f}: so much do two trainings of this network differ."
+    )
+
+
 def test_every_function_of_a_page_is_a_figure_with_a_caption() -> None:
     for _, own in PAGES.values():
         for figure in own:

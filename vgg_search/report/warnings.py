@@ -104,7 +104,7 @@ def _of_the_trials(run: Run) -> list[str]:
         texts.append(f"{diverged} of {total} trials diverged: lower the upper end of lr.")
     dimensions, trials = len(run.space.sampled()), len(run.ranked) + diverged
     # Fewer than one proposal a dimension that the sampler could learn from: a random search
-    if trials < RANDOM_TRIALS + dimensions:
+    if dimensions and trials < RANDOM_TRIALS + dimensions:
         texts.append(
             f"The budget is small for the space: {trials} trials for {dimensions} sampled "
             f"dimensions, of which the first {min(trials, RANDOM_TRIALS)} are as good as random. "
@@ -134,7 +134,8 @@ def _of_the_lead(run: Run, first: Row, second: Row) -> list[str]:
 def _of_the_scores(run: Run) -> list[str]:
     texts = []
     best, baseline = run.summary[f"best_{METRIC}"], run.baseline
-    if best is not None and baseline is not None and best <= baseline:
+    alone = len(run.trained) == 1
+    if best is not None and baseline is not None and best <= baseline and not alone:
         texts.append(f"Nothing beat the baseline: best {best:.4f}, baseline {baseline:.4f}.")
     if run.card and run.card.get("images", {}).get("drawn_test"):
         texts.append(
@@ -151,6 +152,8 @@ def _of_the_scores(run: Run) -> list[str]:
         if score - test > max(TEST_GAP, 2 * noise):
             epochs, asked = run.card["epochs"], run.config["max_epochs"]
             why = "the search has fitted the validation images. Trust the test score."
+            if alone:  # nothing was chosen by them
+                why = "so much do two trainings of this network differ."
             if epochs < asked:
                 why = f"the champion had fewer epochs ({epochs}) than its trial ({asked})."
             texts.append(

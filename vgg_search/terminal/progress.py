@@ -49,7 +49,7 @@ class Progress:
         self.ended = Counter(t.user_attrs["state"] for t in record if t.state.is_finished())
         self.rows: dict[int, dict[str, Any]] = {}  # live trial -> what its line shows
         self.live: Live | NotebookDisplay | None = None
-        self._drawn = 0.0
+        self._drawn, self._shows_trials = 0.0, True
 
     def __enter__(self) -> "Progress":
         if not self.quiet and in_notebook():
@@ -60,8 +60,11 @@ class Progress:
             self.live.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.live:
+            if self._shows_trials and kind is None:
+                self._drawn = 0.0
+                self.draw()  # a notebook keeps the last state
             self.live.stop()
             self.live = None
 
@@ -104,6 +107,7 @@ class Progress:
         """What goes on after the search, in the table's place."""
         if self.live:
             log.info(line)
+            self._shows_trials = False
             self.live.update(Text(line, style="bold"), refresh=True)
         else:
             self.say(line)
