@@ -111,27 +111,33 @@ def startup_seconds(trials: Iterable[FrozenTrial]) -> list[float]:
     return [gaps[number] for number in sorted(known)]
 
 
-def summarise(trials: list[FrozenTrial], slots: int, search_seconds: float) -> dict[str, Any]:
-    """The search's part of summary.json."""
+def outcome(trials: list[FrozenTrial]) -> dict[str, Any]:
+    """What a search has come to: trials by state, epochs, the best and the baseline."""
     ours = trained(trials)
     states = Counter(state_of(trial) for trial in trials if WHOLE in trial.user_attrs)
-    rows = [row for trial in ours for row in rows_of(trial)]
     completed = [trial for trial in ours if trial.state is TrialState.COMPLETE]
     best = max(completed, key=lambda trial: trial.values[0], default=None)
     baseline = next(iter(trial_rows(t for t in ours if t.user_attrs.get("baseline"))), None)
-    busy = sum(row["epoch_seconds"] for row in rows)
-    startups = startup_seconds(trials)
     return {
         "num_trials": len(ours),
         "trials": {state: states.get(state, 0) for state in COUNTED},
         "duplicates": states.get("duplicate", 0),
-        "epochs_trained": len(rows),
+        "epochs_trained": sum(len(rows_of(trial)) for trial in ours),
         "best_val_accuracy": best.values[0] if best else None,
         "best_trial": best.number if best else None,
         "best_arch": [list(block) for block in as_arch(best.user_attrs["arch"])] if best else None,
         "best_lr": best.user_attrs["candidate"]["lr"] if best else None,
         "baseline_val_accuracy": baseline[METRIC] if baseline else None,
         "baseline_epochs": baseline["epochs"] if baseline else None,
+    }
+
+
+def summarise(trials: list[FrozenTrial], slots: int, search_seconds: float) -> dict[str, Any]:
+    """The search's part of summary.json: the outcome, and what it took."""
+    rows = [row for trial in trained(trials) for row in rows_of(trial)]
+    busy = sum(row["epoch_seconds"] for row in rows)
+    startups = startup_seconds(trials)
+    return outcome(trials) | {
         "search_seconds": round(search_seconds, 3),
         "startup_seconds_per_trial": round(statistics.median(startups), 4) if startups else None,
         "slot_busy_fraction": round(busy / (slots * search_seconds), 4) if search_seconds else None,

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 from vgg_search.records import METRIC
 from vgg_search.storage.folder import in_use
 from vgg_search.study.record import read_outlines, rows_of
-from vgg_search.study.tables import summarise, trial_rows
+from vgg_search.study.tables import outcome, state_of, trial_rows
 from vgg_search.terminal.progress import accuracy, duration
 
 MOST_LIVE = 12  # to show
@@ -21,11 +21,10 @@ def status(folder: Path, sending: tuple[int, int, Sequence[str]] = (0, 0, ())) -
     """The state of the study in `folder`, with the rows that its tracker has yet to get, those that
     it refused, and reasons. Raises StudyError if there is none."""
     trials = read_outlines(folder)
-    table = trial_rows(trials)
-    clock = max((row["ended"] for row in table if row["ended"]), default=0.0)
+    clock = max((row["time"] for trial in trials for row in rows_of(trial)), default=0.0)
     running = in_use(folder)
-    found = summarise(trials, 1, clock)
-    live = [row for row in table if row["state"] == "interrupted"]
+    found = outcome(trials)
+    live = trial_rows(trial for trial in trials if state_of(trial) == "interrupted")
     if running:
         live = [row | {"state": doing(trials[row["number"]])} for row in live]
     counts = found["trials"] | {"interrupted": 0} | Counter(row["state"] for row in live)
