@@ -1,17 +1,24 @@
 """How long a callback of the driver takes while its tracker is ill, and whether all arrives later.
 
     PYTHONPATH=tests:experiments python tests/faults/trackers.py      # five minutes
+    ... tests/faults/trackers.py --searches 3                         # ten minutes
 
 For each illness a real MLflow server (or database) and the puts of 200 trials of 10 epochs by two
 workers (`bench_tracking.put_study`), which meet it on the way; then the tracker is well again, and
 what was kept is sent, as `vgg-search sync` does. A line of JSON an illness. Exits with 1 if there
 is anything at the end that lacks and was not refused. Times are printed and not judged: 10 ms at
 the 99.9th percentile are promised on a quiet machine.
+
+With `--searches` real searches of short trials instead, so many with each tracker that cannot be
+told from one that is away, in turn: trials a minute, which are to fall by 5 % at most.
 """
 
+import argparse
 import json
 import os
 import sqlite3
+import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -24,6 +31,7 @@ from typing import Any
 from bench_tracking import EPOCHS, TRIALS, Clock, arrived, put_study
 from conftest import MlflowServer
 from proxy import Call, error, proxied
+from soak import FLAGS, NAME
 
 from vgg_search.models.files import servable
 from vgg_search.provenance import provenance
@@ -128,6 +136,8 @@ ILLNESSES: dict[str, Illness] = {
     "403": answering(lambda _: error(403, "PERMISSION_DENIED")),
     "database locked": locked,
 }
+AWAY = ("none", "away from the start", "5 s an answer", "500")
+SEARCHED, LOSS = 100, 0.05  # trials of a search; share of its pace
 
 
 def measure(illness: Illness) -> dict[str, Any]:
@@ -160,8 +170,40 @@ def measure(illness: Illness) -> dict[str, Any]:
     }
 
 
+def search(illness: Illness) -> float:
+    """Trials a minute of a real search, without what it waits for at its end."""
+    with tempfile.TemporaryDirectory(prefix="vgg-trackers-") as temporary:
+        place = Path(temporary, "tracker")
+        place.mkdir()
+        with illness(place) as (uri, heal):
+            command = [sys.executable, "-m", "vgg_search.run", *FLAGS, "--tracking-uri", uri]
+            command += ["--num-trials", str(SEARCHED), "--champion-epochs", "0"]
+            subprocess.run(command, cwd=temporary, check=False, capture_output=True)
+            heal()
+        summary = json.loads(Path(temporary, "runs", NAME, "summary.json").read_text())
+    return float(60 * summary["num_trials"] / summary["search_seconds"])
+
+
+def compare_searches(rounds: int) -> int:
+    """Prints the trials a minute with each tracker; 1 if their median falls by more than LOSS."""
+    paces: dict[str, list[float]] = {name: [] for name in AWAY}
+    for _ in range(rounds):
+        for name, found in paces.items():
+            found.append(round(search(ILLNESSES[name]), 1))
+            load = round(os.getloadavg()[0], 1)
+            print(json.dumps({"tracker": name, "load": load, "a_minute": found[-1]}), flush=True)
+    medians = {name: statistics.median(found) for name, found in paces.items()}
+    print(json.dumps(medians), flush=True)
+    return int(min(medians.values()) < (1 - LOSS) * medians["none"])
+
+
 def main() -> int:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--searches", type=int, default=0, metavar="ROUNDS")
+    options = parser.parse_args()
     print(json.dumps(provenance()), flush=True)
+    if options.searches:
+        return compare_searches(options.searches)
     good = True
     for name, illness in ILLNESSES.items():
         found = measure(illness)
