@@ -53,6 +53,8 @@ def stop(folder: Path, phase: str, number: signal.Signals, delay: float) -> dict
             began = time.monotonic()
             driver.send_signal(number)  # which nobody gets where it has ended
             code = driver.wait(SESSION_SECONDS)
+            # Python is ending, the work is done: the signal ends the process, as a shell tells it
+            code = 128 - code if code < 0 else code
         finally:
             driver.kill()
             driver.wait()
