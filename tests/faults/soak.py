@@ -68,7 +68,8 @@ def growth(looks: list[tuple[int, dict[str, Sizes]]], trials: int) -> Iterator[t
     by_kind: dict[str, dict[bool, list[Sizes]]] = defaultdict(lambda: {False: [], True: []})
     for number, found in looks:
         for kind, here in found.items():
-            if 0.1 * trials <= number < 0.2 * trials or 0.9 * trials <= number:
+            # Not the end of the search, which loads what makes a report
+            if 0.1 * trials <= number < 0.2 * trials or 0.9 * trials <= number < trials:
                 by_kind[kind][number >= 0.9 * trials].append(here)
     for kind, there in sorted(by_kind.items()):
         if not all(there.values()):
