@@ -321,7 +321,8 @@ TWO |= {"enqueue": [{"arch": ((1, 8),), "lr": lr} for lr in (0.05, 0.5)]}
     [
         ([1, 0], [1, 0]),
         ([1], [1]),
-        ([0, 1], []),  # both of another trial by now
+        ([0, 1], [1, 0]),  # each at the other's place
+        ([7, 8], []),  # both of other trials by now
     ],
 )
 def test_a_stopped_study_keeps_the_champions_that_it_has(

@@ -78,7 +78,8 @@ class Champions:
         save_model(champion_folder(folder, place), network, info_of(card), card)
         if place == 1:
             (folder / WORST_IMAGES).unlink(missing_ok=True)  # another's
-        self.recorder.champion_ended(card)
+        if key_of(card) in self.recorder.tracker.keys:
+            self.recorder.champion_ended(card)
         return card
 
     def _train(
