@@ -8,10 +8,11 @@ import pytest
 
 import vgg_search
 from vgg_search.errors import InputError
+from vgg_search.models.files import servable
 from vgg_search.storage.addresses import TRACKERS, check_tracker, tracker_at
-from vgg_search.tracking.choice import kind_of
+from vgg_search.tracking.choice import connect, named
 from vgg_search.tracking.sender import MlflowTracker
-from vgg_search.tracking.tracker import Servable, Status, Tracker, TrackerError
+from vgg_search.tracking.tracker import Status, Tracker, TrackerError
 
 TINY = {"dataset": "sample", "train_images": 300, "val_images": 100, "num_trials": 2}
 TINY |= {"max_epochs": 1, "champion_epochs": 0, "time_budget": None}
@@ -22,9 +23,7 @@ class Notes(Tracker):
 
     said: ClassVar[list[tuple[str, str]]] = []
 
-    def __init__(
-        self, folder: Path, uri: str, experiment: str, study: str, servable: Servable
-    ) -> None:
+    def __init__(self, folder: Path, uri: str, *_: Any) -> None:
         self.uri = uri
 
     @classmethod
@@ -36,14 +35,7 @@ class Notes(Tracker):
     def viewed_by(self) -> str:
         return "less the.notes"
 
-    def run(
-        self,
-        key: str,
-        name: str,
-        tags: Mapping[str, Any],
-        params: Mapping[str, Any],
-        parent: str | None = None,
-    ) -> None:
+    def run(self, key: str, *_: Any, **__: Any) -> None:
         self.said.append((key, "run"))
 
     def log(self, key: str, metrics: Mapping[str, float], step: int) -> None:
@@ -55,6 +47,7 @@ class Notes(Tracker):
 
 @pytest.fixture
 def notes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setitem(TRACKERS, "notes", f"{__name__}:Notes")
     Notes.said.clear()
     return Notes.said
@@ -64,17 +57,18 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     "address", ["mlflow.db", "mlruns", "sqlite:///a.db", "mysql+pymysql://h/d", "databricks", None]
 )
 def test_mlflow_is_at_its_addresses_and_by_default(address: str | None) -> None:
-    assert kind_of(address) is MlflowTracker
+    assert named(address) == (MlflowTracker, address)
 
 
 @pytest.mark.usefixtures("notes")
-def test_another_is_at_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_is_at_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for address in ("notes:here", "notes+file:there"):
         assert check_tracker(address) == address
         assert tracker_at(address).endswith(":Notes")
-        assert kind_of(address).__name__ == "Notes"
+        assert named(address)[0].__name__ == "Notes"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "notes:elsewhere")
-    assert kind_of(None).__name__ == "Notes"
+    tracker = connect(tmp_path, None, "e", "s", servable)
+    assert (type(tracker).__name__, tracker.uri) == ("Notes", "notes:elsewhere")
 
 
 @pytest.mark.slow

@@ -106,21 +106,21 @@ _DETAILS = tuple(b'{"op_code":%d,' % op for op in (5, 7, 9))  # parameters, valu
 
 def outlines(journal: JournalFile) -> list[FrozenTrial] | None:
     """Trials with state, final values and user attributes alone; None without a study."""
-    trials: list[FrozenTrial] | None = None
+    trials, begun = list[FrozenTrial](), False
     for log in journal.logs_without(_DETAILS):
         operation = log["op_code"]
-        if operation == _CREATE_STUDY:  # of a resumed study once more, without effect
-            trials = trials or []
-        elif trials is not None and operation == _CREATE_TRIAL:
+        if operation == _CREATE_STUDY:  # of a resumed study once more
+            begun = True
+        elif operation == _CREATE_TRIAL:
             trial = create_trial(state=TrialState.RUNNING, user_attrs=log.get("user_attrs"))
             trial.number = len(trials)
             trials.append(trial)
-        elif trials is not None and operation == _SET_STATE:
+        elif operation == _SET_STATE:
             trial = trials[log["trial_id"]]
             trial.state, trial.values = TrialState(log["state"]), log["values"]
-        elif trials is not None and operation == _SET_ATTRIBUTE:
+        elif operation == _SET_ATTRIBUTE:
             trials[log["trial_id"]].user_attrs.update(log["user_attr"])
-    return trials
+    return trials if begun else None
 
 
 def attributes(trial: optuna.Trial) -> dict[str, Any]:

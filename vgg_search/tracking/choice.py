@@ -16,34 +16,35 @@ from vgg_search.tracking.tracker import Servable, Tracker
 CHECK_SECONDS = 25.0  # for a tracker to be asked; it is away if that takes longer
 
 
-def kind_of(tracking_uri: str | None) -> type[Tracker]:
-    """The class of trackers at an address, by default at that of MLFLOW_TRACKING_URI."""
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
-    kind: type[Tracker] = resolve_name(tracker_at(uri))
-    return kind
+def named(tracking_uri: str | None) -> tuple[type[Tracker], str | None]:
+    """The class of trackers at an address, by default at that of MLFLOW_TRACKING_URI, and the
+    address; without one the class has a default of its own."""
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+    return resolve_name(tracker_at(uri or "")), uri
 
 
 def connect(
     folder: Path, tracking_uri: str | None, experiment: str, study: str, servable: Servable
 ) -> Tracker:
     """The tracker of the study in `folder`. Nothing is sent before its `start`."""
-    kind: Callable[..., Tracker] = kind_of(tracking_uri)
-    return kind(folder, tracking_uri, experiment, study, servable)
+    kind, uri = named(tracking_uri)
+    made_of: Callable[..., Tracker] = kind  # Tracker itself takes nothing
+    return made_of(folder, uri, experiment, study, servable)
 
 
 class Check:
     """The look at a tracker, in a thread, so that nobody waits for it before its `result`."""
 
     def __init__(self, tracking_uri: str | None, experiment: str) -> None:
-        self.tracking_uri, self.experiment = tracking_uri, experiment
-        self._kind = kind_of(tracking_uri)  # here: two threads are not to import the same packages
+        kind, uri = named(tracking_uri)  # here: two threads are not to import the same packages
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="tracker check", daemon=True)
+        given = kind, uri, experiment
+        self._thread = threading.Thread(target=self._run, args=given, daemon=True)
         self._thread.start()
 
-    def _run(self) -> None:
+    def _run(self, kind: type[Tracker], uri: str | None, experiment: str) -> None:
         try:
-            self._kind.check(self.tracking_uri, self.experiment)
+            kind.check(uri, experiment)
         except Exception as error:  # told by `result`
             self._error = error
 
