@@ -47,6 +47,9 @@ class AnsweringWorker(tune.Trainable):
         self.epoch, self.end = self.segment.known if self.segment else 0, {}
         return True
 
+    def get_auto_filled_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {}
+
     def step(self) -> dict[str, Any]:
         result: dict[str, Any] = {"worker": self.worker}
         if not self.introduced:

@@ -59,6 +59,26 @@ def test_segments_are_trained_on_workers_that_stay(tmp_path: Path, splits: Split
 
 
 @pytest.mark.usefixtures("cluster")
+def test_tune_has_little_of_each_segment_to_remember(
+    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps a dozen numbers of each number that a result has, until the search ends."""
+    numbers: set[str] = set()
+
+    class Listening(StudySearcher):
+        def on_trial_complete(self, trial_id: str, *args: Any, **more: Any) -> None:
+            result = more["result"]
+            numbers.update(name for name, value in result.items() if isinstance(value, int | float))
+            super().on_trial_complete(trial_id, *args, **more)
+
+    monkeypatch.setattr("vgg_search.engine.search.StudySearcher", Listening)
+    with opened(tmp_path / "s", tiny(num_trials=1)) as study:
+        run_search(study, splits, cluster_of(study), lambda: None)
+        assert study.finished
+    assert numbers == {"done", "training_iteration"}
+
+
+@pytest.mark.usefixtures("cluster")
 def test_a_bad_trial_is_recorded_and_the_others_go_on(tmp_path: Path, splits: Splits) -> None:
     enqueue: list[dict[str, Any]] = [
         {"arch": ((1, 8),), "lr": 0.1, "hidden_features": 2**40},

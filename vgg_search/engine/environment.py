@@ -51,4 +51,6 @@ def ray_environment(config: Config, in_python: bool = False) -> dict[str, str]:
         return RAY_ENVIRONMENT
     own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token()}
     loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    return RAY_ENVIRONMENT | loopback | ({} if in_python else own)
+    # Nobody asks for the list of the last 100,000 tasks, which it would keep
+    untold = {"RAY_task_events_report_interval_ms": "0"}
+    return RAY_ENVIRONMENT | loopback | untold | ({} if in_python else own)

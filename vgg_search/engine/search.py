@@ -15,6 +15,8 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
@@ -184,6 +186,22 @@ class StudyStopper(_Unsaved, Stopper):
         return True
 
 
+class _OfThoseLeft(_Unsaved, FIFOScheduler):
+    """Tune's own order of trials, the first that was added first. Its own scheduler looks through
+    all that there ever were, at each step: with 10,000, a fifth of the driver's time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._trials: list[Trial] = []
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        self._trials.append(trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        self._trials = [trial for trial in self._trials if not trial.is_finished()]
+        return next((t for t in self._trials if t.status == Trial.PENDING), None)
+
+
 class _EachStep(_Unsaved, tune.Callback):
     """Calls `draw` at each turn of Ray's loop, eight or nine times a second."""
 
@@ -241,6 +259,7 @@ def run_tune(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
+            scheduler=_OfThoseLeft(),
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,

@@ -105,6 +105,11 @@ class TrialWorker(tune.Trainable):
             self.end = {"end": "reached"}
         return result | {"rows": [row]} | (self.end or {})
 
+    def get_auto_filled_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Nothing: of each number that Ray adds to a result, the driver would keep extremes and
+        averages until the search ends, and each result would bring its config back."""
+        return {}
+
     def _next_row(self) -> dict[str, Any] | None:
         """The next epoch's, empty while the storage is away; None after an error of the trial's
         own, which is then in `end`. Raises what another worker may not meet: StorageError,

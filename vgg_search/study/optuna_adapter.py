@@ -18,7 +18,7 @@ from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from vgg_search.study.journal_file import JournalFile
 
@@ -112,15 +112,18 @@ def outlines(journal: JournalFile) -> list[FrozenTrial] | None:
         if operation == _CREATE_STUDY:  # of a resumed study once more
             begun = True
         elif operation == _CREATE_TRIAL:
-            trial = create_trial(state=TrialState.RUNNING, user_attrs=log.get("user_attrs"))
-            trial.number = len(trials)
-            trials.append(trial)
+            trials.append(_outline(len(trials), log.get("user_attrs", {})))
         elif operation == _SET_STATE:
             trial = trials[log["trial_id"]]
             trial.state, trial.values = TrialState(log["state"]), log["values"]
         elif operation == _SET_ATTRIBUTE:
             trials[log["trial_id"]].user_attrs.update(log["user_attr"])
     return trials if begun else None
+
+
+def _outline(number: int, user_attrs: dict[str, Any]) -> FrozenTrial:
+    running, none = TrialState.RUNNING, None
+    return FrozenTrial(number, running, none, none, none, {}, {}, user_attrs, {}, {}, number)
 
 
 def attributes(trial: optuna.Trial) -> dict[str, Any]:

@@ -20,6 +20,10 @@ class Segment:
     keep_above: float  # a best checkpoint is worth keeping from this val_accuracy on
     alone: bool = False
 
+    def __deepcopy__(self, memo: object) -> "Segment":
+        """Itself, for nothing in it can change: Ray keeps three copies of each."""
+        return self
+
 
 EventKind = Literal["started", "epoch", "waiting", "promoted", "ended", "retried", "skipped"]
 

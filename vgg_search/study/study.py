@@ -128,6 +128,7 @@ class Study:
             self.scheduler.restore(number, trial.intermediate_values.items(), costs)
         if trial.state is not TrialState.RUNNING:
             self._finished(number, trial.user_attrs, record.value_of(trial))
+            self._rows[number] = {}
 
     def _reattach(self, recorded: FrozenTrial) -> None:
         number, attrs = recorded.number, recorded.user_attrs
@@ -326,13 +327,13 @@ class Study:
             self._finished(number, attrs, value)
         self._announce("skipped" if state in UNTRAINED else "ended", number)
         del self._live[number]
+        self._rows[number] = {}
 
     def _finished(self, number: int, attrs: dict[str, Any], value: float | None) -> None:
         candidate = self.space.kind.from_dict(attrs["candidate"])
         self._done[candidate] = min(number, self._done.get(candidate, number))
         costs = record.costs_of(attrs, self.config.objectives)
         self.ranking.add(number, attrs["state"], self._rows[number].values(), value, costs)
-        self._rows[number] = {}
 
     def crowned(self) -> list[int]:
         """The trials that are to become champions, by place; fewer than asked for where few were
