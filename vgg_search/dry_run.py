@@ -16,7 +16,7 @@ from vgg_search.space.candidate import Candidate
 from vgg_search.study.budget import Budget
 from vgg_search.study.sampling import DRAWS, random_candidates
 from vgg_search.study.schedulers import make_scheduler
-from vgg_search.terminal.progress import duration
+from vgg_search.terminal.formats import duration
 from vgg_search.training.device import cuda_trouble, free_memory, pick_device, prepare_process
 from vgg_search.training.model import VGG, build
 from vgg_search.training.recipe import recipe_of

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from vgg_search.config import Config
 from vgg_search.study.study import Study
-from vgg_search.terminal.progress import Progress, closing, duration
+from vgg_search.terminal.formats import duration
+from vgg_search.terminal.progress import Progress, closing
 
 WIDE = {"arch": ((2, 16), (2, 32), (2, 32)), "lr": 0.5}
 

@@ -1,8 +1,10 @@
 """The record of a study: an Optuna journal in the run folder, and what can be read out of it."""
 
+import gc
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +27,19 @@ class StudyError(InputError):
     """A study that cannot be opened: one line."""
 
 
+@contextmanager
+def _nothing_to_collect() -> Iterator[None]:
+    """While a record is read, all of which stays: Python would look through what it has of it for
+    garbage again and again, of 10,000 trials for a third of the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
 def open_journal(
     folder: Path, objectives: Sequence[str] = (METRIC,)
 ) -> tuple[optuna.Study, Journal]:
@@ -39,7 +54,8 @@ def open_journal(
         with path.open("r+b") as file:
             file.truncate(content.rfind(b"\n") + 1)
     Path(f"{path}.lock").unlink(missing_ok=True)
-    storage = Journal(JournalFile(path))
+    with _nothing_to_collect():
+        storage = Journal(JournalFile(path))
     storage.costs = objectives[1:]
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     # A run folder that was renamed holds the study under its first name
@@ -61,7 +77,8 @@ def read_study(folder: Path) -> optuna.Study | None:
     path = folder / JOURNAL
     if not path.is_file():
         return None
-    storage = JournalStorage(JournalFile(path))
+    with _nothing_to_collect():
+        storage = JournalStorage(JournalFile(path))
     names = optuna.get_all_study_names(storage)
     return optuna.load_study(study_name=names[0], storage=storage) if names else None
 
@@ -78,7 +95,8 @@ def read_trials(folder: Path) -> list[FrozenTrial]:
 def read_outlines(folder: Path) -> list[FrozenTrial]:
     """The same trials with state, final values and user attributes alone, sooner."""
     path = folder / JOURNAL
-    trials = outlines(JournalFile(path)) if path.is_file() else None
+    with _nothing_to_collect():
+        trials = outlines(JournalFile(path)) if path.is_file() else None
     if trials is None:
         raise _without_study(folder)
     return trials

@@ -19,24 +19,12 @@ from vgg_search.storage.addresses import command, resume_command
 from vgg_search.storage.folder import REPORT, RUNS
 from vgg_search.study.segment import Event
 from vgg_search.study.study import Study
+from vgg_search.terminal.formats import accuracy, duration
 from vgg_search.terminal.notebook import NotebookDisplay, in_notebook
 
 REFRESH_SECONDS = 0.25
 ERROR_LENGTH = 100  # characters of it that are shown; the report and the record have it all
 log = logging.getLogger(__name__)
-
-
-def duration(seconds: float) -> str:
-    """90 -> "1m30s"."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
-
-
-def accuracy(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 class Progress:

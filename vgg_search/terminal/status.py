@@ -11,7 +11,7 @@ from vgg_search.records import METRIC
 from vgg_search.storage.folder import in_use
 from vgg_search.study.record import read_outlines, rows_of
 from vgg_search.study.tables import outcome, state_of, trial_rows
-from vgg_search.terminal.progress import accuracy, duration
+from vgg_search.terminal.formats import accuracy, duration
 
 MOST_LIVE = 12  # to show
 TOLD = ("num_trials", "epochs_trained", "best_trial", "best_val_accuracy", "baseline_val_accuracy")
