@@ -230,6 +230,16 @@ def side_by_side(scene: Scene) -> None:
         scene.wrong.append(f"{len(versions)} versions are registered")
 
 
+def same_name(scene: Scene) -> None:
+    """Two searches of one name, begun at the same instant: one is told so, the other loses
+    nothing."""
+    drivers = {log: scene.start(log=log) for log in ("one", "two")}
+    codes = [scene.end(driver, 0, 2, log=log) for log, driver in drivers.items()]
+    if sorted(codes) != [0, 2]:
+        scene.wrong.append(f"exit codes {codes}")
+    scene.holds()
+
+
 def little_shared_memory(scene: Scene) -> None:
     """64 MiB of /dev/shm, as a container has by default."""
     mount(Path("/dev/shm"), "size=64m")
@@ -321,6 +331,7 @@ CASES: dict[str, Callable[[Scene], None]] = {
     "clock-": clock_back,
     "suspended": suspended,
     "side": side_by_side,
+    "same-name": same_name,
     "shm-64": little_shared_memory,
     "run-full": run_folder_full,
     "run-inodes": run_folder_without_inodes,
