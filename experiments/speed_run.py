@@ -46,7 +46,7 @@ COMMON: Entry = {"batch_norm": True, "num_hidden": 0, "dropout": 0.0}
 COMMON |= {"batch_size": 128, "weight_decay": 5e-4, "lr": 0.2}
 ENTRIES: dict[int, Entry] = {  # by the mark in percent
     92: COMMON | {"arch": [[1, 16], [2, 32], [2, 64]], "epochs": 3},
-    93: COMMON | {"arch": [[2, 16], [2, 32], [2, 64]], "epochs": 6},
+    93: COMMON | {"arch": [[2, 16], [2, 32], [2, 64]], "epochs": 7},
     94: COMMON
     | {"arch": [[2, 32], [2, 64], [2, 128]], "epochs": 8, "crop": 1, "label_smoothing": 0.05},
 }
