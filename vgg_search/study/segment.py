@@ -21,7 +21,7 @@ class Segment:
     alone: bool = False
 
     def __deepcopy__(self, memo: object) -> "Segment":
-        """Itself, for nothing in it can change: Ray keeps three copies of each."""
+        """Itself, for nothing in it can change: of each Ray would keep three copies."""
         return self
 
 
