@@ -1,6 +1,6 @@
 """Two thousand short trials: do memory, file handles and threads of driver and workers stay flat?
 
-    python tests/faults/soak.py --trials 2000      # a quarter of an hour of two cores
+    python tests/faults/soak.py --trials 2000      # four to seven minutes of two cores
 
 One real search with Ray and MLflow (a database in a file), looked at from outside now and then. By
 kind of process: the median over the second tenth of the trials, by when all is loaded, and by how

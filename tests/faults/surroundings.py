@@ -208,6 +208,17 @@ def suspended(scene: Scene) -> None:
     scene.holds()
 
 
+def raylet_killed(scene: Scene) -> None:
+    """Ray's own process of the machine is killed while trials train."""
+    driver = scene.start()
+    scene.met(driver)
+    alive = processes(f"VGG_SCENE={scene.mark}")
+    (raylet,) = (pid for pid, command in alive.items() if "raylet/raylet" in command)
+    os.kill(raylet, signal.SIGKILL)
+    scene.end(driver, 1)
+    scene.resume()
+
+
 def side_by_side(scene: Scene) -> None:
     """Two searches at once, of one folder, one database and one machine."""
     names = ("one", "two")
@@ -330,6 +341,7 @@ CASES: dict[str, Callable[[Scene], None]] = {
     "clock+": clock_forward,
     "clock-": clock_back,
     "suspended": suspended,
+    "raylet": raylet_killed,
     "side": side_by_side,
     "same-name": same_name,
     "shm-64": little_shared_memory,

@@ -186,7 +186,7 @@ class StudyStopper(_Unsaved, Stopper):
         return True
 
 
-class _OfThoseLeft(_Unsaved, FIFOScheduler):
+class _FifoScheduler(_Unsaved, FIFOScheduler):
     """Tune's own order of trials, the first that was added first. Its own scheduler looks through
     all that there ever were, at each step: with 10,000, a fifth of the driver's time."""
 
@@ -259,7 +259,7 @@ def run_tune(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=_OfThoseLeft(),
+            scheduler=_FifoScheduler(),
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
