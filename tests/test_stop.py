@@ -103,3 +103,30 @@ def test_the_second_signal_ends_the_process(tmp_path: Path) -> None:
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=100)
     assert (done.returncode, done.stdout) == (143, "once\n"), done.stderr
+
+
+ENDING = """
+import os, signal, sys
+from vgg_search.stop import told_if_killed
+with told_if_killed("go on with $(this) and 'that'"):
+    if sys.argv[1] == "error":
+        raise ValueError("its own")
+    if number := int(sys.argv[1]):
+        os.kill(os.getpid(), number)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "told"),
+    [
+        ("0", 0, ""),
+        (str(int(signal.SIGKILL)), -signal.SIGKILL, "go on with $(this) and 'that'"),
+        ("error", 1, "ValueError: its own"),
+    ],
+)
+def test_of_a_killed_process_another_says_so(how: str, code: int, told: str) -> None:
+    command = [sys.executable, "-c", ENDING, how]
+    # Its streams are at their end once nothing of it is left
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.strip().rpartition("\n")[2] == told

@@ -22,7 +22,7 @@ from vgg_search.config import Config, ConfigError
 from vgg_search.engine.environment import ray_environment
 from vgg_search.machine import environment, user_environment
 from vgg_search.provenance import provenance
-from vgg_search.stop import StopSignals
+from vgg_search.stop import StopSignals, told_if_killed
 from vgg_search.storage.addresses import command, resume_command
 from vgg_search.storage.checksums import read_cards, with_checksum
 from vgg_search.storage.disk import disk_fault, disk_watched
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 FIRST_LOOK_SECONDS = 0.2  # at a tracker; a database in a file takes 0.02
 LOOK_SECONDS = 0.5  # between two looks for a signal
 TRACKER_SECONDS = 5.0  # before MLflow is imported, which would slow the start of the workers
+KILLED = "the search was ended from outside, what it has recorded is kept"
 log = logging.getLogger("vgg_search")
 
 
@@ -100,6 +101,9 @@ def _run(config: Config, resume: bool, quiet: bool, stop: StopSignals) -> dict[s
             claim(folder, config, resume)
             study = Study(folder, config, facts=facts)
             stack.callback(study.release)
+            if not stop.in_python:
+                again = resume_command(folder.name, config.storage_path)
+                stack.enter_context(told_if_killed(f"vgg-search: {KILLED}: go on with {again}"))
             session = stack.enter_context(_session(study, splits, cluster.place, quiet, stop))
             stop.attach(study)
             session.open()

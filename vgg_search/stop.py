@@ -1,8 +1,12 @@
-"""How a search is stopped: in order by the first Ctrl-C or SIGTERM, at once by a second."""
+"""How a search is stopped: in order by the first Ctrl-C or SIGTERM, at once by a second; and who
+says so where it is ended in a way that no process survives."""
 
 import os
 import signal
+import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -10,6 +14,8 @@ if TYPE_CHECKING:
     from vgg_search.study.study import Study
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# The pipe's other end closes with the process that has it; what is written there is a farewell
+WITNESS = 'read -r farewell || printf "%s\\n" "$1" >&2'
 
 
 class StopSignals:
@@ -73,3 +79,19 @@ class StopSignals:
 
     def _ending(self, number: int) -> BaseException:
         return KeyboardInterrupt() if self.in_python else SystemExit(128 + number)
+
+
+@contextmanager
+def told_if_killed(line: str) -> Iterator[None]:
+    """If this process ends within the block, `line` is printed on stderr all the same: by a shell
+    beside it, after kill -9, where memory ran out, and since Ray ends a driver whose raylet is
+    gone without a word."""
+    command = ["/bin/sh", "-c", WITNESS, "sh", line]
+    # In a session of its own: Ctrl-C in a terminal does not reach it
+    witness = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        witness.communicate(b"\n")

@@ -101,6 +101,12 @@ def runs(killed: Killed) -> dict[str, list[Any]]:
     return found
 
 
+def test_what_was_killed_says_how_to_go_on(killed: Killed) -> None:
+    text = (killed.folder / "log").read_text()
+    assert text.count("the search was ended from outside") == 1
+    assert text.endswith(f"go on with python -m vgg_search.run --resume {NAME}\n")
+
+
 def test_resume_ends_well_and_says_so(killed: Killed) -> None:
     assert killed.again.returncode == 0, killed.again.stderr
     summary = json.loads(killed.again.stdout.splitlines()[-1])
