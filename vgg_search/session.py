@@ -321,13 +321,17 @@ class Session:
 
     @contextmanager
     def salvaged(self, slots: int) -> Iterator[None]:
-        """Of a session that its disk ends there is a summary, where that still has room."""
+        """Of a session that an error ends no run stays open; if it is its disk's, there is a
+        summary: as far as that still takes anything."""
         try:
             yield
         except Exception as error:
             if disk_fault(error, self.study.folder):
                 with suppress(Exception):
                     self._write_summary("failed", [], slots)
+            with suppress(Exception):
+                self.recorder.abandon()
+                self.tracker.flush(STOPPED_SECONDS)
             raise
 
     def _report(self, stopped: bool) -> list[str]:

@@ -94,22 +94,13 @@ class Removed(Disk):
         pass
 
 
-class OverQuota(Disk):
+class OverQuota(Full):
     def make(self) -> None:
-        run("truncate", "-s", f"{max(self.size, LEAST_IMAGE)}M", self.image)
+        run("truncate", "-s", f"{max(2 * self.size, LEAST_IMAGE)}M", self.image)
         run("mkfs.btrfs", "-q", self.image)
         run("mount", "-o", "loop", self.image, self.place)
         run("btrfs", "quota", "enable", self.place)
-
-    def fault(self) -> None:
-        self._limit("1M")  # less than there is
-
-    def mend(self) -> None:
-        self._limit("none")
-
-    def _limit(self, size: str) -> None:
-        run("sync", "-f", self.place)  # what is written is counted then
-        run("btrfs", "qgroup", "limit", size, self.place)
+        run("btrfs", "qgroup", "limit", f"{self.size}M", self.place)
 
 
 class ReadOnly(Disk):

@@ -21,6 +21,8 @@ from uuid import uuid4
 from invariants import changed, epochs, left, record, violations
 from random_kills import DRAINED_SECONDS, FLAGS, STUDY
 
+from vgg_search.storage.folder import CONFIG
+
 NUM_TRIALS = 4
 SECONDS = 400.0  # a search that takes longer hangs
 
@@ -70,7 +72,8 @@ class Scene:
             self.wrong.append(f"exit code {code}, not one of {codes}")
         if "Traceback" in text:
             self.wrong.append("it shows a traceback")
-        if code == 1 and self.study.exists() and not ("--resume" in text or " sync " in text):
+        going_on = (self.study / CONFIG).exists()  # it was not removed
+        if code == 1 and going_on and not ("--resume" in text or " sync " in text):
             self.wrong.append("it does not say how to go on")
         return code
 

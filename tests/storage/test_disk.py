@@ -140,7 +140,9 @@ def test_a_search_ends_at_its_first_error_and_goes_on_when_there_is_room(disk: D
     assert rest
     assert searcher.fault
     assert study.stopping
-    line = r"is full: make room there, then go on with python -m vgg_search\.run --resume study "
+    line = (
+        r"is full: once it takes files again, go on with python -m vgg_search\.run --resume study "
+    )
     with pytest.raises(SearchError, match=line), disk_watched(folder, str(folder.parent)):
         raise searcher.fault
     reported = sum(len(rows_of(trial)) for trial in read_trials(folder))
@@ -196,11 +198,39 @@ def test_a_study_on_a_read_only_disk_can_be_looked_at(disk: Disk) -> None:
         (folder / "report.html").touch()
 
 
+def test_an_outbox_keeps_its_id_on_a_disk_that_fails(tmp_path: Path) -> None:
+    """As in a power failure, what is not yet on the disk is lost; by its id its runs are found."""
+    image, folder = tmp_path / "image", tmp_path / "disk"
+    folder.mkdir()
+    image.touch()
+    os.truncate(image, 16 << 20)
+    mount = ["mount", "-o", "loop,errors=remount-ro", str(image), str(folder)]
+    made = [["mkfs.ext4", "-q", str(image)], mount]
+    if os.geteuid() or any(subprocess.run(one, capture_output=True).returncode for one in made):
+        pytest.skip("no right to mount a file system")
+    try:
+        outbox = Outbox(folder, "http://localhost:1", "e", "study")
+        before = outbox.id
+        outbox.run("study", "study", {}, {})
+        device = folder.stat().st_dev
+        name = f"loop{os.minor(device)}"
+        assert os.major(device) == 7, "never the machine's own"
+        Path("/sys/fs/ext4", name, "trigger_fs_error").write_text("1")
+        del outbox  # which closes its file
+        subprocess.run(["umount", folder], check=True)
+        subprocess.run(mount, check=True)
+        again = Outbox(folder, "http://localhost:1", "e", "study")
+        assert again.id == before
+        del again
+    finally:
+        subprocess.run(["umount", "-l", folder], capture_output=True, check=False)
+
+
 def test_a_folder_that_cannot_be_begun_is_not_there(disk: Disk) -> None:
     folder = disk("size=4k") / "study"
     fill(folder.parent)
     config = experiment(name="study", storage_path=str(folder.parent))
-    line = r"is full: make room there, then start again$"
+    line = r"is full: once it takes files again, start again$"
     with pytest.raises(SearchError, match=line), disk_watched(folder, str(folder.parent)):
         claim(folder, config, resume=False)
     assert not folder.exists()

@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,9 +71,13 @@ class Session:
 
     def send(self) -> dict[str, Any]:
         """MLflow's runs by our keys, once all is sent."""
+        self.tracker.start()
+        return self.sent()
+
+    def sent(self) -> dict[str, Any]:
+        """The same, of a tracker that was started."""
         from mlflow import MlflowClient
 
-        self.tracker.start()
         assert self.tracker.close(60) == 0, self.tracker.error
         assert self.tracker.refused == 0
         self.client = MlflowClient(self.tracker.uri)
@@ -580,6 +585,37 @@ def test_an_outbox_that_is_behind_the_record_gets_what_it_lacks(
         recorded = {(f"trial/{n}", row["epoch"]) for n in begun for row in opened.study.rows(n)}
         assert len(ended) > 1
         assert put == recorded
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_of_a_session_that_an_error_ends_no_run_stays_open(
+    session: Open, tmp_path: Path, removed: bool
+) -> None:
+    """Where the run folder is gone too, of which nothing can be resumed."""
+    given = {"scheduler": "none", "enqueue": trials(0.5, 0.9, 0.7), "num_trials": 3}
+    with session(**given) as opened:
+        workers = Workers()
+        workers.run(opened.study, turns=2)
+        begun(opened, 0)
+        unfinished = [run_key(number) for number in opened.study.unfinished]
+        assert unfinished
+        opened.tracker.start()
+        opened.tracker.flush(60)
+        if removed:
+            shutil.rmtree(tmp_path / "s")
+        opened.recorder.abandon()
+        runs = opened.sent()
+        assert "RUNNING" not in {run.info.status for run in runs.values()}
+        assert {runs[key].data.tags["state"] for key in unfinished} == {"interrupted"}
+        assert runs[PARENT].data.tags["state"] == "failed"
+    if removed:
+        return
+    with session(**given) as opened:
+        Workers().run(opened.study)
+        opened.recorder.finish("completed")
+        runs = opened.send()
+        assert {runs[run_key(number)].info.status for number in range(3)} == {"FINISHED"}
+        assert runs[PARENT].data.tags["state"] == "completed"
 
 
 def test_a_study_whose_outbox_was_removed_is_put_anew(

@@ -68,4 +68,4 @@ def disk_watched(folder: Path, storage_path: str | None = None) -> Iterator[None
         again = "start again"
         if (folder / CONFIG).exists():
             again = f"go on with {resume_command(folder.name, storage_path)}"
-        raise SearchError(f"{fault}: make room there, then {again}") from error
+        raise SearchError(f"{fault}: once it takes files again, {again}") from error

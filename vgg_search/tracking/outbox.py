@@ -1,9 +1,9 @@
 """What the tracker is to get, in a local SQLite file first, so that the search never waits.
 
 To put a row takes 0.1 ms; it stays until the tracker has it, through kill -9 of the driver (WAL;
-synchronous = NORMAL gives up only power failures), and is kept aside then: a tracker that loses its
-database, or another one, can have all of it. Its timestamp is fixed when it is put: a point sent
-twice with the same step and timestamp is one point to MLflow.
+synchronous = NORMAL gives up only power failures, after which the record has it), and is kept aside
+then: a tracker that loses its database, or another one, can have all of it. Its timestamp is fixed
+when it is put: a point sent twice with the same step and timestamp is one point to MLflow.
 """
 
 import json
@@ -110,6 +110,8 @@ class Outbox(Tracker):
         self._db = open_database(self.folder / OUTBOX)
         weakref.finalize(self, self._db.close)
         self._db.executescript(TABLES)
+        # By its id its runs are found again: no power failure is to take that
+        self._db.execute("PRAGMA synchronous = FULL")
         now = {"tracking_uri": without_password(tracking_uri)}
         now |= {"experiment": experiment, "study": study}
         with self._lock, self._db as db:
@@ -123,6 +125,7 @@ class Outbox(Tracker):
                 log.warning("tracker: all goes to %s, no longer to %s", new, old)
             meta = {"id": uuid.uuid4().hex[:12]} | before | now | {"folder": str(self.folder)}
             db.executemany("REPLACE INTO meta VALUES (?, ?)", meta.items())
+        self._db.execute("PRAGMA synchronous = NORMAL")
         self.id: str = meta["id"]  # a new study of an old name does not write into the old runs
 
     @staticmethod

@@ -208,6 +208,13 @@ class Recorder:
             self.tracker.tag(run_key(number), state="interrupted")
             self.tracker.end(run_key(number), status)
 
+    def abandon(self) -> None:
+        """Close what is open, of a session that an error ends; another may go on with it."""
+        if self.champion in self.tracker.open_runs:
+            self.champion_lost("interrupted")
+        self.interrupt()
+        end_run(self.tracker, PARENT, "failed")
+
     def champion_started(self, best: FrozenTrial, epochs: int) -> None:
         """Opens the champion's own run."""
         self.champion, candidate = champion_key(best.number, epochs), candidate_of(best.user_attrs)
