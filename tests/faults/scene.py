@@ -21,6 +21,7 @@ from uuid import uuid4
 from invariants import changed, epochs, left, record, violations
 from random_kills import DRAINED_SECONDS, FLAGS, STUDY
 
+from vgg_search.provenance import provenance
 from vgg_search.storage.folder import CONFIG
 
 NUM_TRIALS = 4
@@ -127,5 +128,6 @@ def _one(name: str, cases: Cases) -> int:
         cases[name](scene)
         scene.drained()
     told = {"case": name, "wrong": scene.wrong, "seconds": round(time.monotonic() - began)}
+    told |= {"commit": provenance()["commit"]}
     print(json.dumps(told | scene.seen | {"load": os.getloadavg()[0]}), flush=True)
     return int(bool(scene.wrong))

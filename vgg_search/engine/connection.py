@@ -17,7 +17,7 @@ from ray.exceptions import AuthenticationError
 import vgg_search
 from vgg_search.config import Config, ConfigError
 from vgg_search.engine.environment import LOCAL, THREADS, address_of
-from vgg_search.machine import cores
+from vgg_search.machine import cores, silent_libraries
 
 # Of the environment of Tune's workers: where the whole job has it, Ray gives them processes that
 # stand ready, instead of new ones
@@ -117,14 +117,15 @@ def ray_cluster(config: Config) -> Iterator[None]:
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        ray.init(
-            address=address,
-            num_cpus=cores() if address == LOCAL else None,  # Ray counts those of others too
-            include_dashboard=False if address == LOCAL else None,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            runtime_env=runtime_env(address),
-        )
+        with silent_libraries():
+            ray.init(
+                address=address,
+                num_cpus=cores() if address == LOCAL else None,  # Ray counts those of others too
+                include_dashboard=False if address == LOCAL else None,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                runtime_env=runtime_env(address),
+            )
     except (ConnectionError, RuntimeError, AuthenticationError) as error:
         raise ConfigError(refusal(address, str(error))) from error
     try:
