@@ -30,7 +30,7 @@ from mlflow import MlflowClient
 from scene import Scene, campaign
 
 MEBIBYTES = {"run": 24, "scratch": 120, "shm": 300, "db": 60}
-INODES = {"run": 400, "scratch": 4000, "shm": 400, "db": 40}
+INODES = {"run": 400, "scratch": 4000, "shm": 400, "db": 300}
 LEAST_IMAGE = 128  # MiB of a btrfs that can be mounted
 # SQLite has an index of its log in memory that is a file's. On a disk that copies what is written
 # the kernel may find no room for a page of it, and ends the process by SIGBUS
@@ -177,7 +177,7 @@ def nothing_runs(scene: Scene) -> None:
 
 def synced(scene: Scene, folder: Path) -> None:
     """`sync` sends the rest, and MLflow has all of it."""
-    command = [sys.executable, "-m", "vgg_search", "sync", scene.study.name]
+    command = [sys.executable, "-m", "vgg_search", "sync", scene.study.name, "--timeout", "100"]
     told = subprocess.run(command, cwd=scene.folder, capture_output=True, text=True, check=False)
     scene.seen["sync"] = [told.returncode, (told.stdout + told.stderr).strip()[-300:]]
     if told.returncode:

@@ -23,6 +23,7 @@ from vgg_search.study.record import read_trials, rows_of
 from vgg_search.study.segment import Segment
 from vgg_search.study.study import Study
 from vgg_search.terminal.status import status
+from vgg_search.tracking.mlflow_adapter import POOL, connected
 from vgg_search.tracking.outbox import Outbox, sending
 
 Disk = Callable[[str], Path]
@@ -196,6 +197,17 @@ def test_a_study_on_a_read_only_disk_can_be_looked_at(disk: Disk) -> None:
     assert (state["num_trials"], state["unsent"]) == (0, 1)
     with pytest.raises(SearchError, match=r"is read-only$"), disk_watched(folder):
         (folder / "report.html").touch()
+
+
+def test_a_database_whose_making_failed_is_made_once_there_is_room(disk: Disk) -> None:
+    folder = disk("size=300k")
+    with pytest.raises(Exception, match=r"full|disk"):
+        connected(f"sqlite:///{folder}/mlflow.db")
+    assert not list(folder.iterdir())
+    subprocess.run(["mount", "-o", "remount,size=20m", folder], check=True)
+    client = connected(f"sqlite:///{folder}/mlflow.db")
+    assert [experiment.name for experiment in client.search_experiments()] == ["Default"]
+    assert POOL not in os.environ
 
 
 def test_an_outbox_keeps_its_id_on_a_disk_that_fails(tmp_path: Path) -> None:

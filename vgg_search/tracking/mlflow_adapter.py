@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
+POOL = "MLFLOW_SQLALCHEMYSTORE_POOLCLASS"
 FileId = tuple[int, int] | None  # device and inode
 
 
@@ -133,11 +134,25 @@ def connected(uri: str) -> "MlflowClient":
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         if not file.exists():
-            with replacing(file) as new:
-                MlflowClient(sqlite_address(new)).search_experiments()
+            _make(file)
         return MlflowClient(uri)
     finally:
         os.close(folder)
+
+
+def _make(file: Path) -> None:
+    """An empty database. MLflow keeps what it has opened by its address, half migrated if its disk
+    was full: without a pool (documented) it opens the next try's anew."""
+    from mlflow import MlflowClient
+
+    before = os.environ.get(POOL)
+    os.environ[POOL] = "NullPool"
+    try:
+        with replacing(file) as new:
+            MlflowClient(sqlite_address(new)).search_experiments()
+    finally:
+        os.environ.pop(POOL)
+        os.environ.update({} if before is None else {POOL: before})
 
 
 def delete_artifacts(client: "MlflowClient", uri: str, run_id: str, artifact_path: str) -> None:
