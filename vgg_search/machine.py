@@ -152,9 +152,8 @@ def _lasting(stream: Any) -> Any:
 
 @contextmanager
 def silent_libraries() -> Iterator[None]:
-    """In the block nothing reaches stderr, nor ever of a process that is started there: libtiff
-    writes of each damaged file, beside what we say of it, and so does a worker of Ray's that dies
-    before it has a log."""
+    """In the block nothing reaches stderr: libtiff writes there of each damaged file, beside what
+    we say of it."""
     sys.stderr.flush()
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

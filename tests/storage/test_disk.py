@@ -156,7 +156,7 @@ def test_a_search_ends_at_its_first_error_and_goes_on_when_there_is_room(disk: D
     assert (folder / JOURNAL).read_bytes().endswith(b"\n")
 
 
-@pytest.mark.parametrize("removed", ["study", "runs"])
+@pytest.mark.parametrize("removed", ["study", "study, and trials made anew", "runs", JOURNAL])
 def test_a_run_folder_that_is_removed_ends_the_search_in_a_line(
     tmp_path: Path, removed: str
 ) -> None:
@@ -168,7 +168,12 @@ def test_a_run_folder_that_is_removed_ends_the_search_in_a_line(
     searcher, asked = StudySearcher(study, lambda: 1), 0
     while isinstance(given := searcher.suggest(str(asked)), dict):
         if asked == 3:
-            shutil.rmtree(folder if removed == "study" else folder.parent)
+            if removed == JOURNAL:
+                (folder / JOURNAL).unlink()
+            else:
+                shutil.rmtree(folder.parent if removed == "runs" else folder)
+            if "anew" in removed:  # as by a worker of an older version
+                (folder / "trials").mkdir(parents=True)
         row = row_at(given["segment"].candidate, given["segment"].until)
         result = {"worker": "w", "rows": [row], "end": "reached"}
         searcher.on_trial_complete(str(asked), result)
@@ -176,10 +181,11 @@ def test_a_run_folder_that_is_removed_ends_the_search_in_a_line(
     study.release()
     assert asked == 4
     assert study.stopping
-    line = f"^{folder} was removed while it was worked in$"
+    gone = folder / JOURNAL if removed == JOURNAL else folder
+    line = f"^{gone} was removed while it was worked in$"
     with pytest.raises(SearchError, match=line), disk_watched(folder, str(folder.parent)):
         raise searcher.fault or AssertionError
-    assert not folder.exists()
+    assert not (folder / JOURNAL).exists()
 
 
 def test_a_study_on_a_read_only_disk_can_be_looked_at(disk: Disk) -> None:

@@ -1,5 +1,6 @@
 """How a cluster is joined and left, or a Ray of our own is started and ended."""
 
+import atexit
 import gc
 import logging
 import os
@@ -17,7 +18,7 @@ from ray.exceptions import AuthenticationError
 import vgg_search
 from vgg_search.config import Config, ConfigError
 from vgg_search.engine.environment import LOCAL, THREADS, address_of
-from vgg_search.machine import cores, silent_libraries
+from vgg_search.machine import cores
 
 # Of the environment of Tune's workers: where the whole job has it, Ray gives them processes that
 # stand ready, instead of new ones
@@ -26,6 +27,8 @@ PACKAGE = Path(vgg_search.__file__).parent
 CONNECT_SECONDS = 10.0
 # Of a local Ray under its temporary folder, the longest: time and process have their full width
 RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+
+log = logging.getLogger("vgg_search")
 
 
 def _check_address(address: str) -> None:
@@ -117,15 +120,14 @@ def ray_cluster(config: Config) -> Iterator[None]:
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        with silent_libraries():
-            ray.init(
-                address=address,
-                num_cpus=cores() if address == LOCAL else None,  # Ray counts those of others too
-                include_dashboard=False if address == LOCAL else None,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                runtime_env=runtime_env(address),
-            )
+        ray.init(
+            address=address,
+            num_cpus=cores() if address == LOCAL else None,  # Ray counts those of others too
+            include_dashboard=False if address == LOCAL else None,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            runtime_env=runtime_env(address),
+        )
     except (ConnectionError, RuntimeError, AuthenticationError) as error:
         raise ConfigError(refusal(address, str(error))) from error
     try:
@@ -147,5 +149,8 @@ def _shut_down() -> None:
     gc.disable()
     try:
         ray.shutdown()
+    except OSError as error:  # the disk of its own files; its processes end with this one
+        atexit.unregister(ray.shutdown)  # or it is tried again, with a traceback
+        log.warning("Ray was not shut down in order: %s", error)
     finally:
         gc.enable()

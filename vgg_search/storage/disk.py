@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vgg_search.errors import SearchError, causes
 from vgg_search.storage.addresses import resume_command
-from vgg_search.storage.folder import CONFIG
+from vgg_search.storage.folder import CONFIG, JOURNAL
 
 # Of an OSError, what a disk does that takes no more
 DISK_FAULTS = {
@@ -59,8 +59,10 @@ def disk_watched(folder: Path, storage_path: str | None = None) -> Iterator[None
         yield
     except Exception as error:
         missing = [str(c.filename) for c in causes(error) if isinstance(c, FileNotFoundError)]
-        if not (folder / CONFIG).exists() and any(n.startswith(f"{folder}/") for n in missing):
-            raise SearchError(f"{folder} was removed while it was worked in") from error
+        if any(name.startswith(f"{folder}/") for name in missing):
+            for gone, sign in ((folder, folder / CONFIG), (folder / JOURNAL, folder / JOURNAL)):
+                if not sign.exists():
+                    raise SearchError(f"{gone} was removed while it was worked in") from error
         if (fault := disk_fault(error, folder)) is None:
             raise
         if storage_path is None:

@@ -6,6 +6,7 @@ checkpoints there; the run folder stays on the driver's disk and is copied there
 Credentials and endpoints come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...).
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -82,6 +83,7 @@ class Place:
         """
         with self._used():
             if not self.remote:
+                os.stat(self.root)  # of a study that was removed nothing is made anew
                 yield Path(self.root, name)
                 return
             with tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:

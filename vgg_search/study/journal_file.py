@@ -32,6 +32,11 @@ class JournalDamagedError(InputError):
         )
 
 
+def _existing(path: str, flags: int) -> int:
+    """Opens no file anew: a journal that was removed is not begun again in the middle."""
+    return os.open(path, flags & ~os.O_CREAT)
+
+
 class JournalFile(BaseJournalBackend):
     """Raises JournalDamagedError, at reading."""
 
@@ -56,7 +61,7 @@ class JournalFile(BaseJournalBackend):
             lines.append(b"%s%s%d}\n" % (line, CHECKSUM, checksum))
         self._lock.acquire()
         try:
-            with self._path.open("ab") as file:
+            with open(self._path, "ab", opener=_existing) as file:
                 file.writelines(lines)
                 file.flush()
                 if (now := time.monotonic()) >= self._synced + SYNC_SECONDS:
