@@ -272,8 +272,9 @@ def test_workers_have_the_environment_that_tune_asks_for() -> None:
 
 def test_a_node_says_what_it_sees(tmp_path: Path) -> None:
     here, there = Place(str(tmp_path / "here")), Place(str(tmp_path / "there"))
+    here.make()
     with here.writing("driver") as folder:
-        folder.mkdir(parents=True)
+        folder.mkdir()
         (folder / "key").write_text("abc")
     assert probe(here, "abc", gpu=False) == (versions(), "")
     assert versions().keys() == {"Python", "ray", "torch", "vgg_search"}

@@ -88,6 +88,7 @@ def resuming_main(rank: int, ranks: int, port: int, places: list[Place], out: st
 
 def test_ranks_start_at_the_same_epoch_or_not_at_all(tmp_path: Path, splits: Splits) -> None:
     place, elsewhere = Place(str(tmp_path / "here")), Place(str(tmp_path / "elsewhere"))
+    place.make()
     checkpoints = TrainingCheckpoints(place, "trials/7", 1)
     training = Training(build(NETWORK, 5), Resident.load(splits, "cpu"), RECIPE, 5)
     list(checkpoints.train(training))

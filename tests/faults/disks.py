@@ -122,7 +122,10 @@ class ReadOnly(Disk):
         Path("/sys/fs/ext4", device, "trigger_fs_error").write_text("1")
 
     def mend(self) -> None:
-        run("umount", self.place)
+        for _ in range(60):  # some process of Ray's may still have a file open
+            if not subprocess.run(["umount", self.place], check=False).returncode:
+                break
+            time.sleep(0.5)
         self._mount()
 
 

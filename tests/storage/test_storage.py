@@ -47,8 +47,9 @@ def bucket() -> Iterator[str]:
 @pytest.fixture(params=["folder", "bucket"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     if request.param == "folder":
-        (tmp_path / "study").mkdir()
-        return Place.of(str(tmp_path), "study")
+        place = Place.of(str(tmp_path), "study")
+        place.make()
+        return place
     return Place.of(request.getfixturevalue("bucket"), tmp_path.name)
 
 

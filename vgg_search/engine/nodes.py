@@ -91,8 +91,9 @@ def unsound_nodes(
     """
     key, existed = uuid.uuid4().hex, Path(storage_path).exists()
     place = Place.of(storage_path, f".probe-{key}")
+    place.make()
     with place.writing("driver") as folder:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         (folder / "key").write_text(key)
     task: Any = ray.remote(num_cpus=0, max_retries=0)(probe)
     answers = {}

@@ -74,6 +74,12 @@ class Place:
         """For whatever pyarrow raises."""
         return _errors_of((OSError, ValueError), f"{self.root} cannot be reached")
 
+    def make(self) -> None:
+        """The folder itself, which `writing` never makes: a study that was removed stays so."""
+        if not self.remote:
+            with self._used():
+                Path(self.root).mkdir(parents=True)
+
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """A local folder; what the block leaves there is then in folder `name`.
@@ -83,7 +89,7 @@ class Place:
         """
         with self._used():
             if not self.remote:
-                os.stat(self.root)  # of a study that was removed nothing is made anew
+                os.stat(self.root)
                 yield Path(self.root, name)
                 return
             with tempfile.TemporaryDirectory(prefix="vgg_search-") as scratch:
