@@ -326,12 +326,12 @@ class Session:
         try:
             yield
         except Exception as error:
-            if disk_fault(error, self.study.folder):
+            if fault := disk_fault(error, self.study.folder):
                 with suppress(Exception):
                     self._write_summary("failed", [], slots)
             with suppress(Exception):
                 self.recorder.abandon()
-                self.tracker.flush(STOPPED_SECONDS)
+                self.tracker.flush(STOPPED_SECONDS if fault else SEND_SECONDS / 4)
             raise
 
     def _report(self, stopped: bool) -> list[str]:
