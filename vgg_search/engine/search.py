@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,6 +25,8 @@ from vgg_search.data.splits import Splits
 from vgg_search.engine.nodes import Cluster
 from vgg_search.engine.silence import Silence
 from vgg_search.engine.worker import TrialWorker
+from vgg_search.errors import SearchError
+from vgg_search.storage.addresses import resume_command
 from vgg_search.study.study import FINISHED, Study
 
 START_SECONDS = 20.0  # for the next worker to start, before it is taken for one that never will
@@ -167,10 +170,14 @@ class StudySearcher(_Unsaved, Searcher):
 
 class StudyStopper(_Unsaved, Stopper):
     """Ends a segment that its worker is done with, and the search when the study is told to stop or
-    has used up its budget."""
+    has used up its budget, or no worker can be started any more: where the raylet's socket is gone,
+    Ray waits for ever."""
 
     def __init__(self, searcher: StudySearcher) -> None:
         self.searcher = searcher
+        here = ray.get_runtime_context().get_node_id()
+        sockets = {node["NodeID"]: node["RayletSocketName"] for node in ray.nodes()}
+        self.socket = Path(sockets[here])
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return "end" in result and not self.searcher.worker_is_starting()
@@ -178,6 +185,10 @@ class StudyStopper(_Unsaved, Stopper):
     def stop_all(self) -> bool:
         study, workers = self.searcher.study, self.searcher.workers
         self.searcher.end_silent_workers()
+        if not self.socket.exists():
+            again = resume_command(study.folder.name, study.config.storage_path)
+            fault = f"{self.socket}, which Ray needs, was removed: go on with {again}"
+            self.searcher.fault, study.stopping = SearchError(fault), True
         if not (study.stopping or study.budget.used_up):
             return False
         for worker in workers.values():  # Tune would wait 10 s for their epochs to end
