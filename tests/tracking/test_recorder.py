@@ -603,6 +603,8 @@ def test_of_a_session_that_an_error_ends_no_run_stays_open(
         opened.tracker.flush(60)
         if removed:
             shutil.rmtree(tmp_path / "s")
+            with pytest.raises(FileNotFoundError):
+                opened.study.optuna.get_trials()
         opened.recorder.abandon()
         runs = opened.sent()
         assert "RUNNING" not in {run.info.status for run in runs.values()}

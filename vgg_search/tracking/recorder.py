@@ -209,10 +209,12 @@ class Recorder:
             self.tracker.end(run_key(number), status)
 
     def abandon(self) -> None:
-        """Close what is open, of a session that an error ends; another may go on with it."""
-        if self.champion in self.tracker.open_runs:
-            self.champion_lost("interrupted")
-        self.interrupt()
+        """Close what is open, of a session that an error ends; another may go on with it. The
+        record is not asked: it may be what is gone."""
+        trials = {run_key(number) for number in self.study.unfinished}
+        for key in self.tracker.open_runs:
+            if key in trials or key == self.champion:
+                end_run(self.tracker, key, "interrupted")
         end_run(self.tracker, PARENT, "failed")
 
     def champion_started(self, best: FrozenTrial, epochs: int) -> None:
