@@ -390,6 +390,34 @@ check_study(sys.argv[2], trials=2, epochs=3)
 """
 
 
+def test_a_trial_that_a_power_failure_has_changed_is_a_run_of_its_own(make, uri):
+    """The outbox has lost all but its id, the record a trial, which then is of another network."""
+    tracker = make()
+    tracker.run("study", "study", {}, {"num_trials": 2})
+    for number in range(2):
+        tracker.run(f"trial/{number}", f"{number}", {}, {"lr": 0.1}, "study")
+        tracker.log(f"trial/{number}", {"val_accuracy": 0.5}, 1)
+    send(tracker)
+    before = runs(uri)
+    for file in tracker.folder.glob("outbox.db*"):
+        file.unlink()
+    make().close(0)
+    on_file(tracker, "UPDATE meta SET value = ? WHERE name = 'id'", tracker.id)
+    again = make()
+    again.run("study", "study", {}, {"num_trials": 2})
+    for number, lr in enumerate((0.1, 0.2)):
+        again.run(f"trial/{number}", f"{number}", {}, {"lr": lr}, "study")
+        again.log(f"trial/{number}", {"val_accuracy": 0.6}, 1)
+    send(again)
+    assert again.refused == 0
+    after = runs(uri)
+    same = {name for name in after if after[name].info.run_id == before[name].info.run_id}
+    assert same == {"study", "0"}
+    assert after["1"].data.params == {"lr": "0.2"}
+    lost = MlflowClient(uri).get_run(before["1"].info.run_id).info
+    assert (lost.status, lost.lifecycle_stage) == ("KILLED", "deleted")
+
+
 def test_a_database_that_was_removed_gets_all_anew(make, uri, tmp_path):
     tracker = make()
     put_study(tracker, trials=2, epochs=3)

@@ -324,8 +324,8 @@ class MlflowTracker(Outbox):
 
     def _run_id(self, key: str) -> str:
         """The run of this key, created if MLflow has none with its tag."""
-        query = "SELECT name, parent, time, run_id FROM runs WHERE key = ?"
-        ((name, parent, start, run_id),) = self._query(query, key)
+        query = "SELECT name, parent, time, run_id, params FROM runs WHERE key = ?"
+        ((name, parent, start, run_id, params),) = self._query(query, key)
         if run_id:
             return str(run_id)
         tags = {KEY_TAG: f"{self.id}/{key}"}
@@ -333,6 +333,8 @@ class MlflowTracker(Outbox):
         stored = self._client.search_runs([self._experiment_id], query, ANY_STAGE, max_results=1)
         if parent:
             tags[PARENT_TAG] = self._run_id(parent)
+            if stored and mlflow_adapter.is_other(stored[0], json.loads(params)):
+                self._set_aside(stored.pop().info.run_id, tags[KEY_TAG])
         if not stored:
             stored = [self._client.create_run(self._experiment_id, start, tags, name)]
         run_id = stored[0].info.run_id
@@ -340,6 +342,14 @@ class MlflowTracker(Outbox):
             self._client.set_tag(run_id, PARENT_TAG, tags[PARENT_TAG])  # the parent was made anew
         self._write("UPDATE runs SET run_id = ? WHERE key = ?", [(run_id, key)])
         return str(run_id)
+
+    def _set_aside(self, run_id: str, key: str) -> None:
+        """Deletes the run of a trial that the record has lost in a power failure, for which the
+        sampler has answered otherwise since; MLflow can restore it."""
+        self._client.set_tag(run_id, KEY_TAG, f"{key} (lost)")
+        self._client.set_terminated(run_id, "KILLED")
+        self._client.delete_run(run_id)
+        log.warning("tracker: run %s is of a trial that the record has lost: deleted", run_id)
 
 
 def calls(rows: list[Row], limits: dict[str, int]) -> Iterator[list[Row]]:
