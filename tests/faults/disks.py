@@ -29,7 +29,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from scene import Scene, campaign
 
-MEBIBYTES = {"run": 24, "scratch": 120, "shm": 300, "db": 60}
+MEBIBYTES = {"run": 48, "scratch": 120, "shm": 300, "db": 60}
 INODES = {"run": 400, "scratch": 4000, "shm": 400, "db": 300}
 LEAST_IMAGE = 128  # MiB of a btrfs that can be mounted
 # SQLite has an index of its log in memory that is a file's. On a disk that copies what is written

@@ -630,7 +630,7 @@ def test_a_study_whose_outbox_was_removed_is_put_anew(
     for file in (tmp_path / "s").glob("outbox.db*"):
         file.unlink()
     with session(num_trials=3, **given) as opened:
-        assert "there was no outbox; 2 trials of the record are put anew" in caplog.text
+        assert "the outbox has no run; 2 trials of the record are put anew" in caplog.text
         Workers().run(opened.study)
         runs = opened.send_own()
         assert runs.keys() == before.keys() | {"trial/2"}

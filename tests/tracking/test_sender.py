@@ -390,7 +390,8 @@ check_study(sys.argv[2], trials=2, epochs=3)
 """
 
 
-def test_a_trial_that_a_power_failure_has_changed_is_a_run_of_its_own(make, uri):
+@pytest.mark.parametrize("budget", [2, 3])
+def test_what_a_power_failure_has_changed_is_a_run_of_its_own(make, uri, budget):
     """The outbox has lost all but its id, the record a trial, which then is of another network."""
     tracker = make()
     tracker.run("study", "study", {}, {"num_trials": 2})
@@ -404,7 +405,7 @@ def test_a_trial_that_a_power_failure_has_changed_is_a_run_of_its_own(make, uri)
     make().close(0)
     on_file(tracker, "UPDATE meta SET value = ? WHERE name = 'id'", tracker.id)
     again = make()
-    again.run("study", "study", {}, {"num_trials": 2})
+    again.run("study", "study", {}, {"num_trials": budget})
     for number, lr in enumerate((0.1, 0.2)):
         again.run(f"trial/{number}", f"{number}", {}, {"lr": lr}, "study")
         again.log(f"trial/{number}", {"val_accuracy": 0.6}, 1)
@@ -412,7 +413,11 @@ def test_a_trial_that_a_power_failure_has_changed_is_a_run_of_its_own(make, uri)
     assert again.refused == 0
     after = runs(uri)
     same = {name for name in after if after[name].info.run_id == before[name].info.run_id}
-    assert same == {"study", "0"}
+    assert same == {"study", "0"} - ({"study"} if budget == 3 else set())
+    assert {run.data.tags.get("mlflow.parentRunId") for run in after.values()} == {
+        None,
+        after["study"].info.run_id,
+    }
     assert after["1"].data.params == {"lr": "0.2"}
     lost = MlflowClient(uri).get_run(before["1"].info.run_id).info
     assert (lost.status, lost.lifecycle_stage) == ("KILLED", "deleted")

@@ -110,8 +110,6 @@ class Outbox(Tracker):
         self._db = open_database(self.folder / OUTBOX)
         weakref.finalize(self, self._db.close)
         self._db.executescript(TABLES)
-        # By its id its runs are found again: no power failure is to take that
-        self._db.execute("PRAGMA synchronous = FULL")
         now = {"tracking_uri": without_password(tracking_uri)}
         now |= {"experiment": experiment, "study": study}
         with self._lock, self._db as db:
@@ -125,7 +123,8 @@ class Outbox(Tracker):
                 log.warning("tracker: all goes to %s, no longer to %s", new, old)
             meta = {"id": uuid.uuid4().hex[:12]} | before | now | {"folder": str(self.folder)}
             db.executemany("REPLACE INTO meta VALUES (?, ?)", meta.items())
-        self._db.execute("PRAGMA synchronous = NORMAL")
+        # By its id its runs are found again: no power failure is to take that
+        self._db.execute("PRAGMA wal_checkpoint")
         self.id: str = meta["id"]  # a new study of an old name does not write into the old runs
 
     @staticmethod

@@ -129,7 +129,7 @@ class Recorder:
             if key_of(card) not in known and card["trial"] < len(trials):
                 self.champion_started(trials[card["trial"]], card["epochs"])
         if trained and not known:
-            text = "tracker: there was no outbox; %d trials of the record are put anew, as new runs"
+            text = "tracker: the outbox has no run; %d trials of the record are put anew"
             log.warning(text, len(trained))
 
     def _describe_data(self, key: str) -> None:

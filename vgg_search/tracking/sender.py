@@ -331,10 +331,10 @@ class MlflowTracker(Outbox):
         tags = {KEY_TAG: f"{self.id}/{key}"}
         query = f"tags.`{KEY_TAG}` = '{tags[KEY_TAG]}'"
         stored = self._client.search_runs([self._experiment_id], query, ANY_STAGE, max_results=1)
+        if stored and mlflow_adapter.is_other(stored[0], json.loads(params)):
+            self._set_aside(stored.pop().info.run_id, tags[KEY_TAG])
         if parent:
             tags[PARENT_TAG] = self._run_id(parent)
-            if stored and mlflow_adapter.is_other(stored[0], json.loads(params)):
-                self._set_aside(stored.pop().info.run_id, tags[KEY_TAG])
         if not stored:
             stored = [self._client.create_run(self._experiment_id, start, tags, name)]
         run_id = stored[0].info.run_id
@@ -344,12 +344,12 @@ class MlflowTracker(Outbox):
         return str(run_id)
 
     def _set_aside(self, run_id: str, key: str) -> None:
-        """Deletes the run of a trial that the record has lost in a power failure, for which the
-        sampler has answered otherwise since; MLflow can restore it."""
+        """Deletes a run, which MLflow can restore, of what a power failure has put back: of a trial
+        that the sampler has proposed otherwise since, of a study resumed with another budget."""
         self._client.set_tag(run_id, KEY_TAG, f"{key} (lost)")
         self._client.set_terminated(run_id, "KILLED")
         self._client.delete_run(run_id)
-        log.warning("tracker: run %s is of a trial that the record has lost: deleted", run_id)
+        log.warning("tracker: deleted run %s, of what the record has lost", run_id)
 
 
 def calls(rows: list[Row], limits: dict[str, int]) -> Iterator[list[Row]]:
