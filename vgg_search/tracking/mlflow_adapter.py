@@ -117,11 +117,6 @@ def run_of(client: "MlflowClient", run_id: str) -> "Run | None":
         raise
 
 
-def is_other(run: "Run", params: dict[str, str]) -> bool:
-    """Whether the run has another value of any of these params, which MLflow never changes."""
-    return any(run.data.params.get(name, text) != text for name, text in params.items())
-
-
 def connected(uri: str) -> "MlflowClient":
     """A client that says nothing on the terminal. A database that is not there is made, by one
     process at a time: those that make a fresh one together break it for each other. It is made

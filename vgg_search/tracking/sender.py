@@ -324,14 +324,14 @@ class MlflowTracker(Outbox):
 
     def _run_id(self, key: str) -> str:
         """The run of this key, created if MLflow has none with its tag."""
-        query = "SELECT name, parent, time, run_id, params FROM runs WHERE key = ?"
-        ((name, parent, start, run_id, params),) = self._query(query, key)
+        query = "SELECT name, parent, time, run_id FROM runs WHERE key = ?"
+        ((name, parent, start, run_id),) = self._query(query, key)
         if run_id:
             return str(run_id)
         tags = {KEY_TAG: f"{self.id}/{key}"}
         query = f"tags.`{KEY_TAG}` = '{tags[KEY_TAG]}'"
         stored = self._client.search_runs([self._experiment_id], query, ANY_STAGE, max_results=1)
-        if stored and mlflow_adapter.is_other(stored[0], json.loads(params)):
+        if stored and stored[0].info.start_time != start:
             self._set_aside(stored.pop().info.run_id, tags[KEY_TAG])
         if parent:
             tags[PARENT_TAG] = self._run_id(parent)
@@ -344,12 +344,12 @@ class MlflowTracker(Outbox):
         return str(run_id)
 
     def _set_aside(self, run_id: str, key: str) -> None:
-        """Deletes a run, which MLflow can restore, of what a power failure has put back: of a trial
-        that the sampler has proposed otherwise since, of a study resumed with another budget."""
+        """Deletes a run, which MLflow can restore, that a power failure has taken out of the outbox:
+        what is in it may be of another network, for the record lacks its last second too."""
         self._client.set_tag(run_id, KEY_TAG, f"{key} (lost)")
         self._client.set_terminated(run_id, "KILLED")
         self._client.delete_run(run_id)
-        log.warning("tracker: deleted run %s, of what the record has lost", run_id)
+        log.warning("tracker: deleted run %s, which a power failure had lost", run_id)
 
 
 def calls(rows: list[Row], limits: dict[str, int]) -> Iterator[list[Row]]:
