@@ -344,8 +344,8 @@ class MlflowTracker(Outbox):
         return str(run_id)
 
     def _set_aside(self, run_id: str, key: str) -> None:
-        """Deletes a run, which MLflow can restore, that a power failure has taken out of the outbox:
-        what is in it may be of another network, for the record lacks its last second too."""
+        """Deletes a run, which MLflow can restore, that a power failure took out of the outbox: it
+        may be of another network than now, for the record lacks its last second too."""
         self._client.set_tag(run_id, KEY_TAG, f"{key} (lost)")
         self._client.set_terminated(run_id, "KILLED")
         self._client.delete_run(run_id)
