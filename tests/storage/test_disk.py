@@ -156,6 +156,12 @@ def test_a_search_ends_at_its_first_error_and_goes_on_when_there_is_room(disk: D
     assert (folder / JOURNAL).read_bytes().endswith(b"\n")
 
 
+def test_a_worker_s_text_names_the_disk(tmp_path: Path) -> None:
+    told = RuntimeError("OSError: [Errno 122] Disk quota exceeded: '/dev/shm/x'\nin the worker")
+    line = "the disk at /dev/shm, where /dev/shm/x is, is full as far as this user's quota goes"
+    assert disk_fault(told, tmp_path) == line
+
+
 @pytest.mark.parametrize("removed", ["study", "study, and trials made anew", "runs", JOURNAL])
 def test_a_run_folder_that_is_removed_ends_the_search_in_a_line(
     tmp_path: Path, removed: str

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,10 @@ def disk_fault(error: BaseException | None, folder: Path) -> str | None:
         texts = (n for n in DISK_FAULTS if os.strerror(n) in str(cause))  # as a worker tells it
         if (number := number if number in DISK_FAULTS else next(texts, None)) is not None:
             where = getattr(cause, "filename", None)
-            return _disk_line(number, Path(where if isinstance(where, str) else folder).absolute())
+            if not isinstance(where, str):  # it may be in the text of a worker's
+                named = re.search(rf"{os.strerror(number)}: '(.+?)'", str(cause))
+                where = named[1] if named else folder
+            return _disk_line(number, Path(where).absolute())
     return None
 
 
