@@ -17,6 +17,7 @@ from vgg_search.config import Config
 from vgg_search.data.splits import Splits
 from vgg_search.engine import silence
 from vgg_search.engine.search import START_SECONDS, StudySearcher, StudyStopper, run_search
+from vgg_search.errors import SearchError
 from vgg_search.machine import cores
 from vgg_search.space.candidate import Candidate
 from vgg_search.study.record import read_trials, rows_of
@@ -447,6 +448,20 @@ def test_the_stopper_looks_at_the_study(tmp_path: Path) -> None:
     with opened(tmp_path / "t", experiment()) as study:
         study.stopping = True
         assert StudyStopper(StudySearcher(study, lambda: 1)).stop_all()
+
+
+def test_a_search_whose_ray_has_lost_its_socket_ends(tmp_path: Path) -> None:
+    socket = tmp_path / "raylet"
+    socket.touch()
+    with opened(tmp_path / "s", experiment(storage_path=str(tmp_path))) as study:
+        searcher = StudySearcher(study, lambda: 1)
+        stopper = StudyStopper(searcher, socket)
+        assert not stopper.stop_all()
+        socket.unlink()
+        assert stopper.stop_all()
+        line = f"raylet, which Ray needs, was removed: go on with .* --resume s .* {tmp_path}$"
+        with pytest.raises(SearchError, match=line):
+            raise searcher.fault or AssertionError
 
 
 def test_nothing_of_ours_is_pickled_for_a_restore(tmp_path: Path) -> None:

@@ -170,14 +170,11 @@ class StudySearcher(_Unsaved, Searcher):
 
 class StudyStopper(_Unsaved, Stopper):
     """Ends a segment that its worker is done with, and the search when the study is told to stop or
-    has used up its budget, or no worker can be started any more: where the raylet's socket is gone,
-    Ray waits for ever."""
+    has used up its budget, or no worker can be started any more: where the raylet's `socket` is
+    gone, Ray waits for ever."""
 
-    def __init__(self, searcher: StudySearcher) -> None:
-        self.searcher = searcher
-        here = ray.get_runtime_context().get_node_id()
-        sockets = {node["NodeID"]: node["RayletSocketName"] for node in ray.nodes()}
-        self.socket = Path(sockets[here])
+    def __init__(self, searcher: StudySearcher, socket: Path | None = None) -> None:
+        self.searcher, self.socket = searcher, socket
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return "end" in result and not self.searcher.worker_is_starting()
@@ -185,7 +182,7 @@ class StudyStopper(_Unsaved, Stopper):
     def stop_all(self) -> bool:
         study, workers = self.searcher.study, self.searcher.workers
         self.searcher.end_silent_workers()
-        if not self.socket.exists():
+        if self.socket and not self.socket.exists():
             again = resume_command(study.folder.name, study.config.storage_path)
             fault = f"{self.socket}, which Ray needs, was removed: go on with {again}"
             self.searcher.fault, study.stopping = SearchError(fault), True
@@ -242,7 +239,8 @@ def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[]
     scratch = tempfile.mkdtemp(prefix="vgg_search-")
     try:
         study.budget.start()
-        placed, stopper = tune.with_resources(trainable, group), StudyStopper(searcher)
+        placed = tune.with_resources(trainable, group)
+        stopper = StudyStopper(searcher, _raylet_socket())
         run_tune(placed, searcher, stopper, study.folder.name, scratch, draw)
     except Exception:
         if searcher.fault is None:
@@ -254,6 +252,13 @@ def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[]
         raise searcher.fault
     if study.finished:
         study.close()
+
+
+def _raylet_socket() -> Path | None:
+    """Of this node, None of a user's Ray on another machine."""
+    here = ray.get_runtime_context().get_node_id()
+    sockets = {node["NodeID"]: Path(node["RayletSocketName"]) for node in ray.nodes()}
+    return sockets[here] if sockets[here].exists() else None
 
 
 def run_tune(
