@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 
 from mlflow import MlflowClient
+from random_kills import DRAINED_SECONDS
 from scene import Scene, campaign
 
 MEBIBYTES = {"run": 48, "scratch": 120, "shm": 300, "db": 60}
@@ -92,7 +93,10 @@ class WithoutInodes(Disk):
 class Removed(Disk):
     def fault(self) -> None:
         for path in self.place.iterdir():
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def mend(self) -> None:
         pass
@@ -122,11 +126,14 @@ class ReadOnly(Disk):
         Path("/sys/fs/ext4", device, "trigger_fs_error").write_text("1")
 
     def mend(self) -> None:
-        for _ in range(60):  # some process of Ray's may still have a file open
-            if not subprocess.run(["umount", self.place], check=False).returncode:
-                break
-            time.sleep(0.5)
+        end = time.monotonic() + DRAINED_SECONDS  # Ray's agents may be the last to end
+        while time.monotonic() < end and not self._unmounted():
+            time.sleep(1)
         self._mount()
+
+    def _unmounted(self) -> bool:
+        command = ["umount", str(self.place)]
+        return not subprocess.run(command, capture_output=True, check=False).returncode
 
 
 FAULTS: dict[str, type[Disk]] = {
