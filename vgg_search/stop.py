@@ -83,9 +83,8 @@ class StopSignals:
 
 @contextmanager
 def told_if_killed(line: str) -> Iterator[None]:
-    """If this process ends within the block, `line` is printed on stderr all the same: by a shell
-    beside it, after kill -9, where memory ran out, and since Ray ends a driver whose raylet is
-    gone without a word."""
+    """If this process ends within the block, a shell beside it prints `line` on stderr: after
+    kill -9, where memory ran out, where Ray has ended a driver that lost its raylet."""
     command = ["/bin/sh", "-c", WITNESS, "sh", line]
     # In a session of its own: Ctrl-C in a terminal does not reach it
     witness = subprocess.Popen(

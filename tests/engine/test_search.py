@@ -454,8 +454,8 @@ def test_a_search_whose_ray_has_lost_its_socket_ends(tmp_path: Path) -> None:
     socket = tmp_path / "raylet"
     socket.touch()
     with opened(tmp_path / "s", experiment(storage_path=str(tmp_path))) as study:
-        searcher = StudySearcher(study, lambda: 1)
-        stopper = StudyStopper(searcher, socket)
+        searcher = StudySearcher(study, lambda: 1, socket)
+        stopper = StudyStopper(searcher)
         assert not stopper.stop_all()
         socket.unlink()
         assert stopper.stop_all()

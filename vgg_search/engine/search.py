@@ -62,9 +62,10 @@ class StudySearcher(_Unsaved, Searcher):
     """Lets Ray ask the study for segments, at most `slots()` at a time. A Ray trial is a segment;
     its id is known here only."""
 
-    def __init__(self, study: Study, slots: Callable[[], int]) -> None:
+    def __init__(self, study: Study, slots: Callable[[], int], socket: Path | None = None) -> None:
+        """`socket` is the raylet's."""
         super().__init__()
-        self.study, self.slots = study, slots
+        self.study, self.slots, self.socket = study, slots, socket
         self.numbers: dict[str, int] = {}  # trials at work, by Ray's id of their segment
         self.workers: dict[str, Any] = {}  # handles of the processes that have started, by name
         self._worker_of: dict[str, str] = {}  # a worker's name, by Ray's id of its segment
@@ -161,6 +162,13 @@ class StudySearcher(_Unsaved, Searcher):
             log.warning("worker %s has said nothing for too long: it is ended", name)
             ray.kill(self.workers.pop(name))
 
+    @_until_fault
+    def check_ray(self) -> None:
+        """Where the raylet's socket is gone no worker can be started, and Ray waits for ever."""
+        if self.socket and not self.socket.exists():
+            again = resume_command(self.study.folder.name, self.study.config.storage_path)
+            raise SearchError(f"{self.socket}, which Ray needs, was removed: go on with {again}")
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal is the state."""
 
@@ -170,11 +178,10 @@ class StudySearcher(_Unsaved, Searcher):
 
 class StudyStopper(_Unsaved, Stopper):
     """Ends a segment that its worker is done with, and the search when the study is told to stop or
-    has used up its budget, or no worker can be started any more: where the raylet's `socket` is
-    gone, Ray waits for ever."""
+    has used up its budget."""
 
-    def __init__(self, searcher: StudySearcher, socket: Path | None = None) -> None:
-        self.searcher, self.socket = searcher, socket
+    def __init__(self, searcher: StudySearcher) -> None:
+        self.searcher = searcher
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return "end" in result and not self.searcher.worker_is_starting()
@@ -182,10 +189,7 @@ class StudyStopper(_Unsaved, Stopper):
     def stop_all(self) -> bool:
         study, workers = self.searcher.study, self.searcher.workers
         self.searcher.end_silent_workers()
-        if self.socket and not self.socket.exists():
-            again = resume_command(study.folder.name, study.config.storage_path)
-            fault = f"{self.socket}, which Ray needs, was removed: go on with {again}"
-            self.searcher.fault, study.stopping = SearchError(fault), True
+        self.searcher.check_ray()
         if not (study.stopping or study.budget.used_up):
             return False
         for worker in workers.values():  # Tune would wait 10 s for their epochs to end
@@ -234,13 +238,12 @@ def run_search(study: Study, splits: Splits, cluster: Cluster, draw: Callable[[]
     study.budget.devices = (cluster.resources["gpu"] or 1.0) * study.config.workers_per_trial
     if cluster.packing:
         log.info(cluster.packing)
-    searcher = StudySearcher(study, cluster.slots)
+    searcher = StudySearcher(study, cluster.slots, _raylet_socket())
     group = tune.PlacementGroupFactory([cluster.bundle()], bundle_label_selector=[cluster.selector])
     scratch = tempfile.mkdtemp(prefix="vgg_search-")
     try:
         study.budget.start()
-        placed = tune.with_resources(trainable, group)
-        stopper = StudyStopper(searcher, _raylet_socket())
+        placed, stopper = tune.with_resources(trainable, group), StudyStopper(searcher)
         run_tune(placed, searcher, stopper, study.folder.name, scratch, draw)
     except Exception:
         if searcher.fault is None:

@@ -85,7 +85,7 @@ class Place:
         """A local folder; what the block leaves there is then in folder `name`.
 
         A file appears whole or not at all: here by the block's own doing, in a bucket by its. An
-        OSError of the block is the storage's.
+        OSError of the block is the storage's, and so is it that `root` was removed.
         """
         with self._used():
             if not self.remote:
