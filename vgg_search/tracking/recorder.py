@@ -120,8 +120,8 @@ class Recorder:
         """Opens the runs of what is recorded and not `known`: of an outbox that is new although the
         study is not, or that a power failure has put back; what is in them is put then."""
         trials = self.study.optuna.get_trials(deepcopy=False)
-        begun = [t for t in trials if "flops_per_image" in t.user_attrs]  # the last of a proposal
-        trained = [t for t in begun if t.user_attrs.get("state") not in UNTRAINED]
+        # What has no "until" was being proposed, and may yet turn out to need no training
+        trained = [trial for trial in trials if "until" in trial.user_attrs]
         trained = [trial for trial in trained if run_key(trial.number) not in known]
         for trial in trained:
             self._start(trial.number, trial.user_attrs)
@@ -169,11 +169,12 @@ class Recorder:
 
     def _end(self, number: int, attrs: dict[str, Any]) -> None:
         self._log_best(number)
-        error = {"error": attrs["error"][-4000:]} if "error" in attrs else {}
-        end_run(self.tracker, run_key(number), attrs["state"], **error)
         ranking = self.study.ranking
         if ranking.incumbent:
             self.tracker.log(PARENT, {BEST_METRIC: ranking.incumbent[0]}, len(ranking.best))
+        error = {"error": attrs["error"][-4000:]} if "error" in attrs else {}
+        # At the end of all: of a run that is closed nothing is caught up with after a kill
+        end_run(self.tracker, run_key(number), attrs["state"], **error)
 
     def catch_up(self) -> None:
         """Put what a killed driver had in the record and not yet in the outbox. Runs of trials that
