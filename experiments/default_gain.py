@@ -1,74 +1,167 @@
-"""What does the default experiment gain, over the baseline and over random search?
+"""What does the search find, beside a network by hand, and beside chance, at three budgets?
 
-    python experiments/default_gain.py FOLDER [SEEDS]
+    python experiments/default_gain.py FOLDER [SEEDS] [--tables]
 
-For each of SEEDS (5) study seeds, four studies in FOLDER: the default experiment; random search
-with ten more trials, for more of its trials are stopped, and so with as many epochs in all; the
-baseline alone, whose champion is that network; and a stronger one by hand, of the same arch with
-batch norm and the middle of each range. All champions train as many epochs on all training images,
-and the test split is read once by each. Without time budget, so that a busy machine trains as many
-epochs as a free one. Studies that have ended are not repeated. Cost: an hour and three quarters of
-two cores. `VGG_SEARCH_DATA_DIR` names the data.
+For each of SEEDS (5) study seeds the default experiment, which is stopped after 6 and after 12 of
+its 24 trials and gone on with; random search, a study of its own, at the same three budgets with
+more trials, for more of its trials are stopped, and so with as many epochs or more; the baseline
+alone, whose champion is that network; and a stronger one by hand, of the same arch with batch norm
+and the middle of each range. All champions train 12 epochs on all training images, and each reads
+the test split once. Without budget of time, so that a busy machine trains as many epochs as a free
+one. Cost: two hours of two cores. `VGG_SEARCH_DATA_DIR` names the data.
 
-Prints a table of test accuracies and differences, paired by seed, with the 95 % interval of their
-mean (Student's t), and what the search itself warned of.
+Rows are kept in FOLDER/gain.csv and not repeated. Prints tables of test accuracies and differences,
+paired by seed, with the 95 % interval of their mean (Student's t), and draws FOLDER/gain.png.
 """
 
+import argparse
+import csv
 import json
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from environment import environment
 from studies import half_width, summary_of
 
+from vgg_search.space.arch import as_arch, describe
 from vgg_search.space.default_space import ARCH
 
 BY_HAND = {"arch": ARCH, "batch_norm": True, "dropout": 0.25, "lr": 0.09}
-FLAGS: dict[str, list[str]] = {
-    "search": [],
-    "random": ["--sampler", "random", "--num-trials", "34"],
-    "baseline": ["--num-trials", "1", "--max-epochs", "1"],
-    "hand": ["--num-trials", "1", "--max-epochs", "1", "--baseline", json.dumps(BY_HAND)],
+HAND: dict[str, list[str]] = {
+    "baseline": [],
+    "hand": ["--baseline", json.dumps(BY_HAND)],
 }
-COLUMNS = ["seed", *FLAGS, *(f"search - {kind}" for kind in list(FLAGS)[1:]), "epochs", "minutes"]
+SEARCHES: dict[str, list[str]] = {"search": [], "random": ["--sampler", "random"]}
+TRIALS = {"search": (6, 12, 24), "random": (8, 17, 34)}  # a budget
+BUDGETS = range(len(TRIALS["search"]))
+FILE, COLUMNS = "gain.csv", ["seed", "kind", "trials", "epochs", "val_accuracy", "test_accuracy"]
+COLUMNS += ["num_params", "arch", "search_seconds", "cpu", "commit"]
+
+Rows = dict[tuple[int, str, int], dict[str, str]]  # by seed, kind, trials
 
 
-def study(folder: Path, kind: str, seed: int) -> dict[str, Any]:
-    """The summary of that study, which is run unless it has ended."""
-    flags = ["--dataset", "fashion-mnist", "--seed", str(seed), "--time-budget", "null"]
-    return summary_of(folder, f"{kind}-{seed}", [*flags, *FLAGS[kind]])
+def read(folder: Path) -> Rows:
+    if not (folder / FILE).exists():
+        return {}
+    with (folder / FILE).open(newline="") as file:
+        return {(int(r["seed"]), r["kind"], int(r["trials"])): r for r in csv.DictReader(file)}
+
+
+def rows(folder: Path, seeds: int) -> Iterator[dict[str, Any]]:
+    """One after the other, those that are not there yet."""
+    there, made_by = read(folder), environment()
+    for seed in range(seeds):
+        studies = [(kind, 1, [*flags, "--max-epochs", "1"]) for kind, flags in HAND.items()]
+        for budget in BUDGETS:
+            studies += [(kind, TRIALS[kind][budget], SEARCHES[kind]) for kind in SEARCHES]
+        for kind, trials, own in studies:
+            if (seed, kind, trials) in there:
+                continue
+            flags = ["--dataset", "fashion-mnist", "--seed", str(seed), "--time-budget", "null"]
+            flags += [*own, "--num-trials", str(trials)]
+            summary = summary_of(folder, f"{kind}-{seed}", flags, trials)
+            champion = summary["champion"]
+            yield {
+                "seed": seed,
+                "kind": kind,
+                "trials": trials,
+                "epochs": summary["epochs_trained"],
+                "val_accuracy": champion["val_accuracy"],
+                "test_accuracy": champion["test_accuracy"],
+                "num_params": champion["num_params"],
+                "arch": describe(as_arch(summary["best_arch"])),
+                "search_seconds": round(summary["search_seconds"]),
+                "cpu": made_by["cpu"],
+                "commit": made_by["commit"],
+            }
+
+
+def scores(found: Rows, kind: str, trials: int, column: str = "test_accuracy") -> np.ndarray:
+    """Points, by seed; NaN where a row is missing."""
+    seeds = range(1 + max(seed for seed, *_ in found))
+    values = [found.get((seed, kind, trials), {}).get(column, "nan") for seed in seeds]
+    return 100 * np.array(values, float)
 
 
 def interval(values: np.ndarray) -> str:
-    """Mean and the 95 % interval of the mean."""
+    """Mean and the 95 % interval of the mean, of those that there are."""
+    values = values[~np.isnan(values)]
+    if len(values) < 2:
+        return "-"
     mean, half = values.mean(), half_width(values)
     return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
 
 
+def plain(values: np.ndarray) -> str:
+    values = values[~np.isnan(values)]
+    return f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" if len(values) > 1 else "-"
+
+
+def print_tables(found: Rows) -> None:
+    """Test accuracy of each kind, mean and standard deviation; what the search gains over each."""
+    heads = ["trials", "epochs: search, random", *HAND, "random", "search"]
+    heads += [f"search less {kind}" for kind in (*HAND, "random")] + ["the same by val_accuracy"]
+    print("| " + " | ".join(heads) + " |\n" + "| --- " * len(heads) + "|")
+    for budget in BUDGETS:
+        ours, chance = (("search", TRIALS["search"][budget]), ("random", TRIALS["random"][budget]))
+        kinds = [*((kind, 1) for kind in HAND), chance, ours]
+        values = [scores(found, *kind) for kind in kinds]
+        epochs = [np.nanmean(scores(found, *kind, "epochs")) / 100 for kind in (ours, chance)]
+        by_val = [scores(found, *kind, "val_accuracy") for kind in (ours, chance)]
+        cells = [f"{ours[1]}, random {chance[1]}", f"{epochs[0]:.0f}, {epochs[1]:.0f}"]
+        cells += [plain(column) for column in values]
+        cells += [interval(values[-1] - other) for other in values[:-1]]
+        print("| " + " | ".join([*cells, interval(by_val[0] - by_val[1])]) + " |")
+
+
+def draw(found: Rows, file: Path) -> None:
+    """Test accuracy by epochs of the search: a line a kind, a small point a seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2))
+    for kind, color in (("search", "tab:blue"), ("random", "tab:orange")):
+        columns = [scores(found, kind, trials) for trials in TRIALS[kind]]
+        epochs = [scores(found, kind, trials, "epochs") / 100 for trials in TRIALS[kind]]
+        for x, y in zip(epochs, columns, strict=True):
+            axes.plot(x, y, ".", color=color, alpha=0.4)
+        x, y = ([np.nanmean(column) for column in means] for means in (epochs, columns))
+        halves = [half_width(column[~np.isnan(column)]) for column in columns]
+        axes.errorbar(x, y, halves, color=color, marker="o", capsize=4, label=kind)
+    for kind, style in (("hand", "--"), ("baseline", ":")):
+        name = {"hand": "the same with batch norm, by hand"}.get(kind, "the default's baseline")
+        axes.axhline(np.nanmean(scores(found, kind, 1)), color="0.4", linestyle=style, label=name)
+    axes.set(xlabel="epochs of 50,000 images that the search has trained")
+    axes.set_ylabel("the champion's test accuracy, %")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(file, dpi=130)
+
+
 def main() -> None:
-    folder, seeds = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("seeds", type=int, nargs="?", default=5)
+    parser.add_argument("--tables", action="store_true", help="of what is there")
+    options = parser.parse_args()
+    folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    print("| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|", flush=True)
-    for seed in range(seeds):
-        found = {kind: study(folder, kind, seed) for kind in FLAGS}
-        row = [100 * found[kind]["champion"]["test_accuracy"] for kind in FLAGS]
-        gains = [row[0] - other for other in row[1:]]
-        rows.append(row + gains)
-        cells = [f"{value:.2f}" for value in row] + [f"{value:+.2f}" for value in gains]
-        cells += [str(found["search"]["epochs_trained"])]
-        cells += [f"{found['search']['wall_seconds'] / 60:.1f}"]
-        print(f"| {seed} | " + " | ".join(cells) + " |", flush=True)
-    if len(rows) > 1:
-        means = np.array(rows)
-        cells = [f"{value:.2f}" for value in means[:, : len(FLAGS)].mean(0)]
-        cells += [interval(column) for column in means[:, len(FLAGS) :].T]
-        print("| mean | " + " | ".join(cells) + " | | |")
-    for seed in range(seeds):
-        for line in (folder / f"search-{seed}.log").read_text().splitlines():
-            if line.startswith("warning"):
-                print(f"seed {seed}: {line}")
+    for row in () if options.tables else rows(folder, options.seeds):
+        new = not (folder / FILE).exists()
+        with (folder / FILE).open("a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        print(*(row[name] for name in COLUMNS[:8]), flush=True)
+    found = read(folder)
+    print_tables(found)
+    draw(found, folder / "gain.png")
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 
-def summary_of(folder: Path, name: str, flags: Sequence[str]) -> dict[str, Any]:
+def summary_of(
+    folder: Path, name: str, flags: Sequence[str], num_trials: int = 0
+) -> dict[str, Any]:
     """The summary of the study of that name in `folder`, which is run, or gone on with, unless it
-    has a champion. What it prints is added to NAME.log."""
+    has a champion and so many trials. What it prints is added to NAME.log."""
     file = folder / "runs" / name / "summary.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    if not found.get("champion"):
+    if not found.get("champion") or found["num_trials"] < num_trials:
         command = [sys.executable, "-m", "vgg_search.run", "--quiet", *flags]
         command += ["--resume", name] if file.parent.exists() else ["--name", name]
         with (folder / f"{name}.log").open("a") as log:
