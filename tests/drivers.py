@@ -35,7 +35,7 @@ def search(folder: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
 
 def wait_for(folder: Path, seen: Callable[[list[FrozenTrial]], Any]) -> Any:
     """What `seen` finds in the growing record, as soon as it finds something."""
-    until = time.monotonic() + 200
+    until = time.monotonic() + 600  # of a machine that does much else
     while time.monotonic() < until:
         try:
             if found := seen(read_trials(folder / "runs" / "study")):
