@@ -221,3 +221,13 @@ def splits() -> "Splits":
     from vgg_search.data.splits import load_splits
 
     return load_splits("sample", val_images=100, train_images=300)
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A folder in memory where there is such a place, for tests that flush many files to the disk
+    often."""
+    memory = Path("/dev/shm")
+    usable = memory.is_dir() and os.access(memory, os.W_OK)
+    with tempfile.TemporaryDirectory(dir=memory if usable else None) as folder:
+        yield Path(folder)

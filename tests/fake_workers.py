@@ -59,6 +59,15 @@ def row_at(candidate: Candidate, epoch: int, diverged: bool = False) -> dict[str
     }
 
 
+def write_checkpoint(folder: Path, number: int) -> None:
+    """What a worker has written into the run folder by the time that an epoch is told."""
+    trial = folder / "trials" / str(number)
+    (trial / "best").mkdir(parents=True, exist_ok=True)
+    (trial / "best" / "model.json").write_text("{}")
+    (trial / "last.pt").write_text("")
+    (trial / "last.123.tmp").write_text("")  # of a worker that was killed
+
+
 @dataclass
 class Fault:
     """What goes wrong with a trial when it is about to train `epoch`."""
@@ -71,6 +80,7 @@ class Fault:
 @dataclass
 class Workers:
     slots: int = 1
+    folder: Path | None = None  # of the study, for checkpoints' files
     faults: dict[int, Fault] = field(default_factory=dict)
     disk: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # checkpoints' rows
     trained: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -120,6 +130,8 @@ class Workers:
                 yield "end", ("diverged",)
             self.trained[number, epoch] += 1
             rows.append(row_at(segment.candidate, epoch))
+            if self.folder:
+                write_checkpoint(self.folder, number)
             yield "last" if epoch == segment.until else "row", rows[-1]
 
 

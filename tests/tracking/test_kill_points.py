@@ -12,25 +12,33 @@ from fake_workers import SPACE, Workers, experiment
 from vgg_search.config import Config
 from vgg_search.data.splits import Splits
 from vgg_search.records import BEST_METRIC
+from vgg_search.storage.mirror import Checkpoints
 from vgg_search.study.journal_file import JournalFile
 from vgg_search.study.record import read_trials
 from vgg_search.study.study import Study
 from vgg_search.tracking.outbox import Outbox
 from vgg_search.tracking.recorder import PARENT, Recorder, run_key
+from vgg_search.tracking.retention import Retention
 
 FACTS = {"versions": {"torch": "2"}, "commit": "abc", "host": "here"}
 TWICE = [{"arch": ((1, 8), (2, 16)), "lr": 0.5}] * 2  # the second is a duplicate
 
 
-def searched(folder: Path, config: Config, splits: Splits, workers: Workers) -> set[Any]:
-    """A search to its end; what its outbox has of each run: its state, and its metrics by step. Of
-    the study's own the last point: the order in which trials end is not that without a kill."""
+def searched(
+    folder: Path, config: Config, splits: Splits, workers: Workers
+) -> tuple[set[Any], set[str]]:
+    """A search to its end; what its outbox has of each run: its state, its metrics by step, and its
+    checkpoint; and the checkpoints' files. Of the study's own metric the last point: the order in
+    which trials end is not that without a kill."""
     outbox = Outbox(folder, "sqlite:///none.db", "e", "s")
     study = Study(folder, config)
     recorder = Recorder(outbox, study, splits, FACTS)
-    study.listeners.append(recorder)
+    retention = Retention(study, Checkpoints(folder), outbox)
+    study.listeners += [retention, recorder]
     recorder.start()
+    retention.start()
     study.open()
+    retention.catch_up()
     recorder.catch_up()
     workers.run(study)
     study.close()
@@ -42,7 +50,10 @@ def searched(folder: Path, config: Config, splits: Splits, workers: Workers) -> 
     last = max(step for run, _, step in points if run == PARENT)
     points -= {(PARENT, BEST_METRIC, step) for step in range(last)}
     tags = {(run, name): value for run, sort, name, value, _ in items if sort == "tag"}
-    return points | {(run, state) for (run, name), state in tags.items() if name == "state"}
+    states = {(run, state) for (run, name), state in tags.items() if name == "state"}
+    sent = {(row.run, row.body["target"]) for row in outbox.rows() if row.kind == "artifact"}
+    files = {str(path.relative_to(folder)) for path in (folder / "trials").rglob("*")}
+    return points | states | sent, files
 
 
 @pytest.mark.parametrize(
@@ -50,23 +61,23 @@ def searched(folder: Path, config: Config, splits: Splits, workers: Workers) -> 
     [("asha", {"duplicate", "infeasible"}), ("asha-promote", {"infeasible"})],
 )
 def test_a_driver_killed_anywhere_leaves_no_run_open_and_none_of_what_was_not_trained(
-    tmp_path: Path,
+    in_memory: Path,
     splits: Splits,
     monkeypatch: pytest.MonkeyPatch,
     scheduler: str,
     untrained: set[str],
 ) -> None:
     space = SPACE | {"max_params": 12_000}
-    config = experiment(num_trials=4, scheduler=scheduler, space=space, enqueue=TWICE)
-    folder, killed = tmp_path / "whole" / "s", list[tuple[Path, dict[int, Any]]]()
+    config = experiment(num_trials=4, scheduler=scheduler, space=space, enqueue=TWICE, top_k=2)
+    folder, killed = in_memory / "whole" / "s", list[tuple[Path, dict[int, Any]]]()
     folder.mkdir(parents=True)
-    workers, writing = Workers(), True
+    workers, writing = Workers(folder=folder), True
 
     def also_copied(write: Any) -> Any:
         def written(self: Any, *args: Any) -> None:
             write(self, *args)
             if writing:
-                here = tmp_path / str(len(killed)) / "s"
+                here = in_memory / str(len(killed)) / "s"
                 shutil.copytree(folder, here)
                 killed.append((here, copy.deepcopy(workers.disk)))
 
@@ -79,6 +90,6 @@ def test_a_driver_killed_anywhere_leaves_no_run_open_and_none_of_what_was_not_tr
     states = [trial.user_attrs["state"] for trial in read_trials(folder)]
     assert untrained <= set(states)
     trained = {n for n, state in enumerate(states) if state in ("completed", "pruned")}
-    assert {run for run, *_ in expected} == {PARENT, *map(run_key, trained)}
+    assert {run for run, *_ in expected[0]} == {PARENT, *map(run_key, trained)}
     for here, disk in killed:
-        assert searched(here, config, splits, Workers(disk=disk)) == expected, here
+        assert searched(here, config, splits, Workers(folder=here, disk=disk)) == expected, here

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_workers import Fault, Workers, experiment, value_at
+from fake_workers import Fault, Workers, experiment, value_at, write_checkpoint
 
 from vgg_search.config import Config
 from vgg_search.data.bundled import SOURCE
@@ -61,13 +61,8 @@ class Session:
         self.recorder.catch_up()
 
     def _checkpoint(self, event: Event) -> None:
-        """What a worker has written by the time that an epoch is told."""
         if event.kind == "epoch":
-            folder = self.study.folder / "trials" / str(event.number)
-            (folder / "best").mkdir(parents=True, exist_ok=True)
-            (folder / "best" / "model.json").write_text("{}")
-            (folder / "last.pt").write_text("")
-            (folder / "last.123.tmp").write_text("")  # of a worker that was killed
+            write_checkpoint(self.study.folder, event.number)
 
     def send(self) -> dict[str, Any]:
         """MLflow's runs by our keys, once all is sent."""
