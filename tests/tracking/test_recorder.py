@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_workers import Fault, Workers, experiment, value_at, write_checkpoint
+from fake_workers import SPACE, Fault, Workers, experiment, value_at, write_checkpoint
 
 from vgg_search.config import Config
 from vgg_search.data.bundled import SOURCE
@@ -323,6 +323,31 @@ def test_a_record_that_is_behind_the_outbox_is_gone_on_from(
             assert (run.info.status, run.data.tags["state"]) == ("FINISHED", "completed")
         for number in (0, 1):
             assert list(opened.points(runs[run_key(number)], "val_accuracy")) == [1, 2, 3, 4]
+
+
+def test_the_run_of_a_trial_that_the_record_lost_is_closed_where_its_number_is_not_trained(
+    session: Open, tmp_path: Path
+) -> None:
+    """A power failure took trial 1 out of the record; what is proposed instead is too large."""
+    given = {"num_trials": 2, "scheduler": "none", "enqueue": trials(0.5)}
+    journal = tmp_path / "s" / "study.journal"
+    with session(**given) as opened:
+        workers = Workers()
+        workers.run(opened.study, turns=4)  # trial 0 to its end
+        before = journal.read_bytes()
+        workers.run(opened.study, turns=1)
+    journal.write_bytes(before)
+    with session(**given, space=SPACE | {"max_params": 1}) as opened:
+        assert opened.tracker.open_runs == [PARENT, "trial/1"]
+        workers.run(opened.study)
+        opened.recorder.finish("completed")
+        runs = opened.send()
+        ends = {key: (run.info.status, run.data.tags["state"]) for key, run in runs.items()}
+        assert ends == {
+            PARENT: ("FINISHED", "completed"),
+            "trial/0": ("FINISHED", "completed"),
+            "trial/1": ("KILLED", "interrupted"),
+        }
 
 
 def test_trials_that_wait_and_are_promoted(session: Open) -> None:

@@ -245,6 +245,9 @@ class Recorder:
         front = {*ranking.front} if ranking.several else set()
         for number in ranking.completed if front else ():
             self.tracker.tag(run_key(number), on_front=number in front)
+        # A power failure may have taken a trial out of the record whose number then was not trained
+        for key in set(self.tracker.open_runs) - {PARENT}:
+            end_run(self.tracker, key, "interrupted")
         for name in RESULTS:
             path = self.study.folder / name
             if path.exists():
