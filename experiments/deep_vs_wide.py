@@ -19,7 +19,6 @@ the data. FOLDER/cells.csv has a row a seed.
 """
 
 import argparse
-import csv
 import json
 import time
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 import yaml
 from environment import environment
+from kept_rows import add_rows, read_rows
 from studies import half_width, summary_of
 
 from vgg_search.space.arch import Arch, network_costs
@@ -41,6 +41,7 @@ BLOCKS, DEPTHS = SPACE["num_blocks"], (1, 2, 3)  # the latter in convolutions a 
 PARAMS, FLOPS = (30_000, 90_000, 270_000), (3_000_000, 9_000_000, 27_000_000)
 KERNELS_WIDTH = 64  # of the last block
 AT_56 = 90_000  # parameters
+FILE = "cells.csv"
 COLUMNS = ("cell", "seed", "test_accuracy", "num_params", "flops", "lr", "weight_decay")
 
 
@@ -130,11 +131,10 @@ def rows_of(folder: Path, cell: Cell, *flags: str) -> list[dict[str, Any]]:
 
 
 def read(folder: Path) -> dict[str, list[dict[str, str]]]:
-    """Rows of cells.csv by cell."""
+    """Rows by cell."""
     found: dict[str, list[dict[str, str]]] = {}
-    with (folder / "cells.csv").open() as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["cell"], []).append(row)
+    for row in read_rows(folder / FILE):
+        found.setdefault(row["cell"], []).append(row)
     return found
 
 
@@ -225,9 +225,6 @@ def main() -> None:
     options = parser.parse_args()
     folder, until = options.folder.resolve(), time.monotonic() + 60 * options.minutes
     folder.mkdir(parents=True, exist_ok=True)
-    table = folder / "cells.csv"
-    if not table.exists():
-        table.write_text(",".join(COLUMNS) + "\n")
     done = read(folder)
     if not options.tables:
         print(json.dumps(environment()), flush=True)
@@ -236,8 +233,7 @@ def main() -> None:
                 continue
             began = time.monotonic()
             rows = rows_of(folder, cell)
-            with table.open("a", newline="") as file:
-                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerows(rows)
+            add_rows(folder / FILE, COLUMNS, rows)
             mean = np.mean([row["test_accuracy"] for row in rows])
             minutes = (time.monotonic() - began) / 60
             print(f"{cell.name}: {mean:.4f}, {minutes:.1f} minutes", flush=True)

@@ -8,14 +8,13 @@ more trials, for more of its trials are stopped, and so with as many epochs or m
 alone, whose champion is that network; and a stronger one by hand, of the same arch with batch norm
 and the middle of each range. All champions train 12 epochs on all training images, and each reads
 the test split once. Without budget of time, so that a busy machine trains as many epochs as a free
-one. Cost: two hours of two cores. `VGG_SEARCH_DATA_DIR` names the data.
+one. Cost: 40 minutes of two cores a seed. `VGG_SEARCH_DATA_DIR` names the data.
 
 Rows are kept in FOLDER/gain.csv and not repeated. Prints tables of test accuracies and differences,
 paired by seed, with the 95 % interval of their mean (Student's t), and draws FOLDER/gain.png.
 """
 
 import argparse
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from environment import environment
+from kept_rows import add_rows, read_rows
 from studies import half_width, summary_of
 
 from vgg_search.space.arch import as_arch, describe
@@ -43,10 +43,8 @@ Rows = dict[tuple[int, str, int], dict[str, str]]  # by seed, kind, trials
 
 
 def read(folder: Path) -> Rows:
-    if not (folder / FILE).exists():
-        return {}
-    with (folder / FILE).open(newline="") as file:
-        return {(int(r["seed"]), r["kind"], int(r["trials"])): r for r in csv.DictReader(file)}
+    rows = read_rows(folder / FILE)
+    return {(int(row["seed"]), row["kind"], int(row["trials"])): row for row in rows}
 
 
 def rows(folder: Path, seeds: int) -> Iterator[dict[str, Any]]:
@@ -78,11 +76,16 @@ def rows(folder: Path, seeds: int) -> Iterator[dict[str, Any]]:
             }
 
 
-def scores(found: Rows, kind: str, trials: int, column: str = "test_accuracy") -> np.ndarray:
-    """Points, by seed; NaN where a row is missing."""
+def column_of(found: Rows, kind: str, trials: int, column: str) -> np.ndarray:
+    """By seed; NaN where a row is missing."""
     seeds = range(1 + max(seed for seed, *_ in found))
     values = [found.get((seed, kind, trials), {}).get(column, "nan") for seed in seeds]
-    return 100 * np.array(values, float)
+    return np.array(values, float)
+
+
+def scores(found: Rows, kind: str, trials: int, column: str = "test_accuracy") -> np.ndarray:
+    """Points, by seed."""
+    return 100 * column_of(found, kind, trials, column)
 
 
 def interval(values: np.ndarray) -> str:
@@ -108,7 +111,7 @@ def print_tables(found: Rows) -> None:
         ours, chance = (("search", TRIALS["search"][budget]), ("random", TRIALS["random"][budget]))
         kinds = [*((kind, 1) for kind in HAND), chance, ours]
         values = [scores(found, *kind) for kind in kinds]
-        epochs = [np.nanmean(scores(found, *kind, "epochs")) / 100 for kind in (ours, chance)]
+        epochs = [np.nanmean(column_of(found, *kind, "epochs")) for kind in (ours, chance)]
         by_val = [scores(found, *kind, "val_accuracy") for kind in (ours, chance)]
         cells = [f"{ours[1]}, random {chance[1]}", f"{epochs[0]:.0f}, {epochs[1]:.0f}"]
         cells += [plain(column) for column in values]
@@ -126,15 +129,15 @@ def draw(found: Rows, file: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4.2))
     for kind, color in (("search", "tab:blue"), ("random", "tab:orange")):
         columns = [scores(found, kind, trials) for trials in TRIALS[kind]]
-        epochs = [scores(found, kind, trials, "epochs") / 100 for trials in TRIALS[kind]]
+        epochs = [column_of(found, kind, trials, "epochs") for trials in TRIALS[kind]]
         for x, y in zip(epochs, columns, strict=True):
             axes.plot(x, y, ".", color=color, alpha=0.4)
         x, y = ([np.nanmean(column) for column in means] for means in (epochs, columns))
         halves = [half_width(column[~np.isnan(column)]) for column in columns]
         axes.errorbar(x, y, halves, color=color, marker="o", capsize=4, label=kind)
-    for kind, style in (("hand", "--"), ("baseline", ":")):
-        name = {"hand": "the same with batch norm, by hand"}.get(kind, "the default's baseline")
-        axes.axhline(np.nanmean(scores(found, kind, 1)), color="0.4", linestyle=style, label=name)
+    lines = ("hand", "--", "the same with batch norm, by hand"), ("baseline", ":", "the baseline")
+    for kind, style, label in lines:
+        axes.axhline(np.nanmean(scores(found, kind, 1)), color="0.4", linestyle=style, label=label)
     axes.set(xlabel="epochs of 50,000 images that the search has trained")
     axes.set_ylabel("the champion's test accuracy, %")
     axes.grid(alpha=0.3)
@@ -152,12 +155,7 @@ def main() -> None:
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     for row in () if options.tables else rows(folder, options.seeds):
-        new = not (folder / FILE).exists()
-        with (folder / FILE).open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        add_rows(folder / FILE, COLUMNS, [row])
         print(*(row[name] for name in COLUMNS[:8]), flush=True)
     found = read(folder)
     print_tables(found)

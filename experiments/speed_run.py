@@ -18,7 +18,6 @@ Rows are kept in FOLDER/runs.csv and not repeated. `--change` is for tries, whic
 """
 
 import argparse
-import csv
 import json
 import multiprocessing
 import os
@@ -30,6 +29,7 @@ from typing import Any
 
 import torch
 from environment import environment
+from kept_rows import add_rows, read_rows
 
 from vgg_search.data.splits import load_splits, load_test
 from vgg_search.machine import cores
@@ -78,17 +78,13 @@ def run(entry: Entry, seed: int, validate: bool) -> tuple[float, float]:
     return scores["test_accuracy"], seconds
 
 
-def read(folder: Path) -> list[dict[str, str]]:
-    if not (folder / FILE).exists():
-        return []
-    with (folder / FILE).open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One after the other, those that are not there yet."""
     split = "validation" if options.validate else "test"
-    there = {(r["mark"], r["split"], r["entry"], int(r["seed"])) for r in read(options.folder)}
+    there = {
+        (r["mark"], r["split"], r["entry"], int(r["seed"]))
+        for r in read_rows(options.folder / FILE)
+    }
     made_by = environment()
     for mark in options.marks:
         entry = json.dumps(ENTRIES[mark] | options.change)
@@ -106,7 +102,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def table(folder: Path) -> str:
     """A line for each recipe that was tried."""
     kinds: dict[tuple[str, str, str], list[dict[str, str]]] = {}
-    for row in read(folder):
+    for row in read_rows(folder / FILE):
         kinds.setdefault((row["split"], row["mark"], row["entry"]), []).append(row)
     lines = ["| split | mark | recipe | n | accuracy | seconds |", "| --- " * 6 + "|"]
     for (split, mark, entry), runs in sorted(kinds.items()):
@@ -132,12 +128,7 @@ def main() -> None:
         parser.error("--change is for tries: it wants --validate")
     options.folder.mkdir(parents=True, exist_ok=True)
     for row in rows(options):
-        new = not (options.folder / FILE).exists()
-        with (options.folder / FILE).open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        add_rows(options.folder / FILE, COLUMNS, [row])
         print(row["mark"], row["split"], row["seed"], row["accuracy"], row["seconds"], flush=True)
     print(table(options.folder))
 

@@ -12,13 +12,12 @@ from fake_workers import SPACE, Workers, experiment
 from vgg_search.config import Config
 from vgg_search.data.splits import Splits
 from vgg_search.records import BEST_METRIC
-from vgg_search.storage.mirror import Checkpoints
+from vgg_search.session import Session
 from vgg_search.study.journal_file import JournalFile
 from vgg_search.study.record import read_trials
 from vgg_search.study.study import Study
 from vgg_search.tracking.outbox import Outbox
-from vgg_search.tracking.recorder import PARENT, Recorder, run_key
-from vgg_search.tracking.retention import Retention
+from vgg_search.tracking.recorder import PARENT, run_key
 
 FACTS = {"versions": {"torch": "2"}, "commit": "abc", "host": "here"}
 TWICE = [{"arch": ((1, 8), (2, 16)), "lr": 0.5}] * 2  # the second is a duplicate
@@ -32,17 +31,11 @@ def searched(
     which trials end is not that without a kill."""
     outbox = Outbox(folder, "sqlite:///none.db", "e", "s")
     study = Study(folder, config)
-    recorder = Recorder(outbox, study, splits, FACTS)
-    retention = Retention(study, Checkpoints(folder), outbox)
-    study.listeners += [retention, recorder]
-    recorder.start()
-    retention.start()
-    study.open()
-    retention.catch_up()
-    recorder.catch_up()
+    session = Session(study, splits, outbox, FACTS)
+    session.open()
     workers.run(study)
     study.close()
-    recorder.finish("completed")
+    session.recorder.finish("completed")
     study.release()
     assert outbox.open_runs == []
     items = [(row.run, *item) for row in outbox.rows() if row.kind == "batch" for item in row.body]

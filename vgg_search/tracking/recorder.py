@@ -121,8 +121,8 @@ class Recorder:
         study is not, or that a power failure has put back; what is in them is put then."""
         trials = self.study.optuna.get_trials(deepcopy=False)
         # What has no "until" was being proposed, and may yet turn out to need no training
-        trained = [trial for trial in trials if "until" in trial.user_attrs]
-        trained = [trial for trial in trained if run_key(trial.number) not in known]
+        begun = [trial for trial in trials if "until" in trial.user_attrs]
+        trained = [trial for trial in begun if run_key(trial.number) not in known]
         for trial in trained:
             self._start(trial.number, trial.user_attrs)
         for card in read_cards(self.study.folder):
@@ -178,7 +178,7 @@ class Recorder:
 
     def catch_up(self) -> None:
         """Put what a killed driver had in the record and not yet in the outbox. Runs of trials that
-        the outbox has and the record lacks stay open until these are proposed again."""
+        the outbox has and the record lacks stay open until these are proposed again, or the end."""
         for trial in self._open_trials():
             if trial.number not in self.study.unfinished:
                 self._end(trial.number, trial.user_attrs)
