@@ -128,7 +128,7 @@ def _session(
 
     folder, config = study.folder, study.config
     checkpoints = Mirror(folder, place) if place.remote else Checkpoints(folder)
-    checkpoints.start()
+    checkpoints.claim()
     with ExitStack() as stack:
         stack.callback(_last_copy, checkpoints, stop)
         write_config(folder, config)
@@ -137,6 +137,7 @@ def _session(
             log.info(note)
         tracker = connect(folder, config.tracking_uri, config.experiment, folder.name, servable)
         stack.callback(tracker.close, 0.0)
+        checkpoints.start()  # now that there is an outbox to copy
         yield Session(study, splits, tracker, provenance(), checkpoints, Progress(study, quiet))
 
 

@@ -271,15 +271,16 @@ def test_one_driver_at_a_time(bucket: str, tmp_path: Path, monkeypatch: pytest.M
     for name in ("a", "b"):
         search(tmp_path / name, experiment(num_trials=1), Workers())
     first, second = Mirror(tmp_path / "a", place), Mirror(tmp_path / "b", place)
+    first.claim()
     first.start()
     with pytest.raises(FolderInUseError, match=r"^study b is in use by a running search$"):
-        second.start()
+        second.claim()
     first._ended.set()  # gone without a word
     first._left.set()
     first._copier.join()
     first._signer.join()
     assert platform.node() in "".join(place.files(mirror.DRIVER))
-    second.start()
+    second.claim()  # and ends before it has copied anything
     second.stop()
     assert not place.files(mirror.DRIVER)
 
@@ -301,10 +302,11 @@ def test_a_driver_lives_while_it_copies(
                 refused.wait(60)
 
     first = LongRecord(tmp_path / "a", place)
+    first.claim()
     first.start()
     at_it.wait()
     with pytest.raises(FolderInUseError):
-        Mirror(tmp_path / "b", place).start()
+        Mirror(tmp_path / "b", place).claim()
     refused.set()
     first.stop()
     assert not place.files(mirror.DRIVER)
@@ -325,9 +327,10 @@ def test_of_two_drivers_that_begin_at_once_one_goes_on(
     def start(driver: Mirror) -> bool:
         together.wait()
         try:
-            driver.start()
+            driver.claim()
         except FolderInUseError:
             return False
+        driver.start()
         return True
 
     with ThreadPoolExecutor(2) as pool:
@@ -354,6 +357,7 @@ def test_an_outage_is_said_once_and_outlived(
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         checkpoints = Mirror(tmp_path / "s", Place.of("s3://bucket", "outage"))
+        checkpoints.claim()
         checkpoints.start()
     checkpoints.drop(0)
     checkpoints.stop()
@@ -373,6 +377,7 @@ def test_an_outbox_that_cannot_be_read_for_a_while_stops_no_copying(
         made.execute("CREATE TABLE rows (a)")
     whole = outbox.read_bytes()
     checkpoints = Mirror(folder, place)
+    checkpoints.claim()
     checkpoints.start()
     outbox.write_bytes(b"no database")
     until(lambda: "file is not a database; the run folder is copied when it can be" in caplog.text)

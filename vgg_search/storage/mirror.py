@@ -90,6 +90,9 @@ class Checkpoints:
         """Remove a trial's checkpoints."""
         shutil.rmtree(self.folder / trial_folder(number), ignore_errors=True)
 
+    def claim(self) -> None:
+        """Make sure that no other driver copies, if anything is copied."""
+
     def start(self) -> None:
         """Begin to copy what has to be copied."""
 
@@ -134,7 +137,7 @@ class Mirror(Checkpoints):
         super().drop(number)
         self._removals.append(trial_folder(number))
 
-    def start(self) -> None:
+    def claim(self) -> None:
         """Take the bucket's copy over. Raises FolderInUseError if a live driver writes to it.
 
         A bucket has no lock. Whoever begins puts a sign there and then looks for others': of two
@@ -155,12 +158,11 @@ class Mirror(Checkpoints):
             self.place.remove(self.sign)
             raise FolderInUseError(self.folder)
         self._signer.start()
-        try:
-            with suppress(sqlite3.Error):  # who opens that outbox next says what is wrong with it
-                self.copy()
-        except BaseException:
-            self._left.set()
-            raise
+
+    def start(self) -> None:
+        """Copy a first time, before MLflow has a run: the outbox's id is there, by which a driver
+        that goes on from the copy finds them all."""
+        self.copy()
         self._copier.start()
 
     def _sign(self) -> None:
@@ -173,11 +175,10 @@ class Mirror(Checkpoints):
     def stop(self) -> None:
         """Copy a last time and leave the bucket to others."""
         self._ended.set()
-        if self._copier.ident is None:  # it was never started
-            return
-        self._copier.join()
         try:
-            self.copy()
+            if self._copier.ident is not None:  # it was started
+                self._copier.join()
+                self.copy()
         except COPY_ERRORS as error:
             log.warning("%s; the last of the run folder is here only", error)
         finally:

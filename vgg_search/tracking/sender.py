@@ -344,12 +344,13 @@ class MlflowTracker(Outbox):
         return str(run_id)
 
     def _set_aside(self, run_id: str, key: str) -> None:
-        """Deletes a run, which MLflow can restore, that a power failure took out of the outbox: it
-        may be of another network than now, for the record lacks its last second too."""
+        """Deletes a run, which MLflow can restore, that the outbox has lost, in a power failure or
+        with the disk whose copy lay in the bucket: it may be of another network than now, for the
+        record lacks its last seconds too."""
         self._client.set_tag(run_id, KEY_TAG, f"{key} (lost)")
         self._client.set_terminated(run_id, "KILLED")
         self._client.delete_run(run_id)
-        log.warning("tracker: deleted run %s, which a power failure had lost", run_id)
+        log.warning("tracker: deleted run %s, begun after the last state this folder has", run_id)
 
 
 def calls(rows: list[Row], limits: dict[str, int]) -> Iterator[list[Row]]:
