@@ -6,30 +6,28 @@
 Random networks of the default space are trained for real, as the default experiment does it: all
 images but those of validation, four epochs of one-cycle. They are validated after each third of an
 epoch. `VGG_SEARCH_DATA_DIR` names the data. Finished trainings are kept in FOLDER/curves.csv and
-not repeated. Cost: an hour and a half of one core, and a minute.
+not repeated. Cost: a minute a network, and two for the tables.
 
-Then searches by the product's `Study`, with random proposals out of these networks, on the virtual
-clock of `simulate.py`: the same trainings, the first rung at one or three thirds of an epoch.
+Then searches by the product's `Study`, to which these networks are proposed in a random order, on
+the virtual clock of `simulate.py`: the first rung at one or three thirds of an epoch.
 """
 
 import argparse
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-from measures import append, line, quartiles, read_rows, signed_rank, value_at
+from measures import append, line, quartiles, read_rows, value_at
 from simulate import Ours, opened, simulate
 from tables import FlatSpace, Row
 
 from vgg_search.config import Config
 from vgg_search.space.arch import describe
-from vgg_search.space.dimension import Dim
 
 FILE, SEED = "curves.csv", 1708  # of the networks
 PARTS, EPOCHS = 3, 4  # thirds of an epoch; epochs of the default experiment
@@ -38,6 +36,7 @@ CURVE = [f"val_accuracy_{step}" for step in STEPS]
 COLUMNS = ["network", *CURVE, "seconds"]
 WORKERS, BUDGET = 2, 36 * PARTS  # five minutes of two cores: some 36 epochs
 SHARES = (0.25, 0.5, 0.9, 1.0)
+DRAWS, ORDERS = 100, 10  # of the bootstrap; searches in each
 RUNGS = {"1, 3": PARTS, "1/3, 1, 3": 1}  # epochs: `grace_epochs` in thirds
 
 
@@ -88,17 +87,28 @@ def record(count: int, file: Path) -> None:
         print(number, describe(candidate.arch), f"lr {candidate.lr:.3g}", last, flush=True)
 
 
+class Deck(FlatSpace):
+    """Proposes networks in an order, none twice before all have been."""
+
+    def __init__(self, order: np.ndarray) -> None:
+        super().__init__({})
+        self.order = order
+
+    def sample(self, trial: Any, arch: None = None) -> Row:
+        return Row((int(self.order[trial.number % len(self.order)]),))
+
+
 class Networks:
     """The recorded trainings as a world, an epoch of which is a third of one."""
 
     epochs = len(STEPS)
+    space: Deck  # of the search that is simulated
 
     def __init__(self, file: Path) -> None:
         """A training that lost its loss has NaN from there on."""
         rows = read_rows(file)
         self.values = np.array([[row[name] for name in CURVE] for row in rows])
         self.times = [row["seconds"] / self.epochs for row in rows]
-        self.space = FlatSpace({"network": Dim(str, tuple(map(str, range(len(rows)))))})
         self.best = float(np.nanmax(self.values[:, -1]))
 
     def value(self, candidate: Row, seed: int, epoch: int) -> float:
@@ -125,31 +135,43 @@ def rank_rows(world: Networks) -> Iterator[str]:
         yield line([f"{step / PARTS:.2f}", *(f"{value:.2f}" for value in both)])
 
 
-def regrets(world: Networks, grace: int, seed: int) -> tuple[int, list[float]]:
-    """Trials, and points below the best network after shares of the budget."""
+def regrets(world: Networks, pool: np.ndarray, grace: int, seed: int) -> tuple[int, np.ndarray]:
+    """Trials, and points below the best network after shares of the budget, of one search."""
     fields = {"sampler": "random", "scheduler": "asha-promote", "max_epochs": world.epochs}
+    world.space = Deck(np.random.default_rng(seed).permutation(pool))
     with opened(seed, world.space, grace_epochs=grace, reduction_factor=3, **fields) as study:
         trace = simulate(Ours(study, world), world, WORKERS, BUDGET)
     changes = [(float(change[0]), change[-1]) for change in trace.changes]
-    return trace.trials, [
-        100 * (world.best - value_at(changes, share * BUDGET)) for share in SHARES
-    ]
+    values = np.array([value_at(changes, share * BUDGET) for share in SHARES])
+    return trace.trials, 100 * (world.best - values)
+
+
+def gains(world: Networks, pool: np.ndarray, seeds: Iterable[int]) -> np.ndarray:
+    """Points by which the earlier first rung is better after shares of the budget: means."""
+    late, early = (
+        np.mean([regrets(world, pool, grace, seed)[1] for seed in seeds], axis=0)
+        for grace in RUNGS.values()
+    )
+    return late - early
 
 
 def race_rows(world: Networks, seeds: int) -> Iterator[str]:
-    """Searches with each first rung, and the gain of the earlier one, over the same seeds."""
+    """Searches with each first rung, and the gain of the earlier one, over the same seeds. Its
+    interval is of other networks: those of its bootstrap are drawn from the recorded ones."""
+    pool, rng = np.arange(len(world.values)), np.random.default_rng(0)
     yield line(["rungs, epochs", "trials", *(f"regret at {share:.0%}" for share in SHARES)])
     yield line(["---"] * (2 + len(SHARES)))
-    points = []
     for name, grace in RUNGS.items():
-        of = map(partial(regrets, world, grace), range(seeds))
-        trials, found = (np.array(column) for column in zip(*of, strict=True))
-        points.append(found)
-        cells = (quartiles(column, ".2f") for column in found.T)
+        found = [regrets(world, pool, grace, seed) for seed in range(seeds)]
+        trials, points = (np.array(column) for column in zip(*found, strict=True))
+        cells = (quartiles(column, ".2f") for column in points.T)
         yield line([name, f"{np.median(trials):.0f}", *cells])
-    gains = points[0] - points[1]
-    cells = (f"{gain.mean():+.2f}, p {signed_rank(gain)}" for gain in gains.T)
-    yield line(["gain of the earlier rung: mean, p", "", *cells])
+    drawn = [rng.choice(pool, len(pool)) for _ in range(DRAWS)]
+    others = np.array([gains(world, some, range(ORDERS)) for some in drawn])
+    low, high = np.quantile(others, (0.025, 0.975), axis=0)
+    mean = gains(world, pool, range(seeds))
+    cells = (f"{m:+.2f} ({a:+.2f} to {b:+.2f})" for m, a, b in zip(mean, low, high, strict=True))
+    yield line(["gain of the earlier: mean (95 %)", "", *cells])
 
 
 def main() -> None:

@@ -3,12 +3,15 @@
 import math
 from pathlib import Path
 
+import pytest
+import short_rungs
 from measures import append
 from short_rungs import COLUMNS, CURVE, STEPS, Networks, race_rows, rank_rows
 
 
-def test_an_early_rung_pays_where_it_ranks(tmp_path: Path) -> None:
+def test_an_early_rung_pays_where_it_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixty networks, the better the higher their number, from the first third on; one is lost."""
+    monkeypatch.setattr(short_rungs, "DRAWS", 4)
     rows = []
     for number in range(60):
         values = [0.5 + 0.005 * number + 0.01 * step for step in STEPS]
@@ -20,7 +23,6 @@ def test_an_early_rung_pays_where_it_ranks(tmp_path: Path) -> None:
     assert len(ranks) == len(STEPS) - 1
     assert all(row.endswith("| 1.00 | 1.00 |") for row in ranks)
     _, _, late, early, gain = race_rows(world, 8)
-    assert "| gain of the earlier rung: mean, p |" in gain
     late_cells, early_cells = (row.split(" | ") for row in (late, early))
     assert int(early_cells[1]) > 1.5 * int(late_cells[1])  # networks that are looked at
-    assert float(gain.split(" | ")[2].partition(",")[0]) > 0  # after a quarter
+    assert float(gain.split(" | ")[2].partition(" ")[0]) > 0  # after a quarter
