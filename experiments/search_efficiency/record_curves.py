@@ -17,7 +17,9 @@ import gzip
 import io
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ import optuna
 from vgg_search.config import Config
 from vgg_search.space.arch import as_arch, describe
 from vgg_search.space.candidate import Candidate
+from vgg_search.space.search_space import Space
 
 TABLE = Path(__file__).parents[2] / "results/2026-11-24_search_efficiency/curves.csv.gz"
 WORK = Path("runs/search_efficiency/curves.jsonl")
@@ -52,12 +55,14 @@ def experiment(**fields: Any) -> Config:
     return Config(**fixed | {"space": SPACE, "baseline": None, "time_budget": None} | fields)
 
 
-def candidates(count: int) -> list[Candidate]:
-    """The first `count` of one endless random sequence."""
+def candidates(space: Space) -> Iterator[Candidate]:
+    """One endless random sequence of what is within the space's limits."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=SEED))
-    space = experiment().search_space
-    return [space.sample(study.ask()) for _ in range(count)]
+    while True:
+        candidate = space.sample(study.ask())
+        if space.feasible(candidate):
+            yield candidate
 
 
 def record(count: int, data_dir: Path | None, work: Path) -> None:
@@ -74,7 +79,7 @@ def record(count: int, data_dir: Path | None, work: Path) -> None:
     data = Resident.load(splits, "cpu")
     work.parent.mkdir(parents=True, exist_ok=True)
     done = {(row["config"], row["seed"]) for row in read_work(work)}
-    for number, candidate in enumerate(candidates(count)):
+    for number, candidate in enumerate(islice(candidates(config.search_space), count)):
         for seed in SEEDS:
             if (number, seed) in done:
                 continue

@@ -15,21 +15,22 @@ the virtual clock of `simulate.py`: the first rung at one or three thirds of an 
 import argparse
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 from measures import append, line, quartiles, read_rows, value_at
+from record_curves import candidates
 from simulate import Ours, opened, simulate
 from tables import FlatSpace, Row
 
 from vgg_search.config import Config
 from vgg_search.space.arch import describe
 
-FILE, SEED = "curves.csv", 1708  # of the networks
+FILE = "curves.csv"
 PARTS, EPOCHS = 3, 4  # thirds of an epoch; epochs of the default experiment
 STEPS = range(1, PARTS * EPOCHS + 1)
 CURVE = [f"val_accuracy_{step}" for step in STEPS]
@@ -38,18 +39,6 @@ WORKERS, BUDGET = 2, 36 * PARTS  # five minutes of two cores: some 36 epochs
 SHARES = (0.25, 0.5, 0.9, 1.0)
 DRAWS, ORDERS = 100, 10  # of the bootstrap; searches in each
 RUNGS = {"1, 3": PARTS, "1/3, 1, 3": 1}  # epochs: `grace_epochs` in thirds
-
-
-def networks(count: int) -> Iterator[tuple[int, Any]]:
-    """The first `count` of one endless random sequence that are not above the space's limits."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=SEED))
-    space, found = Config().search_space, 0
-    while found < count:
-        candidate = space.sample(study.ask())
-        if space.feasible(candidate):
-            yield found, candidate
-            found += 1
 
 
 def record(count: int, file: Path) -> None:
@@ -66,7 +55,7 @@ def record(count: int, file: Path) -> None:
     config, done = Config(max_epochs=EPOCHS), {int(row["network"]) for row in read_rows(file)}
     data_dir = os.environ.get("VGG_SEARCH_DATA_DIR")
     data = Resident.load(load_splits("fashion-mnist", data_dir), "cpu")
-    for number, candidate in networks(count):
+    for number, candidate in enumerate(islice(candidates(config.search_space), count)):
         if number in done:
             continue
         network = build(config.search_space.network(candidate), number)
@@ -146,12 +135,18 @@ def regrets(world: Networks, pool: np.ndarray, grace: int, seed: int) -> tuple[i
     return trace.trials, 100 * (world.best - values)
 
 
-def gains(world: Networks, pool: np.ndarray, seeds: Iterable[int]) -> np.ndarray:
-    """Points by which the earlier first rung is better after shares of the budget: means."""
-    late, early = (
-        np.mean([regrets(world, pool, grace, seed)[1] for seed in seeds], axis=0)
-        for grace in RUNGS.values()
-    )
+def race(world: Networks, pool: np.ndarray, seeds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of searches with each first rung: trials (rungs, seeds), regrets (rungs, seeds, shares)."""
+    found = [
+        [regrets(world, pool, grace, seed) for seed in range(seeds)] for grace in RUNGS.values()
+    ]
+    trials = [[number for number, _ in searches] for searches in found]
+    return np.array(trials), np.array([[points for _, points in searches] for searches in found])
+
+
+def gains(points: np.ndarray) -> np.ndarray:
+    """Means of the points by which the earlier first rung is better after shares of the budget."""
+    late, early = points.mean(1)
     return late - early
 
 
@@ -161,16 +156,14 @@ def race_rows(world: Networks, seeds: int) -> Iterator[str]:
     pool, rng = np.arange(len(world.values)), np.random.default_rng(0)
     yield line(["rungs, epochs", "trials", *(f"regret at {share:.0%}" for share in SHARES)])
     yield line(["---"] * (2 + len(SHARES)))
-    for name, grace in RUNGS.items():
-        found = [regrets(world, pool, grace, seed) for seed in range(seeds)]
-        trials, points = (np.array(column) for column in zip(*found, strict=True))
-        cells = (quartiles(column, ".2f") for column in points.T)
-        yield line([name, f"{np.median(trials):.0f}", *cells])
-    drawn = [rng.choice(pool, len(pool)) for _ in range(DRAWS)]
-    others = np.array([gains(world, some, range(ORDERS)) for some in drawn])
+    trials, points = race(world, pool, seeds)
+    for name, numbers, searches in zip(RUNGS, trials, points, strict=True):
+        cells = (quartiles(column, ".2f") for column in searches.T)
+        yield line([name, f"{np.median(numbers):.0f}", *cells])
+    others = [gains(race(world, rng.choice(pool, len(pool)), ORDERS)[1]) for _ in range(DRAWS)]
     low, high = np.quantile(others, (0.025, 0.975), axis=0)
-    mean = gains(world, pool, range(seeds))
-    cells = (f"{m:+.2f} ({a:+.2f} to {b:+.2f})" for m, a, b in zip(mean, low, high, strict=True))
+    of_all = zip(gains(points), low, high, strict=True)
+    cells = (f"{mean:+.2f} ({least:+.2f} to {most:+.2f})" for mean, least, most in of_all)
     yield line(["gain of the earlier: mean (95 %)", "", *cells])
 
 
